@@ -1,0 +1,68 @@
+# Commands of the project; `make` alone lists them. Every one sets .venv up first, at no cost once that is done.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+STUDY ?= demo
+SQL ?=
+ARGS ?=
+PYTHON ?= python3.11
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+
+# Reaches recipes through the environment: no quoting to get wrong in a path or a query.
+export STUDY SQL PYTHON
+# Progress is written line by line and has to be seen as it is written, in a pipe too.
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo run query ui check test update_snapshot lint format lock clean
+
+help: ## list these commands
+	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@echo
+	@echo "  STUDY=NAME|PATH picks the study of run, query, ui and check (default: demo)."
+
+setup: .venv/.ready ## install everything into .venv
+
+.venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh
+
+demo: setup ## set up, build all ten models of the embedded study and print the leaderboard
+	@$(BIN)/compression run --study demo
+	@$(BIN)/compression leaderboard --study demo
+
+run: setup ## build the models of a study: make run STUDY=smoke
+	@$(BIN)/compression run --study "$$STUDY"
+
+query: setup ## print the leaderboard beside the paper's, or SQL="SELECT …"
+	@if [ -n "$$SQL" ]; then $(BIN)/compression query --study "$$STUDY" "$$SQL"; \
+	else $(BIN)/compression leaderboard --study "$$STUDY"; fi
+
+ui: setup ## Dagster's web interface on http://127.0.0.1:3000
+	@source $(BIN)/activate && use_study "$$STUDY" && dagster dev -h 127.0.0.1 -p 3000
+
+check: setup ## load the definitions and validate them
+	@source $(BIN)/activate && use_study "$$STUDY" && exec dg check defs
+
+test: setup ## run the tests; ARGS="-k orderings" narrows them
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+update_snapshot: setup ## write the asset graph's snapshot anew (read the diff before committing it)
+	@UPDATE_SNAPSHOT=1 $(BIN)/python -m pytest -q compression_assets_tests/test_graph.py $(ARGS)
+
+lint: setup ## ruff's rules and formatting, and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: setup ## format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock: setup ## resolve constraints.txt anew (newest releases that pyproject.toml admits)
+	@scripts/lock.sh $(UV_VERSION)
+
+clean: ## delete caches and .venv; storage/ stays
+	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .deepeval
+	@find compression_assets compression_assets_tests -name __pycache__ -type d -prune -exec rm -rf {} +
