@@ -1,0 +1,95 @@
+"""What makes two results the same: hashes of settings, of code and of library versions.
+
+A finished step is reused only while its fingerprint is unchanged, so everything that can change a
+result has to reach one of these functions. Hashes of files on disk live with the model store.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "compression_assets"
+LIBRARIES = ("torch", "transformers", "tokenizers", "bitsandbytes", "safetensors")
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-serialisable value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide what a step computes."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+@cache
+def code_fingerprint(module: str) -> str:
+    """SHA-256 (hex) over a module's code and that of every module of this package it imports.
+
+    Comments, docstrings and formatting do not count: a reworded sentence must not retrain a model.
+    """
+    trees = {name: _stripped(_source(name)) for name in sorted(_imported(module))}
+    return fingerprint({name: ast.dump(tree) for name, tree in trees.items()})
+
+
+def _imported(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        waiting += _package_imports(ast.parse(_source(name)))
+    return found
+
+
+def _package_imports(tree: ast.AST) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.startswith(PACKAGE + ".")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+            names += [_target(str(node.module), alias.name) for alias in node.names]
+    return names
+
+
+def _target(module: str, name: str) -> str:
+    """`from package.a import b` imports the module a.b if there is one, else something inside a."""
+    return f"{module}.{name}" if _is_module(f"{module}.{name}") else module
+
+
+@cache
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@cache
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{module} has no source file to fingerprint")
+    return Path(spec.origin).read_text()
+
+
+def _stripped(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree

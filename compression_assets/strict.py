@@ -1,0 +1,47 @@
+"""The base class of everything a study file holds: recipes, sources, splits, the study itself.
+
+Belongs here: what must be true of every such model. Not here: the study's own fields (`study.py`) and how a
+validation failure becomes one sentence (`study_errors.py`).
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Strict(BaseModel):
+    """A frozen pydantic model that refuses unknown keys, NaN and infinities.
+
+    Raises:
+        pydantic.ValidationError: as any pydantic model; an unknown key has the error type `unknown_key` and a
+            message with its near match. `load_study` turns each of them into one `StudyError` sentence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        # pydantic's own extra_forbidden error does not know the model's keys, so it could not name a near match.
+        if isinstance(data, dict):
+            allowed = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in data:
+                if key not in allowed:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key {key}: {hint}",
+                        {"key": repr(key), "hint": near_match(str(key), allowed)},
+                    )
+        return data
+
+
+def near_match(word: str, allowed: Iterable[str]) -> str:
+    """`did you mean 'temperature'?` when something is close to `word` (case ignored), else what is allowed."""
+    by_lower_case = {name.lower(): name for name in allowed}
+    close = get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{by_lower_case[close[0]]}'?"
+    return f"allowed: {', '.join(by_lower_case.values()) or 'none'}"

@@ -1,0 +1,306 @@
+"""What a study is: the strict model of a study file, and loading one.
+
+Belongs here: the keys of a study file and what must hold between them. Not here: how YAML is read
+(`study_yaml.py`), how an error becomes a sentence (`study_errors.py`), the recipes and sources themselves.
+Every preset in `studies/` is an example; `smoke.yaml` is the shortest.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from compression_assets.errors import StudyError
+from compression_assets.evaluation.settings import EvaluationSettings
+from compression_assets.orderings import (
+    DEQUANTIZATION,
+    Node,
+    Ordering,
+    StepPath,
+    parse_ordering,
+    parse_orderings,
+    prefix_tree,
+    technique_of,
+)
+from compression_assets.sources.chat import ChatSource, check_chat_source
+from compression_assets.sources.models import ModelSource, check_model_source
+from compression_assets.strict import Strict, near_match
+from compression_assets.study_errors import failure, sentence
+from compression_assets.study_recipes import read_recipes
+from compression_assets.study_yaml import read_mapping
+from compression_assets.techniques.registry import technique
+from compression_assets.text.splits import SplitSize
+from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.teacher_logits import TeacherLogitsRecipe
+
+PRESETS = Path(__file__).parent / "studies"
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
+SHIPPED = "package:"
+TEACHER_LOGITS = "teacher_logits"
+
+
+class ModelTeacher(Strict):
+    """Another model teaches as it is.
+
+    load_in_8bit: with bitsandbytes' LLM.int8 where CUDA allows, as in the paper; in bf16 otherwise.
+    """
+
+    kind: Literal["model"]
+    source: ModelSource
+    load_in_8bit: bool = False
+
+
+class CorrectedTeacher(Strict):
+    """The base model, fine-tuned on a slice of the chat data of its own, teaches.
+
+    Teacher correction as in Minitron (arXiv 2408.11796, section 3): a student never distils from itself.
+    """
+
+    kind: Literal["corrected"]
+    finetune: FinetuneRecipe = FinetuneRecipe()
+
+
+Teacher = Annotated[ModelTeacher | CorrectedTeacher, Field(discriminator="kind")]
+
+
+class SplitSizes(Strict):
+    """Sizes of the disjoint slices of the chat data. A slice that no ordering needs may be left out.
+
+    They are filled in the order of these fields. The evaluation slice comes first and the distillation slice last,
+    so that another training budget neither changes what is measured nor what the other steps see.
+    """
+
+    evaluation: SplitSize
+    calibration: SplitSize | None = None
+    finetuning: SplitSize | None = None
+    teacher: SplitSize | None = None
+    distillation: SplitSize | None = None
+
+    def sizes(self) -> dict[str, SplitSize]:
+        """Name -> size of the slices that are asked for, in the order in which they are filled."""
+        return {name: size for name in type(self).model_fields if (size := getattr(self, name)) is not None}
+
+
+class Data(Strict):
+    """chat: where conversations come from. evaluation_chat: those of the evaluation split, if from elsewhere.
+
+    max_length: tokens of a rendered conversation, template included; the rest is cut off.
+    """
+
+    chat: ChatSource
+    evaluation_chat: ChatSource | None = None
+    max_length: int = Field(ge=8)
+    splits: SplitSizes
+
+
+class Study(Strict):
+    """One study: a base model, the data, a recipe for each technique, and the orderings to compare.
+
+    name: directory of everything the study writes, storage/<name>. recipes: step token -> recipe, the file's key
+    `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
+    as written; the base is always measured. Raises pydantic.ValidationError; use `load_study` for sentences.
+    """
+
+    name: str
+    description: str = Field(default="", max_length=1000)
+    seed: int = Field(ge=0, lt=2**32)
+    base_model: ModelSource
+    teacher: Teacher | None = None
+    data: Data
+    recipes: dict[str, SerializeAsAny[Strict]] = Field(alias="techniques")
+    teacher_logits: TeacherLogitsRecipe = TeacherLogitsRecipe()
+    orderings: tuple[str, ...] = Field(min_length=1)
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_directory(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name[:60]!r} cannot name a directory; write up to 48 small letters, digits and '_', a letter first"
+            )
+        return name
+
+    @field_validator("recipes", mode="plain")
+    @classmethod
+    def _known_recipes(cls, entries: Any) -> dict[str, Strict]:
+        return read_recipes(entries)
+
+    @field_validator("orderings", mode="before")
+    @classmethod
+    def _listed(cls, orderings: Any) -> Any:
+        # A file has lists only, and strict validation takes no list for a tuple.
+        return tuple(orderings) if isinstance(orderings, list) else orderings
+
+    @model_validator(mode="after")
+    def _orderings_can_run(self) -> Self:
+        for index, text in enumerate(self.orderings):
+            try:
+                ordering = parse_ordering(text, variants=self.recipes)
+            except StudyError as error:
+                raise failure(("orderings", index), f"cannot run: {error}") from None
+            self._refuse_missing_inputs(ordering)
+        try:
+            parse_orderings(self.orderings, variants=self.recipes)
+        except StudyError as error:
+            raise failure(("orderings",), f"must be different: {error}") from None
+        if self.teacher_logits.coding != "dense" and len(self._temperatures()) > 1:
+            raise failure(
+                ("teacher_logits", "coding"),
+                f"'{self.teacher_logits.coding}' serves one temperature, and the recipes have "
+                f"{', '.join(map(str, self._temperatures()))}; write 'dense'",
+            )
+        return self
+
+    def _refuse_missing_inputs(self, ordering: Ordering) -> None:
+        for token in ordering.path:
+            why = f"is missing, and {token} in ordering '{ordering.text}' needs it"
+            if TEACHER_LOGITS in _inputs(token) and self.teacher is None:
+                raise failure(("teacher",), why)
+            for split in self._splits_read(token):
+                if getattr(self.data.splits, split) is None:
+                    raise failure(("data", "splits", split), why)
+
+    def _splits_read(self, token: str) -> list[str]:
+        splits = [name.removesuffix("_set") for name in _inputs(token) if name != TEACHER_LOGITS]
+        corrected = TEACHER_LOGITS in _inputs(token) and isinstance(self.teacher, CorrectedTeacher)
+        return splits + ["teacher"] * corrected
+
+    @cached_property
+    def parsed_orderings(self) -> tuple[Ordering, ...]:
+        """The base first, then the orderings as listed."""
+        return parse_orderings(self.orderings, variants=self.recipes)
+
+    @cached_property
+    def nodes(self) -> dict[StepPath, Node]:
+        """Every model that the orderings need, by path, parents first."""
+        return prefix_tree(self.parsed_orderings)
+
+    @cached_property
+    def inputs(self) -> frozenset[str]:
+        """Data assets that some step reads, such as "calibration_set" and "teacher_logits"."""
+        tokens = {node.step for node in self.nodes.values() if node.step}
+        return frozenset(name for token in tokens for name in _inputs(token))
+
+    @property
+    def distils(self) -> bool:
+        """Whether any step reads the teacher's logits."""
+        return TEACHER_LOGITS in self.inputs
+
+    @cached_property
+    def distillation_temperature(self) -> float:
+        """The temperature at which students distil; the plain recipe's where `coding: dense` serves several."""
+        return self._temperatures()[0]
+
+    def recipe(self, token: str) -> Any:
+        """The recipe of a step token, an instance of its technique's Recipe. StudyError if the study has none."""
+        if token in self.recipes:
+            return self.recipes[token]
+        if token == DEQUANTIZATION:
+            return technique(DEQUANTIZATION).Recipe()
+        raise StudyError(f"study {self.name} has no recipe for {token}: {near_match(token, self.recipes)}")
+
+    def _temperatures(self) -> list[float]:
+        used = {
+            node.step for node in self.nodes.values() if node.step and TEACHER_LOGITS in _inputs(node.step)
+        }
+        return list(
+            dict.fromkeys(float(self.recipe(token).temperature) for token in self.recipes if token in used)
+        )
+
+
+def _inputs(token: str) -> tuple[str, ...]:
+    return technique(technique_of(token)).inputs
+
+
+def load_study(name_or_path: str | Path) -> Study:
+    """A preset by its name, or a study file by its path (anything with a "/" or a .yaml suffix).
+
+    Relative paths inside the file are relative to the file.
+
+    Raises:
+        StudyError: one sentence naming the file, the key path, what is wrong with it, and what is allowed.
+    """
+    path = _study_path(name_or_path)
+    raw = read_mapping(path)
+    try:
+        study: Study = _located(_validate(raw), path.parent.absolute())
+        _refuse_missing_sources(study)
+    except ValidationError as error:
+        raise StudyError(f"{path}: {sentence(error, raw, _validate)}") from None
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from None
+    if study.name in presets() and path.resolve().parent != PRESETS.resolve():
+        raise StudyError(
+            f"{path}: name '{study.name}' is a preset's, and its models would be overwritten: write another name"
+        )
+    return study
+
+
+def presets() -> list[str]:
+    """Names of the studies that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _study_path(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if text in presets():
+        return PRESETS / f"{text}.yaml"
+    path = _expanded(text)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if "/" in text:
+        raise StudyError(f"{text} is no study file: its name must end in .yaml")
+    near = near_match(text, presets())
+    raise StudyError(
+        f"there is no study called {text!r}{f': {near}' if near.startswith('did') else ''} "
+        f"(presets: {', '.join(presets())}; or give the path of a .yaml file)"
+    )
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # "~someone" who is unknown here: the path as written does not exist either
+        return Path(path)
+
+
+def _validate(raw: Any) -> Study:
+    # As JSON, since pydantic is strict there ("3" and true are no numbers) and still takes text for a path.
+    return Study.model_validate_json(json.dumps(raw), strict=True)
+
+
+def _located(value: Any, directory: Path) -> Any:
+    """A copy in which every `path` of a source is absolute, except those of files that ship with the package."""
+    if not isinstance(value, Strict):
+        return value
+    changed = {}
+    for name in type(value).model_fields:
+        old = getattr(value, name)
+        if name == "path" and not str(old).startswith(SHIPPED):
+            changed[name] = type(old)(directory / _expanded(old))
+        elif (new := _located(old, directory)) is not old:
+            changed[name] = new
+    return value.model_copy(update=changed) if changed else value
+
+
+def _refuse_missing_sources(study: Study) -> None:
+    """Raise StudyError, with the key path, for a local source that is not there or cannot be used."""
+    teacher = study.teacher.source if isinstance(study.teacher, ModelTeacher) else None
+    _check("base_model", check_model_source, study.base_model)
+    _check("teacher.source", check_model_source, teacher)
+    _check("data.chat", check_chat_source, study.data.chat)
+    _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
+
+
+def _check(where: str, check: Callable[[Any], None], source: Any) -> None:
+    try:
+        if source is not None:
+            check(source)
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from None

@@ -1,0 +1,47 @@
+"""Settings of the whole test session: offline, quiet, two threads, and a storage of its own.
+
+Fixtures that several test modules share belong here too; what one module needs stays in that module.
+"""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Libraries read these when they are first imported, which is after this module.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    DEEPEVAL_TELEMETRY_OPT_OUT="YES",
+    TOKENIZERS_PARALLELISM="false",
+    # torch's number of threads, without importing torch for the tests that have no use for it
+    OMP_NUM_THREADS="2",
+    MKL_NUM_THREADS="2",
+)
+
+# An activated environment points at the user's studies; nothing in a test may read or write those.
+_STORAGE = tempfile.mkdtemp(prefix="compression_assets_tests_")
+os.environ["COMPRESSION_STORAGE"] = _STORAGE
+os.environ["COMPRESSION_STUDY"] = "smoke"
+os.environ.pop("DAGSTER_HOME", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in gpu_items:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_STORAGE, ignore_errors=True)
