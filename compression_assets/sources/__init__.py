@@ -1,0 +1,1 @@
+"""Where models and conversations come from: hub, local files, wheels, random numbers."""

