@@ -1,0 +1,218 @@
+"""NF4 quantization of a model directory with bitsandbytes. The number format itself is in nf4.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compression_assets import checkpoints
+from compression_assets.errors import StudyError
+from compression_assets.strict import Strict
+from compression_assets.techniques import nf4
+from compression_assets.techniques.step import Check, Report, StepInputs, StepReport, no_report
+from compression_assets.weights import read_tensors, write_weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+MAX_RELATIVE_ERROR = 0.15
+PROMPT = "Tell me about your day."
+
+
+class QuantizationRecipe(Strict):
+    """How linear layers are stored. Defaults: the authors' scripts (NF4, block 64, double quantization).
+
+    blocksize: weights that share one absmax; transformers makes no other. double_quant: absmax itself is
+        stored in 8 bits.
+    compute_dtype: dtype in which the quantized layers multiply, as recorded in config.json.
+    rounding: how a weight becomes a code; "nearest" is bitsandbytes' own.
+    answer_tokens: tokens that the written model generates before it counts as made.
+    """
+
+    kind: Literal["nf4"] = "nf4"
+    blocksize: Literal[64] = 64
+    double_quant: bool = True
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    rounding: Literal["nearest"] = "nearest"
+    answer_tokens: int = Field(default=8, ge=1)
+
+
+class Quantization:
+    """Q: stores every linear layer but the output embedding in NF4."""
+
+    name: ClassVar[str] = "Q"
+    title: ClassVar[str] = "NF4 quantization"
+    Recipe: ClassVar[type[Any]] = QuantizationRecipe
+    needs_full_precision: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ()
+    checks: ClassVar[tuple[str, ...]] = ("weights_finite", "size_as_asked", "dequantization_error")
+
+    @staticmethod
+    def apply(step: StepInputs) -> StepReport:
+        """Quantize `step.parent` into `step.output`; see `quantize_checkpoint`."""
+        return quantize_checkpoint(step.parent, step.output, step.recipe, step.device, step.report)
+
+
+def quantize_checkpoint(
+    source: Path, target: Path, recipe: QuantizationRecipe, device: str = "cpu", report: Report = no_report
+) -> StepReport:
+    """Write the NF4 checkpoint that transformers and bitsandbytes would write, one tensor at a time.
+
+    Codes come from the fp32 masters when the source has them, else from its published weights. Embeddings,
+    norms, biases and the output embedding stay in bf16. Metadata: "layers" with each layer's relative
+    Frobenius error read back from the written file; "answers_on" with the kinds of device it runs on.
+    Raises StudyError when the source is quantized, damaged, or has no linear layers.
+    """
+    checkpoints.refuse_quantized(source)
+    config = checkpoints.read_config(source)
+    model = checkpoints.empty_model(config)
+    layers = nf4.linear_layers(model)
+    if not layers:
+        raise StudyError(f"{source} ({config.model_type}) has no linear layers that NF4 covers")
+    weights = _quantized_tensors(source, model, set(layers), recipe, device, report)
+    write_weights(dict(weights), target)
+    _write_config(source, target, recipe)
+    checkpoints.copy_generation_config(source, target)
+    checkpoints.copy_tokenizer(source, target)
+
+    errors = relative_errors(source, target)
+    worst = max(errors, key=lambda layer: errors[layer])
+    largest, mean = errors[worst], sum(errors.values()) / len(errors)
+    answers = answer_or_reason(target, model, device, recipe.answer_tokens)
+    return StepReport(
+        checks=(
+            checkpoints.check_finite(target),
+            checkpoints.check_size(target),
+            Check(
+                "dequantization_error",
+                largest < MAX_RELATIVE_ERROR,
+                f"relative error {mean:.4f} on average, at most {largest:.4f} ({worst}), "
+                f"limit {MAX_RELATIVE_ERROR}",
+            ),
+        ),
+        metadata={
+            "layers": [{"layer": layer, "relative_error": error} for layer, error in errors.items()],
+            "relative_error_mean": mean,
+            "relative_error_max": largest,
+            "tensor_bytes": checkpoints.tensor_bytes(target),
+            **answers,
+        },
+    )
+
+
+def relative_errors(full_precision: Path, quantized: Path) -> dict[str, float]:
+    """Layer -> ||W - Ŵ|| / ||W|| (Frobenius) of a written NF4 directory against what it was made from."""
+    originals = dict(read_tensors(checkpoints.masters_or_published(full_precision)))
+    errors = {}
+    for name, stored in checkpoints.read_nf4(quantized):
+        if isinstance(stored, dict):
+            weight = originals[name].float()
+            # A layer of zeros is stored exactly; its error is 0, not 0 / 0.
+            norm = weight.norm().item() or 1.0
+            errors[name.removesuffix(".weight")] = (nf4.dequantize(stored) - weight).norm().item() / norm
+    return errors
+
+
+def answer_or_reason(directory: Path, model: "PreTrainedModel", device: str, tokens: int) -> dict[str, Any]:
+    """Load a written model; metadata on where it runs: it answers here, or its shapes say why only CUDA can.
+
+    model: the (meta) model of the same shapes. They decide, not a trial: depending on the processor,
+    bitsandbytes' CPU kernels raise on a shape that they cannot take, or compute nonsense.
+    """
+    kind = device.partition(":")[0]
+    modules = dict(model.named_modules())
+    misfits = [name for name in nf4.linear_layers(model) if not nf4.fits_cpu(modules[name].weight.shape)]
+    loaded = load_as_user(directory, device)
+    if kind != "cpu" or not misfits:
+        return {"answers_on": [kind], "answer": generate_answer(loaded, directory, tokens)}
+    out_features, in_features = modules[misfits[0]].weight.shape
+    reason = (
+        f"{len(misfits)} layers have shapes that bitsandbytes cannot run on a CPU, first {misfits[0]}: "
+        f"in_features {in_features} and out_features {out_features} "
+        f"must be multiples of {nf4.BLOCKSIZE} and {nf4.CPU_OUT_MULTIPLE}"
+    )
+    return {"answers_on": ["cuda"], "answers_on_reason": reason}
+
+
+def load_as_user(directory: Path, device: str) -> "PreTrainedModel":
+    """The model as any user loads it. Raises StudyError when a tensor of it is missing or unknown."""
+    from transformers import AutoModelForCausalLM
+
+    with checkpoints.quiet():
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            directory,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            device_map=device,
+            output_loading_info=True,
+        )
+    if any(loading.values()):
+        raise StudyError(f"{directory} does not load as a whole ({loading}); build this model again")
+    return model
+
+
+def generate_answer(model: "PreTrainedModel", directory: Path, tokens: int) -> str:
+    """Exactly `tokens` tokens, greedily, with the directory's tokenizer. StudyError if a logit is not finite."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    prompt = PROMPT
+    if tokenizer.chat_template:
+        message = {"role": "user", "content": PROMPT}
+        prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    special = not tokenizer.chat_template
+    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=special).to(model.device)
+    length = encoded["input_ids"].shape[1]
+    generated = model.generate(
+        input_ids=encoded["input_ids"],
+        attention_mask=encoded["attention_mask"],
+        do_sample=False,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    if not all(torch.isfinite(step).all() for step in generated.logits):
+        raise StudyError(f"{directory} answers with logits that are not finite; build this model again")
+    return str(tokenizer.decode(generated.sequences[0, length:], skip_special_tokens=True))
+
+
+def _quantized_tensors(
+    source: Path,
+    model: "PreTrainedModel",
+    layers: set[str],
+    recipe: QuantizationRecipe,
+    device: str,
+    report: Report,
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    done, directory = 0, checkpoints.masters_or_published(source)
+    for name, tensor in checkpoints.fitting(directory, read_tensors(directory), model):
+        if name.removesuffix(".weight") not in layers or not name.endswith(".weight"):
+            yield name, checkpoints.published(tensor)
+            continue
+        if not tensor.isfinite().all():
+            raise StudyError(f"{name} in {source} is not finite; build this model again")
+        stored = nf4.quantize(tensor.to(device), recipe.rounding, recipe.double_quant)
+        yield from ((name + suffix, part) for suffix, part in stored.items())
+        done += 1
+        report(done, len(layers), "layers quantized")
+
+
+def _write_config(source: Path, target: Path, recipe: QuantizationRecipe) -> None:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config = checkpoints.read_config(source)
+    config.dtype = torch.bfloat16
+    config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.kind,
+        bnb_4bit_use_double_quant=recipe.double_quant,
+        bnb_4bit_compute_dtype=recipe.compute_dtype,
+    )
+    config.save_pretrained(target)

@@ -1,0 +1,318 @@
+"""The training loop of every step that trains: distillation, post-pruning and plain fine-tuning.
+
+Here are the order of batches, the learning-rate schedule, accumulation and the watch over divergence. The loss's
+mathematics is in `head_loss`, the optimiser step in `masters`, saving and resuming in `resuming`.
+
+transformers' Trainer and accelerate were looked at first. They cannot average over the content tokens of an
+accumulated step with a loss that is computed from hidden states and hands back its own gradients, nor keep float32
+masters beside bfloat16 weights on a CPU, so the loop is written here.
+"""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compression_assets.errors import StudyError
+from compression_assets.strict import Strict
+from compression_assets.techniques.step import Report, no_report
+from compression_assets.text.batches import collate, length_buckets
+from compression_assets.text.datasets import TokenDataset
+from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
+from compression_assets.training.masters import MasterWeights
+from compression_assets.training.precision import compute_dtype
+from compression_assets.training.resuming import Checkpoints
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+EXPLOSION_FACTOR = 3.0
+EXPLOSION_MARGIN = 1.0
+EXPLOSION_STEPS = 5
+
+
+class TrainingRecipe(Strict):
+    """AdamW settings of one training run; subclasses set the defaults.
+
+    A step covers batch_size x gradient_accumulation rows; the last step of an epoch may cover fewer. The learning
+    rate rises over `warmup_steps` (the first step already has 1/warmup of it), then falls linearly to 0.
+    """
+
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    batch_size: int = Field(ge=1, description="rows in one forward pass")
+    gradient_accumulation: int = Field(ge=1, description="forward passes in one optimiser step")
+    max_grad_norm: float = Field(gt=0)
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="of matrices; norms and biases are never decayed"
+    )
+    schedule: Literal["linear"] = "linear"
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Distil from `teacher`: the loss is (1 - alpha) * CE + alpha * T^2 * KL(teacher || student)."""
+
+    teacher: Teacher
+    alpha: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a run did. JSON-safe: no value is NaN or infinite.
+
+    loss_curve: one entry a step with step, loss, ce, kl (nats a token; kl only when distilling), lr, grad_norm.
+    tokens_seen: predicted content tokens, over all epochs. padding: share of padding in the tokens computed.
+    """
+
+    loss_curve: list[dict[str, float]]
+    tokens_seen: int
+    steps: int
+    seconds: float
+    padding: float
+    notes: list[str] = field(default_factory=list)
+
+    def metadata(self) -> dict[str, Any]:
+        """For a StepReport."""
+        return {
+            "loss_curve": self.loss_curve,
+            "training_steps": self.steps,
+            "training_seconds": round(self.seconds, 2),
+            "training_tokens_per_second": round(self.tokens_seen / self.seconds, 1) if self.seconds else 0.0,
+            "training_padding": round(self.padding, 4),
+            "training_notes": self.notes,
+        }
+
+
+def train(
+    model: "PreTrainedModel",
+    dataset: TokenDataset,
+    recipe: TrainingRecipe,
+    *,
+    seed: int,
+    device: str = "cpu",
+    report: Report = no_report,
+    distil: Distil | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> TrainingReport:
+    """Train a float32 causal language model in place on a dataset's content tokens; it comes back in float32.
+
+    The loss of a step is the mean over all predicted content tokens of its rows, however they are split into
+    forward passes. Same seed, same device, same weights: bit for bit on a CPU.
+
+    StudyError when there is nothing to train on, when a loss or gradient is not finite, or when the loss explodes:
+    above `EXPLOSION_FACTOR` times the median of the first `EXPLOSION_STEPS` steps and at least `EXPLOSION_MARGIN`
+    nats above it, `EXPLOSION_STEPS` steps in a row.
+    """
+    import torch
+
+    steps = plan(dataset, recipe, seed)
+    run = _Run(model.to(device), dataset, recipe, distil, device, len(steps))
+    started = time.perf_counter()
+    total = sum(dataset[row].n_predicted for step in steps for rows in step for row in rows)
+    with torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        first = run.resume(checkpoints)
+        for index in range(first, len(steps)):
+            run.step(index, steps[index])
+            report(run.tokens_seen, total, f"loss {run.curve[-1]['loss']:.2f}")
+            if checkpoints is not None and checkpoints.due(index + 1, len(steps)):
+                checkpoints.save(index + 1, run.masters.state(), run.progress())
+    run.finish()
+    return TrainingReport(
+        loss_curve=run.curve,
+        tokens_seen=run.tokens_seen,
+        steps=len(steps),
+        seconds=time.perf_counter() - started,
+        padding=run.padding(),
+        notes=_notes(recipe, len(steps), first),
+    )
+
+
+def plan(dataset: TokenDataset, recipe: TrainingRecipe, seed: int) -> list[list[list[int]]]:
+    """Steps of forward passes of row indices, in the order of training; rows without a content token are left out."""
+    steps = []
+    for epoch in range(recipe.epochs):
+        batches = length_buckets(dataset, recipe.batch_size, seed * 1_000 + epoch)
+        kept = [[row for row in batch if dataset[row].n_predicted] for batch in batches]
+        kept = [batch for batch in kept if batch]
+        size = recipe.gradient_accumulation
+        steps += [kept[start : start + size] for start in range(0, len(kept), size)]
+    if not steps:
+        raise StudyError("the dataset has no content token to train on: check its source and max_length.")
+    return steps
+
+
+def learning_rate(recipe: TrainingRecipe, step: int, steps: int) -> float:
+    """Learning rate of a step (from 0): linear warm-up, then linear decay that would reach 0 at step `steps`."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    return recipe.learning_rate * (steps - step) / max(1, steps - recipe.warmup_steps)
+
+
+def body_and_head(model: "PreTrainedModel") -> "tuple[torch.nn.Module, torch.nn.Linear]":
+    """The part of a causal language model that makes hidden states and the linear layer that makes logits of them.
+
+    StudyError if logits are anything but that layer applied to those states (soft-capped or scaled logits).
+    """
+    import torch
+
+    body, head = model.base_model, model.get_output_embeddings()
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        ids = torch.arange(4, device=next(model.parameters()).device)[None]
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+        # NaN passes: that is for the watch over divergence to report.
+        same = isinstance(head, torch.nn.Linear) and torch.allclose(
+            head(hidden).float(), expected, rtol=1e-2, atol=1e-2, equal_nan=True
+        )
+    model.train(training)
+    if not same:
+        raise StudyError(
+            f"{type(model).__name__} does more than a linear layer between its last hidden states and its logits, "
+            "which the chunked loss cannot reproduce: choose a Llama- or Qwen2-type model."
+        )
+    return body, head
+
+
+class _Run:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        dataset: TokenDataset,
+        recipe: TrainingRecipe,
+        distil: Distil | None,
+        device: str,
+        steps: int,
+    ) -> None:
+        self.model, self.dataset, self.recipe, self.distil, self.device = (
+            model,
+            dataset,
+            recipe,
+            distil,
+            device,
+        )
+        self.steps = steps
+        self.body, self.head = body_and_head(model)
+        self.masters = MasterWeights(model, compute_dtype(device), recipe.learning_rate, recipe.weight_decay)
+        model.train()
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.curve: list[dict[str, float]] = []
+        self.tokens_seen = self.computed = self.real = 0
+
+    def step(self, index: int, batches: list[list[int]]) -> None:
+        """One optimiser step over some forward passes."""
+        tokens = sum(self.dataset[row].n_predicted for rows in batches for row in rows)
+        weights = LossWeights(tokens)
+        if self.distil is not None:
+            weights = LossWeights(tokens, self.distil.alpha, self.distil.temperature)
+        sums = [self._forward_backward(rows, weights) for rows in batches]
+        loss, ce, kl = (math.fsum(part) for part in zip(*sums, strict=True))
+        lr = learning_rate(self.recipe, index, self.steps)
+        self._require_finite(index, "loss", loss)
+        norm = self.masters.step(lr, self.recipe.max_grad_norm)
+        self._require_finite(index, "gradient norm", norm)
+        entry = {"step": index + 1, "loss": loss, "ce": ce / tokens, "lr": lr, "grad_norm": norm}
+        if self.distil is not None:
+            entry["kl"] = kl / tokens
+        self.curve.append(entry)
+        self.tokens_seen += tokens
+        self._require_no_explosion()
+
+    def _forward_backward(self, rows: list[int], weights: LossWeights) -> tuple[float, float, float]:
+        """Loss share and sums of CE and KL of one forward pass; gradients are added to the masters'."""
+        batch = collate([self.dataset[row] for row in rows], pad_id=0)
+        self.computed += batch.input_ids.numel()
+        self.real += int(batch.attention_mask.sum())
+        batch = batch.to(self.device)
+        # No attention mask: rows are padded on the right, so causal attention never lets a real token see padding.
+        hidden = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+        targets = None
+        if self.distil is not None and self.distil.alpha > 0:
+            vocabulary = self.head.weight.shape[0]
+            targets = self.distil.teacher.batch(rows, self.distil.temperature, vocabulary, self.device)
+        result = head_loss(
+            hidden.detach(),
+            self.head.weight.detach(),
+            None if self.head.bias is None else self.head.bias.detach(),
+            batch.targets(),
+            weights,
+            targets,
+            self.masters.gradient(self.head.weight),
+            None if self.head.bias is None else self.masters.gradient(self.head.bias),
+        )
+        hidden.backward(result.d_hidden)
+        return float(result.loss), float(result.ce_sum), float(result.kl_sum)
+
+    def _require_finite(self, index: int, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise StudyError(
+                f"training diverged at step {index + 1} of {self.steps}: the {what} is {value}; lower "
+                f"learning_rate (now {self.recipe.learning_rate}) or raise warmup_steps in the study and run it again."
+            )
+
+    def _require_no_explosion(self) -> None:
+        losses = [entry["loss"] for entry in self.curve]
+        if len(losses) < 2 * EXPLOSION_STEPS:
+            return
+        usual = statistics.median(losses[:EXPLOSION_STEPS])
+        limit = max(EXPLOSION_FACTOR * usual, usual + EXPLOSION_MARGIN)
+        if min(losses[-EXPLOSION_STEPS:]) > limit:
+            raise StudyError(
+                f"training diverged at step {len(losses)} of {self.steps}: the loss has been above {limit:.2f} for "
+                f"{EXPLOSION_STEPS} steps after starting at {usual:.2f}; lower learning_rate "
+                f"(now {self.recipe.learning_rate}) or max_grad_norm in the study and run it again."
+            )
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint needs besides tensors."""
+        return {
+            "curve": self.curve,
+            "tokens_seen": self.tokens_seen,
+            "computed": self.computed,
+            "real": self.real,
+        }
+
+    def resume(self, checkpoints: Checkpoints | None) -> int:
+        """Take over the newest checkpoint, if there is one; returns how many steps are done."""
+        saved = None if checkpoints is None else checkpoints.load(self.device)
+        if saved is None:
+            return 0
+        self.masters.load_state(saved.tensors)
+        for name, value in saved.progress.items():
+            setattr(self, name, value)
+        return saved.step
+
+    def padding(self) -> float:
+        """Share of padding in the tokens computed."""
+        return 1 - self.real / self.computed if self.computed else 0.0
+
+    def finish(self) -> None:
+        """Give the model its float32 weights."""
+        if self.recipe.gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
+        self.masters.masters_to(self.model)
+        self.model.eval()
+
+
+def _notes(recipe: TrainingRecipe, steps: int, first: int) -> list[str]:
+    notes = []
+    if recipe.warmup_steps >= steps:
+        notes.append(
+            f"warm-up of {recipe.warmup_steps} steps, training of {steps}: learning_rate was never reached"
+        )
+    if first:
+        notes.append(f"resumed after step {first}")
+    return notes

@@ -1,0 +1,130 @@
+"""Float32 master weights of a model that computes in a narrower format, and their optimiser step.
+
+A bfloat16 weight has 8 bits of mantissa: an update below 1/256 of the weight is lost, which is most of them. The
+optimiser therefore works on float32 copies, which are rounded into the model after every step. Schedules,
+data and losses belong to `loop`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class MasterWeights:
+    """Float32 masters, gradient sums and AdamW for the trainable parameters of one model.
+
+    The model's parameters are converted to `dtype` in place; its buffers (the rotary frequencies) keep theirs.
+    Parameters that are tied are one tensor here. With dtype float32 the parameters are their own masters.
+
+    Gradients are summed in float32 over the backward passes of a step: each is moved out of the model as soon as
+    it is complete, so a backward pass never holds more than one layer's in the narrow format.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", dtype: "torch.dtype", learning_rate: float, weight_decay: float
+    ) -> None:
+        import torch
+
+        self.names: list[str] = []
+        self.parameters: list[torch.nn.Parameter] = []
+        self.masters: list[torch.Tensor] = []
+        self._hooks = []
+        for name, parameter in model.named_parameters():
+            master = parameter.detach().to(torch.float32)
+            parameter.data = master if dtype == torch.float32 else parameter.detach().to(dtype)
+            if parameter.requires_grad:
+                self.names.append(name)
+                self.parameters.append(parameter)
+                self.masters.append(master)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(_collector(master)))
+        self._master_of = {id(p): master for p, master in zip(self.parameters, self.masters, strict=True)}
+        # Norms and biases are vectors; decaying them would pull them towards zero, not towards simplicity.
+        groups: list[dict[str, Any]] = [
+            {"params": [m for m in self.masters if m.ndim > 1], "weight_decay": weight_decay},
+            {"params": [m for m in self.masters if m.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+    def gradient(self, parameter: "torch.nn.Parameter") -> "torch.Tensor | None":
+        """The float32 gradient sum of a parameter, to add to directly; None if it is not trained."""
+        import torch
+
+        master = self._master_of.get(id(parameter))
+        if master is not None and master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return None if master is None else master.grad
+
+    def step(self, learning_rate: float, max_grad_norm: float) -> float:
+        """Clip the summed gradients to `max_grad_norm`, update the masters, round them into the model.
+
+        Returns the gradient's norm before clipping. If that is not finite nothing is changed.
+        """
+        import torch
+
+        present = [master for master in self.masters if master.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(present, max_grad_norm)
+        if not torch.isfinite(norm):
+            return float(norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.round_into_model()
+        return float(norm)
+
+    def round_into_model(self) -> None:
+        """Copy the masters into the model's parameters."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter.data_ptr() != master.data_ptr():
+                parameter.data.copy_(master)
+
+    def masters_to(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        """The model with the masters as its float32 parameters; ends the training of this object."""
+        import torch
+
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.float32)
+            parameter.grad = None
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            master.grad = None
+            parameter.data = master
+        return model
+
+    def state(self) -> "dict[str, torch.Tensor]":
+        """Masters and optimiser moments by name, for a checkpoint."""
+        tensors = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            tensors[f"master.{name}"] = master
+            for key, value in self.optimizer.state.get(master, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def load_state(self, tensors: "dict[str, torch.Tensor]") -> None:
+        """Take over what `state` returned; KeyError if a parameter is missing from it."""
+        for name, master in zip(self.names, self.masters, strict=True):
+            master.copy_(tensors[f"master.{name}"])
+            if f"step.{name}" in tensors:
+                self.optimizer.state[master] = {
+                    "step": tensors[f"step.{name}"].clone(),
+                    "exp_avg": tensors[f"exp_avg.{name}"].to(master.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(master.device),
+                }
+        self.round_into_model()
+
+
+def _collector(master: "torch.Tensor") -> Any:
+    def collect(parameter: "torch.Tensor") -> None:
+        import torch
+
+        if master.grad is None:
+            master.grad = parameter.grad.to(torch.float32) if parameter.grad is not None else None
+        elif parameter.grad is not None:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return collect

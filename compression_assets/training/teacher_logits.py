@@ -1,0 +1,230 @@
+"""The store of a teacher's next-token distributions: written once, read by every distillation step.
+
+Here are its recipe and how it is read and checked. How it is made is in `teacher_forward`, how distributions
+become tensors in `logits_coding`, what a loss does with them in `head_loss`.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compression_assets.errors import StudyError
+from compression_assets.strict import Strict
+from compression_assets.techniques.step import Report, no_report
+from compression_assets.text.datasets import TokenDataset
+from compression_assets.training.head_loss import DenseTargets, Targets
+from compression_assets.training.logits_coding import decode
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST = "logits.json"
+
+
+class TeacherLogitsRecipe(Strict):
+    """How the teacher's distributions are kept.
+
+    dense: bfloat16 logits, 2 bytes a vocabulary entry, for any temperature. top_k: the k largest and the mass of the
+    rest, for the temperature it was made at. sampled: top_k and `samples` draws from the rest (unbiased).
+    load_in_8bit: run the teacher through bitsandbytes' LLM.int8 (threshold 6.0, the paper's); CUDA only, elsewhere
+    it is left out and noted in the manifest.
+    """
+
+    coding: Literal["dense", "top_k", "sampled"] = "top_k"
+    k: int = Field(default=64, ge=1, description="largest probabilities kept (not for dense)")
+    samples: int = Field(default=32, ge=1, description="draws from the rest (sampled only)")
+    batch_size: int = Field(default=16, ge=1, description="rows in one forward pass of the teacher")
+    rows_per_shard: int = Field(
+        default=256, ge=1, description="an interrupted run goes on after its last whole shard"
+    )
+    load_in_8bit: bool = False
+
+
+def write_teacher_logits(
+    teacher: Path,
+    dataset_directory: Path,
+    output: Path,
+    recipe: TeacherLogitsRecipe,
+    *,
+    temperature: float,
+    teacher_fingerprint: str,
+    vocabulary: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Run the teacher over every row of a dataset and store its distributions; returns the manifest.
+
+    vocabulary: the student's vocabulary; the teacher's logits beyond it are dropped before anything is normalised.
+    teacher_fingerprint: what identifies the teacher's weights. seed: of the draws of `sampled`.
+    Whole shards that an interrupted call with the same arguments left in `output` are kept.
+    """
+    from compression_assets.training.teacher_forward import write_shards
+
+    dataset = TokenDataset.load(dataset_directory)
+    identity = {
+        "dataset": dataset.digest(),
+        "teacher": teacher_fingerprint,
+        "recipe": recipe.model_dump(mode="json"),
+        "coding": recipe.coding,
+        "temperature": None if recipe.coding == "dense" else temperature,
+        "seed": seed if recipe.coding == "sampled" else None,
+        "student_vocabulary": vocabulary,
+    }
+    _keep_if_same(output, identity)
+    measured = write_shards(teacher, dataset, output, recipe, temperature, vocabulary, seed, device, report)
+    manifest = identity | {"tokens": dataset.n_predicted, "rows": len(dataset)} | measured
+    _write_json(output / MANIFEST, manifest)
+    return manifest
+
+
+def shard_path(directory: Path, index: int) -> Path:
+    """File of a shard of rows."""
+    return directory / f"shard-{index:05d}.safetensors"
+
+
+def shard_rows(dataset: TokenDataset, recipe: TeacherLogitsRecipe) -> list[range]:
+    """Row indices of each shard."""
+    size = recipe.rows_per_shard
+    return [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+
+
+class TeacherLogits:
+    """A finished store, opened for the dataset it was made for. Use `open`."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], dataset: TokenDataset) -> None:
+        self.directory, self.manifest = directory, manifest
+        recipe = TeacherLogitsRecipe.model_validate(manifest["recipe"])
+        counts = [row.n_predicted for row in dataset]
+        shards = shard_rows(dataset, recipe)
+        self._first_rows = [rows.start for rows in shards]
+        self._offsets = [[0, *accumulate(counts[row] for row in rows)] for rows in shards]
+        self._files: dict[int, Any] = {}
+
+    @classmethod
+    def open(cls, directory: Path, dataset: TokenDataset) -> "TeacherLogits":
+        """StudyError if there is no finished store, or one made for other rows, or one that lacks a shard."""
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise StudyError(
+                f"there are no finished teacher logits in {directory}: materialize teacher_logits first."
+            )
+        manifest = json.loads(path.read_text())
+        if manifest["dataset"] != dataset.digest():
+            raise StudyError(
+                f"the teacher logits in {directory} were made for other data than this distillation set: "
+                "materialize teacher_logits again."
+            )
+        store = cls(directory, manifest, dataset)
+        missing = [i for i in range(len(store._first_rows)) if not shard_path(directory, i).is_file()]
+        if missing:
+            raise StudyError(
+                f"the teacher logits in {directory} lack shard {missing[0]}: materialize teacher_logits again."
+            )
+        return store
+
+    def require(self, temperature: float, vocabulary: int) -> None:
+        """StudyError unless the store serves this temperature and a student with this vocabulary."""
+        coding, made_at, stored = (self.manifest[key] for key in ("coding", "temperature", "vocabulary"))
+        if coding == "dense":
+            return
+        if made_at != temperature:
+            raise StudyError(
+                f"the teacher logits in {self.directory} are coded as {coding} for temperature {made_at} and cannot "
+                f"serve {temperature}: materialize teacher_logits again for it, or write coding: dense."
+            )
+        if stored > vocabulary:
+            raise StudyError(
+                f"the teacher logits in {self.directory} spread over {stored} tokens, more than the student's "
+                f"{vocabulary}: materialize teacher_logits again with the student's vocabulary, or write coding: dense."
+            )
+
+    def batch(self, rows: list[int], temperature: float, vocabulary: int, device: str = "cpu") -> Targets:
+        """Targets of the predicted content tokens of these rows, row after row: the order of `hidden[predicts]`."""
+        self.require(temperature, vocabulary)
+        parts = [self._row(row) for row in rows]
+        if self.manifest["coding"] == "dense":
+            return _dense([part["logits"] for part in parts], device)
+        import torch
+
+        joined = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+        return decode(joined, self.manifest["vocabulary"])
+
+    def _row(self, row: int) -> "dict[str, torch.Tensor]":
+        """The stored tensors of one row's tokens; the file is mapped, so no more than these is read."""
+        from safetensors import safe_open
+
+        shard = bisect_right(self._first_rows, row) - 1
+        if shard not in self._files:
+            self._files[shard] = safe_open(shard_path(self.directory, shard), framework="pt")
+        file = self._files[shard]
+        first = row - self._first_rows[shard]
+        start, stop = self._offsets[shard][first : first + 2]
+        return {name: file.get_slice(name)[start:stop] for name in file.keys()}  # noqa: SIM118
+
+
+def _dense(parts: "list[torch.Tensor]", device: str) -> DenseTargets:
+    import torch
+
+    logits = torch.cat(parts)
+    return DenseTargets(lambda start, stop: logits[start:stop].to(device), logits.shape[1])
+
+
+def check_same_tokenizer(teacher: Path, student: Path) -> None:
+    """StudyError if teacher and student give the same token id to different texts.
+
+    Ids that only one of them has (padding of the vocabulary, added special tokens at the end) do no harm: the KL is
+    over the ids they share, and no text is encoded by them.
+    """
+    from transformers import AutoTokenizer
+
+    theirs, ours = (
+        {
+            index: text
+            for text, index in AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            .get_vocab()
+            .items()
+        }
+        for directory in (teacher, student)
+    )
+    different = _different(theirs, ours)
+    if different:
+        index = different[0]
+        raise StudyError(
+            f"the teacher in {teacher} and the student in {student} have different tokenizers "
+            f"({len(different)} ids differ; id {index} is {theirs[index]!r} for the teacher and {ours[index]!r} for the student): choose a teacher "
+            "with the student's tokenizer."
+        )
+
+
+def _different(theirs: dict[int, str], ours: dict[int, str]) -> list[int]:
+    return sorted(index for index in theirs.keys() & ours.keys() if theirs[index] != ours[index])
+
+
+def _keep_if_same(output: Path, identity: dict[str, Any]) -> None:
+    """Empty `output` of shards unless they were made by a run with this identity, which is noted beside them."""
+    output.mkdir(parents=True, exist_ok=True)
+    note = output / "run.json"
+    (output / MANIFEST).unlink(missing_ok=True)
+    if not note.is_file() or json.loads(note.read_text()) != identity:
+        for shard in output.glob("shard-*"):
+            shard.unlink()
+        _write_json(note, identity)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def total_bytes(paths: Iterable[Path]) -> int:
+    """Bytes of some files."""
+    return sum(path.stat().st_size for path in paths)

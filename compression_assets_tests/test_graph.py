@@ -1,0 +1,83 @@
+"""The asset graph itself: a snapshot of the demo's, and what must hold for every study's.
+
+Update the snapshot with `make update_snapshot` after a change that is meant.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from compression_assets.build import build_defs
+from compression_assets.costs import expected_seconds
+from compression_assets.study import load_study, presets
+
+SNAPSHOT = Path(__file__).parent / "snapshots" / "demo_graph.json"
+
+
+def described(defs: dg.Definitions) -> dict[str, Any]:
+    graph = defs.resolve_asset_graph()
+    return {
+        key.to_user_string(): {
+            "deps": sorted(parent.to_user_string() for parent in graph.get(key).parent_keys),
+            "group": graph.get(key).group_name,
+            "tags": {name: value for name, value in sorted(graph.get(key).tags.items()) if "/" not in name},
+            "kinds": sorted(graph.get(key).kinds),
+            "checks": sorted(check.name for check in graph.get(key).check_keys),
+        }
+        for key in sorted(graph.get_all_asset_keys())
+    }
+
+
+def test_the_demo_graph_is_the_one_we_know() -> None:
+    now = described(build_defs(load_study("demo")))
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.parent.mkdir(exist_ok=True)
+        SNAPSHOT.write_text(json.dumps(now, indent=1) + "\n")
+    assert now == json.loads(SNAPSHOT.read_text()), "run `make update_snapshot` if this change is meant"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_builds_its_graph(name: str) -> None:
+    study = load_study(name)
+    defs = build_defs(study)
+    dg.Definitions.validate_loadable(defs)
+    graph = defs.resolve_asset_graph()
+    keys = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    assert keys == set(expected_seconds(study))
+    for key in graph.get_all_asset_keys():
+        assert graph.get(key).description
+        assert graph.get(key).owners
+        assert graph.get(key).code_version or key.path[-1] in ("paper_table_1", "leaderboard")
+
+
+def test_selections_that_the_readme_promises() -> None:
+    graph = build_defs(load_study("demo")).resolve_asset_graph()
+
+    def names(selection: str) -> set[str]:
+        return {key.to_user_string() for key in dg.AssetSelection.from_string(selection).resolve(graph)}
+
+    assert names('key:"final_*"') == {
+        f"final_{key}" for key in ("kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
+    }
+    assert names("final_p_kd_q*") == {"final_p_kd_q", "metrics_p_kd_q", "leaderboard"}
+    upstream = {"base_model", "final_p", "model_p_kd", "final_p_kd_q", "teacher_model", "teacher_logits"}
+    assert upstream <= names("*final_p_kd_q*")
+    assert "final_q" not in names("*final_p_kd_q*")
+
+
+def test_a_new_ordering_is_one_line_and_shares_its_prefix() -> None:
+    study = load_study("demo")
+    longer = study.model_copy(update={"orderings": (*study.orderings, "P-KD")})
+    before = set(described(build_defs(study)))
+    after = set(described(build_defs(longer)))
+    assert after - before == {"final_p_kd", "metrics_p_kd"}
+    assert before - after == {"model_p_kd"}
+
+
+def test_jobs() -> None:
+    names = {job.name for job in build_defs(load_study("demo")).resolve_all_job_defs()}
+    assert {"demo", "full_study", "one_ordering"} <= names

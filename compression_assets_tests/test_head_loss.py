@@ -1,0 +1,181 @@
+"""The chunked head and loss against the dense formula and plain autograd, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compression_assets.training.head_loss import (
+    DenseTargets,
+    LossWeights,
+    SparseTargets,
+    head_loss,
+    logits_to_gradient,
+)
+from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k
+
+N, D, V = 11, 6, 23
+
+
+def _inputs(bias: bool = False, seed: int = 0, vocabulary: int = V) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, D, generator=generator, dtype=torch.float64)
+    tensors = [hidden, weight] + (
+        [torch.randn(vocabulary, generator=generator, dtype=torch.float64)] if bias else []
+    )
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def _ids(seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(seed))
+
+
+def _teacher(vocabulary: int, seed: int = 2) -> torch.Tensor:
+    return 2 * torch.randn(N, vocabulary, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _dense(logits: torch.Tensor) -> DenseTargets:
+    return DenseTargets(lambda start, stop: logits[start:stop], logits.shape[1])
+
+
+def _formula(
+    logits: torch.Tensor, ids: torch.Tensor, teacher: torch.Tensor | None, weights: LossWeights
+) -> torch.Tensor:
+    """(1 - a) CE + a T^2 KL as the paper's text has it, written down token by token."""
+    ce = -torch.log_softmax(logits, 1)[torch.arange(len(ids)), ids].sum()
+    if teacher is None:
+        return ce / weights.tokens
+    shared, t = min(logits.shape[1], teacher.shape[1]), weights.temperature
+    p = torch.softmax(teacher[:, :shared] / t, 1)
+    q = torch.softmax(logits[:, :shared] / t, 1)
+    kl = (p * (p / q).log()).sum()
+    return ((1 - weights.alpha) * ce + weights.alpha * t * t * kl) / weights.tokens
+
+
+def _compare(bias: bool, teacher: torch.Tensor | None, weights: LossWeights, chunk_rows: int | None) -> None:
+    tensors, ids = _inputs(bias), _ids()
+    logits = F.linear(*tensors)
+    expected = _formula(logits, ids, teacher, weights)
+    gradients = torch.autograd.grad(expected, tensors)
+    d_weight, d_bias = torch.ones(V, D, dtype=torch.float64), torch.ones(V, dtype=torch.float64)
+    result = head_loss(
+        tensors[0].detach(),
+        tensors[1].detach(),
+        tensors[2].detach() if bias else None,
+        ids,
+        weights,
+        None if teacher is None else _dense(teacher),
+        d_weight,
+        d_bias if bias else None,
+        chunk_rows,
+    )
+    torch.testing.assert_close(result.loss, expected.detach())
+    torch.testing.assert_close(result.d_hidden, gradients[0])
+    torch.testing.assert_close(d_weight - 1, gradients[1])
+    if bias:
+        torch.testing.assert_close(d_bias - 1, gradients[2])
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 1, 4, N])
+@pytest.mark.parametrize("bias", [False, True])
+def test_cross_entropy(bias: bool, chunk_rows: int | None) -> None:
+    _compare(bias, None, LossWeights(tokens=17), chunk_rows)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("vocabulary", [V, V + 5, V - 5])
+def test_distillation_with_dense_teacher(vocabulary: int, alpha: float, temperature: float) -> None:
+    _compare(True, _teacher(vocabulary), LossWeights(17, alpha, temperature), chunk_rows=4)
+
+
+def test_alpha_zero_is_cross_entropy() -> None:
+    hidden, weight = (tensor.detach() for tensor in _inputs())
+    with pytest.raises(ValueError, match="exactly when alpha"):
+        head_loss(hidden, weight, None, _ids(), LossWeights(N), _dense(_teacher(V)))
+
+
+def _sparse(p: torch.Tensor, k: int, vocabulary: int) -> SparseTargets:
+    values, ids = p.topk(k, 1)
+    rest = (1 - values.sum(1)).clamp_min(0)
+    constant = (values * values.log()).sum(1) + torch.special.xlogy(rest, rest)
+    return SparseTargets(ids, values, constant, rest, vocabulary)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("shared", [V, V - 5])
+def test_top_k_is_the_divergence_of_k_entries_and_a_rest(shared: int, temperature: float) -> None:
+    ids, weights = _ids(), LossWeights(17, 0.3, temperature)
+    p = torch.softmax(_teacher(shared) / temperature, 1)
+    targets = _sparse(p, 5, shared)
+    logits = F.linear(*_inputs()).detach().requires_grad_()
+    q = torch.softmax(logits[:, :shared] / temperature, 1)
+    listed = torch.zeros_like(p, dtype=torch.bool).scatter_(1, targets.ids, True)
+    q_rest, p_rest = q.masked_fill(listed, 0).sum(1), p.masked_fill(listed, 0).sum(1)
+    kl = (p * (p / q).log())[listed].sum() + (p_rest * (p_rest / q_rest).log()).sum()
+    expected = (0.7 * F.cross_entropy(logits, ids, reduction="sum") + 0.3 * temperature**2 * kl) / 17
+    (gradient,) = torch.autograd.grad(expected, logits)
+    made = logits.detach().clone()
+    sums = logits_to_gradient(made, ids, weights, targets)
+    torch.testing.assert_close(made, gradient)
+    torch.testing.assert_close(sums[1], kl.detach())
+    assert kl < (p * (p / q).log()).sum()
+
+
+def test_all_entries_listed_is_the_dense_divergence() -> None:
+    ids, weights, teacher = _ids(), LossWeights(N, 0.5, 2.0), _teacher(V)
+    logits = F.linear(*_inputs()).detach()
+    dense, sparse = logits.clone(), logits.clone()
+    expected = logits_to_gradient(dense, ids, weights, _dense(teacher))
+    p = torch.softmax(teacher / 2, 1)
+    found = logits_to_gradient(sparse, ids, weights, _sparse(p, V, V))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sparse, dense)
+
+
+def test_encoded_top_k_keeps_probabilities() -> None:
+    teacher = 4 * _teacher(V)
+    targets = decode(encode_top_k(teacher, 6, 2.0), V)
+    p = torch.softmax(teacher.float() / 2, 1)
+    assert targets.rest is not None
+    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=2e-3, atol=1e-7)
+    torch.testing.assert_close(targets.weights.sum(1) + targets.rest, torch.ones(N))
+    assert torch.equal(targets.ids, teacher.topk(6, 1).indices)
+
+
+def test_large_vocabularies_keep_their_ids() -> None:
+    logits = torch.zeros(2, 151_936)
+    logits[0, 151_935], logits[1, 65_536] = 9.0, 9.0
+    assert decode(encode_top_k(logits, 1, 1.0), 151_936).ids.tolist() == [[151_935], [65_536]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sampled_gradient_is_unbiased(temperature: float) -> None:
+    """Averaged over evenly spread draws, loss and gradient are the dense ones; those of top_k are not."""
+    ids, weights, teacher = _ids(), LossWeights(N, 1.0, temperature), _teacher(V)
+    logits = F.linear(*_inputs()).detach()
+    dense = logits.clone()
+    expected = logits_to_gradient(dense, ids, weights, _dense(teacher))[1]
+    total, kl, repeats = torch.zeros_like(logits), 0.0, 250
+    for repeat in range(repeats):
+        uniform = torch.full((N,), (repeat + 0.5) / repeats, dtype=torch.float64)
+        made = logits.clone()
+        targets = decode(encode_sampled(teacher, 3, 2, temperature, uniform), V)
+        assert targets.rest is None
+        kl += float(logits_to_gradient(made, ids, weights, targets)[1]) / repeats
+        total += made / repeats
+    torch.testing.assert_close(total, dense, rtol=0, atol=2e-3)
+    assert kl == pytest.approx(float(expected), rel=2e-2)
+    biased = logits.clone()
+    logits_to_gradient(biased, ids, weights, decode(encode_top_k(teacher, 3, temperature), V))
+    assert (biased - dense).abs().max() > 10 * (total - dense).abs().max()
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    hidden, weight = (tensor.detach().float() for tensor in _inputs())
+    exact = head_loss(hidden, weight, None, _ids(), LossWeights(N))
+    rounded = head_loss(hidden.bfloat16(), weight.bfloat16(), None, _ids(), LossWeights(N))
+    assert rounded.d_hidden.dtype == torch.bfloat16
+    assert rounded.loss.dtype == torch.float32
+    torch.testing.assert_close(rounded.loss, exact.loss, rtol=2e-2, atol=0)
+    torch.testing.assert_close(rounded.d_hidden.float(), exact.d_hidden, rtol=0.1, atol=0.02)

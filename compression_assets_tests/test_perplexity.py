@@ -1,0 +1,112 @@
+"""Perplexity against an independent float64 computation on a real tiny model."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from compression_assets.evaluation.perplexity import measure_perplexity, score
+from compression_assets.evaluation.rows import MetricRow
+from compression_assets.text.datasets import TokenDataset, TokenRow
+
+VOCABULARY = 96
+
+
+@pytest.fixture
+def model() -> Qwen2ForCausalLM:
+    torch.manual_seed(11)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.4,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture
+def dataset() -> TokenDataset:
+    generator = torch.Generator().manual_seed(12)
+    rows = []
+    for index, length in enumerate((3, 17, 8, 30, 12)):
+        ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+        content = (torch.rand(length, generator=generator) < 0.6).tolist()
+        content[-1] = True
+        rows.append(TokenRow(f"row{index}", ids, content))
+    return TokenDataset(rows)
+
+
+def reference(model: Qwen2ForCausalLM, dataset: TokenDataset) -> float:
+    """exp of the mean of -log p over content tokens, one unpadded row at a time, float64 throughout."""
+    double = Qwen2ForCausalLM(model.config).double()
+    double.load_state_dict(model.state_dict())
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in dataset:
+            logits = double.eval()(torch.tensor([row.input_ids])).logits[0]
+            for position in range(1, len(row.input_ids)):
+                if row.content[position]:
+                    scores = logits[position - 1]
+                    total += float(torch.logsumexp(scores, 0) - scores[row.input_ids[position]])
+                    count += 1
+    return math.exp(total / count)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_perplexity_equals_the_formula_whatever_the_batches(
+    model: Qwen2ForCausalLM, dataset: TokenDataset, batch_size: int
+) -> None:
+    result = score(model, dataset, batch_size)
+    assert result.perplexity == pytest.approx(reference(model, dataset), rel=1e-5)
+    assert sum(result.tokens) == dataset.n_predicted
+    assert result.vocabulary == VOCABULARY
+
+
+def test_the_sum_can_be_recomputed_from_the_samples(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:
+    result = score(model, dataset, 2)
+    samples = result.samples()
+    recomputed = math.exp(sum(sample.value for sample in samples) / sum(sample.weight for sample in samples))
+    assert recomputed == pytest.approx(result.rows()[0].value)
+    assert [sample.item for sample in samples] == [row.id for row in dataset]
+
+
+def test_template_tokens_are_read_but_not_scored(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:
+    masked = TokenDataset(
+        [
+            TokenRow(row.id, row.input_ids, [flag and i % 2 == 0 for i, flag in enumerate(row.content)])
+            for row in dataset
+        ]
+    )
+    whole = {sample.item: sample for sample in score(model, dataset, 2).samples()}
+    for sample in score(model, masked, 2).samples():
+        assert sample.weight <= whole[sample.item].weight
+        assert sample.value <= whole[sample.item].value + 1e-4
+
+
+def test_broken_weights_are_an_error_not_a_number(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        score(model, dataset, 2)
+
+
+def test_a_model_directory_is_scored_in_its_published_precision(
+    model: Qwen2ForCausalLM, dataset: TokenDataset, tmp_path: Path
+) -> None:
+    published = model.to(torch.bfloat16)
+    published.save_pretrained(tmp_path)
+    measured = measure_perplexity(tmp_path, dataset, batch_size=2)
+    assert measured.perplexity == pytest.approx(reference(published, dataset), rel=0.05)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_row_is_finite_or_absent(value: float) -> None:
+    with pytest.raises(ValueError, match="perplexity"):
+        MetricRow("perplexity", value, "1", 3, higher_is_better=False)
+    assert MetricRow("g_eval", None, "1", 0, higher_is_better=True).value is None

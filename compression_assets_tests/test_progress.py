@@ -1,0 +1,59 @@
+"""Progress lines: positions and the time left, from events with made-up clocks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compression_assets.progress import ProgressLog, ProgressView
+
+
+def event(asset: str, kind: str, time: float, **fields: Any) -> dict[str, Any]:
+    return {"asset": asset, "kind": kind, "time": time, **fields}
+
+
+def view() -> ProgressView:
+    return ProgressView({"a": 10.0, "b": 30.0, "c": 60.0})
+
+
+def test_time_left_is_scaled_by_how_long_finished_work_took() -> None:
+    shown = view()
+    assert shown.line(event("a", "started", 0.0)) is None
+    line = shown.line(event("a", "finished", 20.0, cached=False, note=""))
+    # a was expected to take 10 s and took 20, so the 90 s expected for b and c are twice that too.
+    assert line is not None
+    assert line.startswith("[ 1/3] a")
+    assert line.endswith("0:20 · about 3:00 left in all")
+
+
+def test_unchanged_steps_do_not_make_the_rest_look_fast() -> None:
+    shown = view()
+    shown.line(event("a", "started", 0.0))
+    line = shown.line(event("a", "finished", 0.1, cached=True, note=""))
+    assert line is not None
+    assert "unchanged" in line
+    assert line.endswith("about 1:30 left in all")
+
+
+def test_a_working_step_tells_how_far_it_is_and_counts_what_it_has_done() -> None:
+    shown = view()
+    shown.line(event("b", "started", 100.0))
+    line = shown.line(event("b", "working", 115.0, done=500, total=1000, note="loss 3.21"))
+    # Half of b took 15 s as expected: 15 s of b are left, and a and c with it: 85 s.
+    assert line is not None
+    assert "500 of 1,000 · loss 3.21" in line
+    assert "0:15 left in this step" in line
+    assert "about 1:25 in all" in line
+    assert shown.line(event("b", "working", 116.0, done=510, total=1000, note="")) is None
+
+
+def test_assets_outside_the_run_are_ignored() -> None:
+    assert view().line(event("other", "finished", 1.0, cached=False)) is None
+
+
+def test_the_log_keeps_the_last_report_of_a_step(tmp_path: Path) -> None:
+    log = ProgressLog(tmp_path / "progress" / "run.jsonl")
+    for done in range(101):
+        log.working("a", done, 100, "")
+    events = [json.loads(line) for line in log.file.read_text().splitlines()]
+    assert events[-1]["done"] == 100
+    assert len(events) < 10

@@ -1,0 +1,186 @@
+"""The store of teacher logits: order, resuming, refusals, and equality with the live teacher."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from compression_assets.errors import StudyError
+from compression_assets.text.datasets import TokenDataset
+from compression_assets.training import teacher_forward
+from compression_assets.training.head_loss import DenseTargets, SparseTargets
+from compression_assets.training.teacher_logits import (
+    TeacherLogits,
+    TeacherLogitsRecipe,
+    check_same_tokenizer,
+    write_teacher_logits,
+)
+from compression_assets_tests.training_helpers import (
+    VOCABULARY,
+    save_model,
+    save_tokenizer,
+    tiny_dataset,
+    tiny_model,
+)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in float32, whatever the machine has."""
+    monkeypatch.setattr(teacher_forward, "compute_dtype", lambda device: torch.float32)
+
+
+class Bench:
+    """A teacher and a dataset on disk."""
+
+    def __init__(self, root: Path, vocabulary: int = VOCABULARY) -> None:
+        self.root = root
+        self.teacher = save_model(tiny_model("qwen2", seed=4, vocabulary=vocabulary), root / "teacher")
+        self.model = Qwen2ForCausalLM.from_pretrained(self.teacher, dtype=torch.float32)
+        self.dataset = tiny_dataset(11)
+        self.dataset.save(root / "data")
+        self.output = root / "logits"
+
+    def write(
+        self, temperature: float = 2.0, teacher: str = "t", vocabulary: int | None = None, **recipe: Any
+    ) -> dict:
+        settings = TeacherLogitsRecipe(**({"coding": "dense", "rows_per_shard": 4, "batch_size": 3} | recipe))
+        return write_teacher_logits(
+            self.teacher,
+            self.root / "data",
+            self.output,
+            settings,
+            temperature=temperature,
+            teacher_fingerprint=teacher,
+            vocabulary=vocabulary,
+        )
+
+    def open(self) -> TeacherLogits:
+        return TeacherLogits.open(self.output, self.dataset)
+
+    def logits(self, rows: list[int]) -> torch.Tensor:
+        """What the teacher says, a row at a time, at the positions before a content token."""
+        parts = []
+        for index in rows:
+            row = self.dataset[index]
+            with torch.no_grad():
+                logits = self.model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+            parts.append(logits[torch.tensor(row.content[1:])])
+        return torch.cat(parts)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+ROWS = [7, 0, 10, 3]
+
+
+def test_dense_store_is_the_live_teacher_in_row_order(bench: Bench) -> None:
+    manifest = bench.write()
+    assert manifest["shards"] == 3
+    assert manifest["tokens"] == bench.dataset.n_predicted
+    assert manifest["vocabulary"] == VOCABULARY
+    targets = bench.open().batch(ROWS, 3.5, VOCABULARY)
+    assert isinstance(targets, DenseTargets)
+    found, expected = targets.read(0, 10_000), bench.logits(ROWS)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_top_k_store_lists_the_live_teacher_s_largest(bench: Bench) -> None:
+    bench.write(coding="top_k", k=8)
+    targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
+    assert isinstance(targets, SparseTargets)
+    p = torch.softmax(bench.logits(ROWS) / 2, 1)
+    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=5e-3, atol=1e-5)
+    assert targets.rest is not None
+    torch.testing.assert_close(targets.rest, 1 - p.topk(8, 1).values.sum(1), rtol=5e-3, atol=1e-4)
+
+
+def test_sampled_store_stands_for_the_whole_distribution(bench: Bench) -> None:
+    bench.write(coding="sampled", k=4, samples=6)
+    targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
+    assert isinstance(targets, SparseTargets)
+    assert targets.rest is None
+    assert targets.ids.shape[1] == 10
+    torch.testing.assert_close(targets.weights.sum(1), torch.ones(len(targets.ids)))
+
+
+def test_larger_teacher_vocabulary_is_cut_before_normalising(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, vocabulary=VOCABULARY + 8)
+    assert bench.write(coding="top_k", k=8, vocabulary=VOCABULARY)["vocabulary"] == VOCABULARY
+    targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
+    p = torch.softmax(bench.logits(ROWS)[:, :VOCABULARY] / 2, 1)
+    assert isinstance(targets, SparseTargets)
+    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=5e-3, atol=1e-5)
+    bench.write(coding="top_k", k=8)
+    with pytest.raises(StudyError, match="more than the student's 64"):
+        bench.open().require(2.0, VOCABULARY)
+
+
+def test_other_temperature_is_refused_except_for_dense(bench: Bench) -> None:
+    bench.write(coding="top_k", k=8)
+    with pytest.raises(StudyError, match=r"for temperature 2.0 and cannot serve 1.0"):
+        bench.open().batch([0], 1.0, VOCABULARY)
+    bench.write()
+    bench.open().require(1.0, VOCABULARY)
+
+
+def test_store_of_other_data_is_refused(bench: Bench) -> None:
+    bench.write()
+    with pytest.raises(StudyError, match="made for other data"):
+        TeacherLogits.open(bench.output, TokenDataset(bench.dataset.rows[:-1]))
+
+
+def test_unfinished_or_incomplete_store_is_refused(bench: Bench) -> None:
+    with pytest.raises(StudyError, match="no finished teacher logits"):
+        bench.open()
+    bench.write()
+    (bench.output / "shard-00001.safetensors").unlink()
+    with pytest.raises(StudyError, match="lack shard 1"):
+        bench.open()
+
+
+class Killed(Exception):
+    pass
+
+
+def test_interrupted_run_keeps_whole_shards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write(coding="sampled", k=4, samples=3)
+    files = sorted(bench.output.glob("shard-*"))
+    expected = [file.read_bytes() for file in files]
+    made: list[range] = []
+    shard = teacher_forward._shard
+
+    def counted(live: Any, rows: range, *rest: Any) -> Any:
+        made.append(rows)
+        return shard(live, rows, *rest)
+
+    monkeypatch.setattr(teacher_forward, "_shard", counted)
+    files[2].unlink()
+    manifest = bench.write(coding="sampled", k=4, samples=3)
+    assert made == [range(8, 11)]
+    assert [file.read_bytes() for file in files] == expected
+    assert json.loads((bench.output / "logits.json").read_text()) == manifest
+    bench.write(coding="sampled", k=4, samples=3, teacher="another")
+    assert made[1:] == [range(4), range(4, 8), range(8, 11)]
+
+
+def test_eight_bit_on_a_cpu_is_noted(bench: Bench) -> None:
+    assert "needs CUDA" in bench.write(load_in_8bit=True)["notes"][0]
+
+
+def test_tokenizers_may_differ_in_padding_only(tmp_path: Path) -> None:
+    words = {f"t{index}": index for index in range(8)}
+    student = save_tokenizer(tmp_path / "student", words)
+    longer = save_tokenizer(tmp_path / "longer", words | {"<pad>": 8})
+    check_same_tokenizer(longer, student)
+    swapped = save_tokenizer(tmp_path / "swapped", words | {"t3": 4, "t4": 3})
+    with pytest.raises(
+        StudyError, match=r"2 ids differ; id 3 is 't4' for the teacher and 't3' for the student"
+    ):
+        check_same_tokenizer(swapped, student)

@@ -1,0 +1,283 @@
+"""The training loop on tiny models: what a step averages over, what never counts, masters, resuming, divergence."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compression_assets.errors import StudyError
+from compression_assets.text.datasets import TokenDataset, TokenRow
+from compression_assets.training import loop, masters
+from compression_assets.training.finetuning import FinetuneRecipe, finetune, finetune_teacher
+from compression_assets.training.resuming import Checkpoints
+from compression_assets_tests.training_helpers import VOCABULARY, save_model, tiny_dataset, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in float32, whatever the machine has."""
+    monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.float32)
+
+
+def _recipe(**changes: Any) -> FinetuneRecipe:
+    plain = {
+        "epochs": 1,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "batch_size": 4,
+        "gradient_accumulation": 1,
+    }
+    return FinetuneRecipe(**(plain | changes))
+
+
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _content_loss(model: torch.nn.Module, dataset: TokenDataset) -> torch.Tensor:
+    """Mean CE over predicted content tokens, row by row and with the model's own logits."""
+    total, count = torch.zeros(()), 0
+    for row in dataset:
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+        losses = F.cross_entropy(logits, torch.tensor(row.input_ids[1:]), reduction="none")
+        mask = torch.tensor(row.content[1:])
+        total, count = total + losses[mask].sum(), count + int(mask.sum())
+    return total / count
+
+
+def _score(model: torch.nn.Module, dataset: TokenDataset) -> float:
+    with torch.no_grad():
+        return float(_content_loss(model, dataset))
+
+
+def _gradients(
+    model: torch.nn.Module, dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> dict:
+    """Gradient of one step over the whole dataset as the optimiser would get it, and the loss reported for it."""
+    seen: dict[str, Any] = {}
+
+    def look(self: masters.MasterWeights, learning_rate: float, max_grad_norm: float) -> float:
+        seen.update(
+            {name: master.grad.clone() for name, master in zip(self.names, self.masters, strict=True)}
+        )
+        return 1.0
+
+    monkeypatch.setattr(masters.MasterWeights, "step", look)
+    done = finetune(model, dataset, _recipe(**changes), 0)
+    return seen | {"loss": torch.tensor(done.loss_curve[0]["loss"])}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_step_is_the_gradient_of_the_mean_over_content(
+    kind: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dataset = tiny_model(kind, tied=tied), tiny_dataset(6)
+    loss = _content_loss(model, dataset)
+    names = [name for name, _ in model.named_parameters()]
+    expected = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    found = _gradients(model, dataset, monkeypatch, batch_size=6)
+    torch.testing.assert_close(found.pop("loss"), loss.detach())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_step_equals_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = tiny_dataset(7)
+    whole = _gradients(tiny_model(), dataset, monkeypatch, batch_size=7)
+    split = _gradients(tiny_model(), dataset, monkeypatch, batch_size=2, gradient_accumulation=4)
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_padding_never_contributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long row without a content token in the batch pads all others."""
+    dataset = tiny_dataset(5)
+    empty = TokenRow("long", [1] * 60, [False] * 60)
+    plain = _gradients(tiny_model(), dataset, monkeypatch, batch_size=6)
+    monkeypatch.setattr(loop, "plan", lambda *_: [[list(range(6))]])
+    padded = _gradients(tiny_model(), TokenDataset([*dataset.rows, empty]), monkeypatch, batch_size=6)
+    for name in plain:
+        torch.testing.assert_close(padded[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_template_tokens_are_no_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another template token after the last content changes nothing; unmasking it does."""
+    base = tiny_dataset(1).rows[0]
+
+    def ending(token: int, content: bool) -> dict:
+        row = TokenRow("r", [*base.input_ids, token], [*base.content, content])
+        return _gradients(tiny_model(), TokenDataset([row]), monkeypatch)
+
+    first, second, unmasked = ending(5, False), ending(9, False), ending(9, True)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+    assert (unmasked["loss"] - first["loss"]).abs() > 1e-3
+
+
+def test_training_learns_and_is_repeatable() -> None:
+    dataset, models = tiny_dataset(12), [tiny_model(), tiny_model()]
+    before = _score(models[0], dataset)
+    notes: list[tuple[int, int, str]] = []
+    for model in models:
+        done = finetune(model, dataset, _recipe(epochs=4), 3, "cpu", lambda *call: notes.append(call))
+    assert _score(models[0], dataset) < before - 0.3
+    for name, weight in _weights(models[0]).items():
+        assert torch.equal(weight, _weights(models[1])[name])
+    assert done.tokens_seen == 4 * dataset.n_predicted
+    assert done.steps == 12 == len(done.loss_curve)
+    assert notes[-1][:2] == (done.tokens_seen, done.tokens_seen)
+    assert notes[-1][2].startswith("loss ")
+
+
+def test_incomplete_last_step_is_used() -> None:
+    dataset = tiny_dataset(11)
+    done = finetune(tiny_model(), dataset, _recipe(batch_size=2, gradient_accumulation=2), 0)
+    assert done.steps == 3
+    assert done.tokens_seen == dataset.n_predicted
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    recipe = _recipe(warmup_steps=2, learning_rate=1.0)
+    assert [loop.learning_rate(recipe, step, 6) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_warm_up_longer_than_training_is_noted() -> None:
+    assert "never reached" in finetune(tiny_model(), tiny_dataset(2), _recipe(warmup_steps=50), 0).notes[0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_compute_keeps_float32_masters(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates far below a bfloat16 step add up in the masters, and the rotary frequencies are never rounded."""
+    monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.bfloat16)
+    model = tiny_model(tied=tied)
+    before, frequencies = _weights(model), model.model.rotary_emb.inv_freq.clone()
+    done = finetune(model, tiny_dataset(8), _recipe(learning_rate=1e-5, epochs=2), 0)
+    assert done.steps == 4
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+    for name, weight in _weights(model).items():
+        assert weight.dtype == torch.float32
+        moved = (weight - before[name]).abs()
+        assert 0 < moved.max() < 5e-5
+
+
+def test_bfloat16_trains_like_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, exact, rounded = tiny_dataset(8), tiny_model(), tiny_model()
+    finetune(exact, dataset, _recipe(epochs=3), 0)
+    monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.bfloat16)
+    finetune(rounded, dataset, _recipe(epochs=3), 0)
+    assert _score(rounded, dataset) == pytest.approx(_score(exact, dataset), rel=0.02)
+
+
+def test_gradient_checkpointing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _gradients(tiny_model(), tiny_dataset(4), monkeypatch)
+    recomputed = _gradients(tiny_model(), tiny_dataset(4), monkeypatch, gradient_checkpointing=True)
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name])
+
+
+def test_dropout_is_seeded() -> None:
+    def trained(seed: int) -> torch.Tensor:
+        model = tiny_model()
+        model.config.attention_dropout = 0.5
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        state = torch.get_rng_state()
+        finetune(model, TokenDataset(tiny_dataset(8).rows[:1]), _recipe(), seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return model.lm_head.weight.detach()
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
+
+
+def _checkpoints(directory: Path, identity: str = "run") -> Checkpoints:
+    return Checkpoints(directory, every=2, identity=identity)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    dataset, recipe = tiny_dataset(14), _recipe(batch_size=2, warmup_steps=2)
+    straight, resumed = tiny_model(), tiny_model()
+    for model in (straight, resumed):
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.3
+    expected = finetune(straight, dataset, recipe, 5)
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done > total * 0.7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(copy.deepcopy(resumed), dataset, recipe, 5, "cpu", kill, _checkpoints(tmp_path))
+    other = finetune(copy.deepcopy(resumed), dataset, recipe, 5, checkpoints=_checkpoints(tmp_path / "none"))
+    assert not any("resumed" in note for note in other.notes)
+    found = finetune(resumed, dataset, recipe, 5, checkpoints=_checkpoints(tmp_path))
+    assert "resumed after step 4" in found.notes
+    assert found.loss_curve == expected.loss_curve
+    assert found.tokens_seen == expected.tokens_seen
+    for name, weight in _weights(straight).items():
+        assert torch.equal(weight, _weights(resumed)[name])
+
+
+def test_checkpoint_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    finetune(tiny_model(), tiny_dataset(12), _recipe(), 0, checkpoints=_checkpoints(tmp_path, "one"))
+    again = finetune(tiny_model(), tiny_dataset(12), _recipe(), 0, checkpoints=_checkpoints(tmp_path, "two"))
+    assert again.notes == []
+
+
+def test_non_finite_loss_names_the_step() -> None:
+    model = tiny_model()
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(StudyError, match="diverged at step 1 of 3: the loss is nan"):
+        finetune(model, tiny_dataset(12), _recipe(), 0)
+
+
+def test_loss_explosion_names_the_step() -> None:
+    recipe = _recipe(epochs=20, learning_rate=50.0, warmup_steps=30, max_grad_norm=1e9)
+    with pytest.raises(StudyError, match=r"diverged at step \d+ of 60: the loss has been above"):
+        finetune(tiny_model(), tiny_dataset(12), recipe, 0)
+
+
+def test_nothing_to_train_on() -> None:
+    rows = TokenDataset([TokenRow("r", [1, 2, 3], [True, False, False])])
+    with pytest.raises(StudyError, match="no content token"):
+        finetune(tiny_model(), rows, _recipe(), 0)
+
+
+def test_model_with_other_logits_is_refused() -> None:
+    model = tiny_model()
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh() * 30)
+    forward = model.forward
+    model.forward = lambda **inputs: _scaled(forward(**inputs))
+    with pytest.raises(StudyError, match="does more than a linear layer"):
+        finetune(model, tiny_dataset(2), _recipe(), 0)
+
+
+def _scaled(output: Any) -> Any:
+    output.logits = output.logits * 0.5
+    return output
+
+
+def test_corrected_teacher(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    parent = save_model(tiny_model(), tmp_path / "parent")
+    dataset = tiny_dataset(12)
+    dataset.save(tmp_path / "data")
+    report = finetune_teacher(parent, tmp_path / "teacher", tmp_path / "data", _recipe(epochs=3), 0)
+    assert [check.passed for check in report.checks] == [True]
+    assert report.tokens_seen == 3 * dataset.n_predicted
+    assert report.metadata["loss_curve"][-1]["step"] == 9
+    before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("parent", "teacher"))
+    assert after.config.vocab_size == VOCABULARY
+    assert _score(after.float(), dataset) < _score(before.float(), dataset)
+    assert not (tmp_path / "teacher" / "masters").exists()
