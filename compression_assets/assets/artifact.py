@@ -1,0 +1,233 @@
+"""One way to make any artifact: recognise finished work, lease a device, build aside, publish, report.
+
+Every asset that leaves a directory goes through `make`; what is inside the directory is up to its `build`.
+"""
+
+import errno
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.layout import relative_directory
+from compression_assets.errors import StudyError
+from compression_assets.fingerprints import code_fingerprint, fingerprint, library_versions
+from compression_assets.resources.artifact_store import Manifest
+from compression_assets.resources.gpu import Gpu
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.techniques.step import Report, StepReport
+
+LOG_EVERY = 20
+"""One log line for so many progress events (about one a second), so that logs stay readable."""
+
+
+class ArtifactConfig(dg.Config):
+    """Operational knobs; scientific settings live in the study file."""
+
+    rebuild: bool = False
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an asset is made of. settings, code and the inputs' content decide whether it must be made again.
+
+    asset: its key. settings: JSON of everything in the study that its content depends on. code: the module
+    that makes it. inputs: asset keys it reads. checks: names of its integrity checks,
+    which stop a run when they fail; warnings: names of its quality checks, which do not.
+    """
+
+    asset: str
+    settings: Mapping[str, Any]
+    code: str
+    inputs: tuple[str, ...] = ()
+    seed: int | None = None
+    parent: str | None = None
+    technique: str | None = None
+    path: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def code_version(self) -> str:
+        """Changes with the settings and the code, not with the inputs (Dagster tracks those itself)."""
+        return fingerprint(
+            {"settings": self.settings, "code": code_fingerprint(self.code), "seed": self.seed}
+        )[:16]
+
+    def check_specs(self) -> list[dg.AssetCheckSpec]:
+        blocking = [dg.AssetCheckSpec(name, asset=self.asset, blocking=True) for name in self.checks]
+        return blocking + [dg.AssetCheckSpec(name, asset=self.asset) for name in self.warnings]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a build works: an empty `output`, its `inputs` (asset -> directory), a device, a way to report."""
+
+    output: Path
+    inputs: Mapping[str, Path]
+    device: str
+    report: Report
+
+
+Build = Callable[[Workplace], StepReport]
+
+
+def make(
+    context: dg.AssetExecutionContext,
+    artifact: Artifact,
+    build: Build,
+    storage: StudyStorage,
+    gpu: Gpu,
+    rebuild: bool = False,
+) -> tuple[Manifest, bool]:
+    """Make an artifact unless the same one is there already: (its manifest, whether it was there).
+
+    Raises dagster.Failure with one sentence for a user's mistake, a missing or damaged input, a full disk.
+    """
+    progress = storage.progress(context.run_id)
+    progress.event(artifact.asset, "started")
+    try:
+        with _as_failure(artifact.asset):
+            manifest, cached = _find_or_build(context, artifact, build, storage, gpu, rebuild)
+    except BaseException:
+        progress.event(artifact.asset, "failed")
+        raise
+    progress.event(artifact.asset, "finished", cached=cached, note=str(manifest.metadata.get("summary", "")))
+    return manifest, cached
+
+
+def result(manifest: Manifest, cached: bool, directory: Path, **metadata: Any) -> dg.MaterializeResult:
+    """The materialisation of an artifact, with the figures that every artifact has."""
+    checks = [
+        dg.AssetCheckResult(
+            asset_key=manifest.asset,
+            check_name=check["name"],
+            passed=check["passed"],
+            severity=dg.AssetCheckSeverity.ERROR if check["blocking"] else dg.AssetCheckSeverity.WARN,
+            metadata={"detail": dg.MetadataValue.text(check["detail"])},
+        )
+        for check in manifest.checks
+    ]
+    return dg.MaterializeResult(
+        asset_key=manifest.asset,
+        data_version=dg.DataVersion(manifest.data_version),
+        check_results=checks,
+        metadata={
+            "path": dg.MetadataValue.path(str(directory)),
+            "size_mib": round(manifest.total_bytes / 2**20, 2),
+            "seconds": round(manifest.seconds, 1),
+            "peak_memory_mib": round(manifest.peak_memory_bytes / 2**20),
+            "tokens_seen": manifest.tokens_seen,
+            "device": manifest.device or "",
+            "cached": cached,
+            "made_at": manifest.created_at,
+            "fingerprint": manifest.fingerprint,
+            **metadata,
+        },
+    )
+
+
+def _find_or_build(
+    context: dg.AssetExecutionContext,
+    artifact: Artifact,
+    build: Build,
+    storage: StudyStorage,
+    gpu: Gpu,
+    rebuild: bool,
+) -> tuple[Manifest, bool]:
+    store = storage.artifacts
+    directory = store.root / relative_directory(artifact.asset)
+    inputs = {asset: store.root / relative_directory(asset) for asset in artifact.inputs}
+    versions = {
+        asset: store.require(path, asset, artifact.asset, verify=False).data_version
+        for asset, path in inputs.items()
+    }
+    wanted = fingerprint(
+        {"code_version": artifact.code_version, "inputs": versions, "libraries": library_versions()}
+    )
+    if not rebuild and (manifest := store.finished(directory, wanted)):
+        context.log.info(f"{artifact.asset} is unchanged since {manifest.created_at}")
+        return manifest, True
+    for asset, path in inputs.items():
+        store.require(path, asset, artifact.asset)
+    report = _reporter(context, artifact.asset, storage)
+    with gpu.lease(artifact.asset) as lease, store.building(directory) as work:
+        step = build(Workplace(work, inputs, lease.device, report))
+        made_by = {
+            "asset": artifact.asset,
+            "fingerprint": wanted,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parent": artifact.parent,
+            "technique": artifact.technique,
+            "path": list(artifact.path),
+            "recipe": dict(artifact.settings),
+            "recipe_fingerprint": fingerprint(artifact.settings),
+            "inputs": versions,
+            "seed": artifact.seed,
+            "libraries": library_versions(),
+            "git_revision": _git_revision(),
+            "tokens_seen": step.tokens_seen,
+            "checks": [asdict(check) for check in step.checks],
+            "metadata": step.metadata,
+        }
+        manifest = store.publish(work, directory, **made_by, **lease.so_far())
+    if missing := {*artifact.checks, *artifact.warnings} - {check["name"] for check in manifest.checks}:
+        raise RuntimeError(f"{artifact.asset} did not report its checks {sorted(missing)}")
+    return manifest, False
+
+
+def _reporter(context: dg.AssetExecutionContext, asset: str, storage: StudyStorage) -> Report:
+    progress = storage.progress(context.run_id)
+    recorded = 0
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal recorded
+        if not progress.working(asset, done, total, note):
+            return
+        if recorded % LOG_EVERY == 0 or done >= total:
+            context.log.info(f"{asset}: {done:,} of {total:,} {note}")
+        recorded += 1
+
+    return report
+
+
+@contextmanager
+def _as_failure(asset: str) -> Iterator[None]:
+    try:
+        yield
+    except StudyError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise dg.Failure(
+            f"{asset} could not be written ({error.strerror}: {error.filename}); make room and run again, "
+            "finished work is kept",
+            allow_retries=False,
+        ) from error
+
+
+@cache
+def _git_revision() -> str | None:
+    """The revision of the code, with '+' when the tree has changes; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+" if changes else "")

@@ -1,0 +1,86 @@
+"""Jobs over the asset graph: everything, or one ordering with all that it needs."""
+
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.layout import metrics_key
+from compression_assets.errors import StudyError
+from compression_assets.orderings import parse_ordering
+from compression_assets.study import Study
+
+FULL_STUDY = "full_study"
+ONE_ORDERING = "one_ordering"
+
+
+class OrderingConfig(dg.Config):
+    """ordering: one of the study's, in any spelling, e.g. "P-KD-Q"."""
+
+    ordering: str
+
+
+def study_jobs(study: Study) -> list[Any]:
+    """`full_study`, `one_ordering`, and for the demo study a job named `demo`."""
+    everything = dg.AssetSelection.all()
+    jobs = [
+        dg.define_asset_job(
+            FULL_STUDY, everything, description="Every model of the study, measured, and the leaderboard."
+        ),
+        _one_ordering(study),
+    ]
+    if study.name == "demo":
+        jobs.append(
+            dg.define_asset_job(
+                "demo",
+                everything,
+                description="The ten models of the paper's Table 1, small enough for a CPU.",
+            )
+        )
+    return jobs
+
+
+def selection_of(study: Study, ordering: str) -> dg.AssetSelection:
+    """The metrics of one ordering and everything upstream.
+
+    Raises StudyError when the study does not list it.
+    """
+    wanted = parse_ordering(ordering, variants=study.recipes)
+    if wanted not in study.parsed_orderings:
+        listed = ", ".join(known.text for known in study.parsed_orderings)
+        raise StudyError(
+            f"study {study.name} has no ordering {wanted.text}; it has {listed}; add it to the study file"
+        )
+    return dg.AssetSelection.assets(metrics_key(wanted)).upstream()
+
+
+def _one_ordering(study: Study) -> dg.JobDefinition:
+    @dg.op(
+        name="materialize_ordering",
+        description="Launches a run of this study for one ordering and waits for it.",
+    )
+    def materialize_ordering(context: dg.OpExecutionContext, config: OrderingConfig) -> None:
+        from compression_assets.definitions import defs
+        from compression_assets.run import full_study_job
+
+        try:
+            selection = selection_of(study, config.ordering)
+        except StudyError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        keys = selection.resolve(defs.resolve_asset_graph())
+        result = dg.execute_job(
+            dg.reconstructable(full_study_job), instance=context.instance, asset_selection=sorted(keys)
+        )
+        if not result.success:
+            raise dg.Failure(
+                f"run {result.run_id} of {config.ordering} failed; see it in the UI", allow_retries=False
+            )
+
+    @dg.job(
+        name=ONE_ORDERING,
+        description="One ordering and everything it needs, measured.",
+        executor_def=dg.in_process_executor,
+    )
+    def one_ordering() -> None:
+        materialize_ordering()
+
+    return one_ordering

@@ -1,0 +1,49 @@
+"""Names: asset keys, groups, and the directory of each asset under storage/<study>/. No behaviour."""
+
+from pathlib import Path
+
+from compression_assets.orderings import Node, Ordering
+
+BASE_MODEL = "base_model"
+TEACHER_MODEL = "teacher_model"
+TEACHER_LOGITS = "teacher_logits"
+DATASETS = {
+    "calibration": "calibration_set",
+    "finetuning": "finetuning_set",
+    "teacher": "teacher_set",
+    "distillation": "distillation_set",
+    "evaluation": "evaluation_set",
+}
+"""Split of the study -> asset key."""
+
+DATASETS_OP = "datasets"
+"""Name of the one step that makes all of them."""
+
+OWNERS = ["team:compression"]
+
+
+def model_key(node: Node) -> str:
+    """Asset key of a node: `final_<ordering>` where an ordering of the study ends, else `model_<steps>`."""
+    if not node.path:
+        return BASE_MODEL
+    return f"final_{node.key}" if node.final else f"model_{node.key}"
+
+
+def metrics_key(ordering: Ordering) -> str:
+    return f"metrics_{ordering.key}"
+
+
+def relative_directory(asset: str) -> Path:
+    """Directory of an asset below the study's root.
+
+    A model keeps its directory when an ordering that ends in it is added to the study: final_p_kd and
+    model_p_kd are both models/p_kd.
+    """
+    if asset in DATASETS.values():
+        return Path("data") / asset
+    if asset == TEACHER_LOGITS:
+        return Path("logits") / asset
+    if asset in (BASE_MODEL, TEACHER_MODEL):
+        return Path("models") / asset.removesuffix("_model")
+    kind, _, name = asset.partition("_")
+    return Path("metrics" if kind == "metrics" else "models") / name

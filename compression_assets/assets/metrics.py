@@ -1,0 +1,160 @@
+"""One metrics asset a finished model: measured once into an artifact, then copied into DuckDB."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
+from compression_assets.assets.layout import (
+    BASE_MODEL,
+    DATASETS,
+    OWNERS,
+    metrics_key,
+    model_key,
+    relative_directory,
+)
+from compression_assets.evaluation.rows import MetricRow, Sample
+from compression_assets.orderings import Ordering
+from compression_assets.resources.artifact_store import ArtifactStore, Manifest
+from compression_assets.resources.gpu import Gpu
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.study import Study
+from compression_assets.techniques.step import Check, StepReport
+
+MEASURED = "metrics.json"
+CHECK = "perplexity_below_uniform_guess"
+
+
+def metrics_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """`metrics_<ordering>` for every ordering of the study, the base included."""
+    return [
+        _metrics_asset(study, ordering, position) for position, ordering in enumerate(study.parsed_orderings)
+    ]
+
+
+def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.AssetsDefinition:
+    model = model_key(study.nodes[ordering.path])
+    data = DATASETS["evaluation"]
+    artifact = Artifact(
+        asset=metrics_key(ordering),
+        settings=study.evaluation.model_dump(mode="json"),
+        code="compression_assets.evaluation.measure",
+        inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
+        parent=model,
+        path=ordering.path,
+        warnings=(CHECK,),
+    )
+
+    @dg.asset(
+        key=artifact.asset,
+        deps=list(artifact.inputs),
+        group_name="metrics",
+        description=f"Perplexity, size and compression ratio of {model}, in DuckDB table metrics.{ordering.key}.",
+        kinds={"duckdb"},
+        tags={"stage": "metrics", "ordering": ordering.key},
+        owners=OWNERS,
+        code_version=artifact.code_version,
+        check_specs=artifact.check_specs(),
+        # A finished model is measured before the next one is built, so that the leaderboard fills early.
+        op_tags={"dagster/priority": "10"},
+    )
+    def metrics(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build(place: Workplace) -> StepReport:
+            from compression_assets.evaluation.measure import measure
+
+            measured = measure(
+                place.inputs[model],
+                place.inputs[BASE_MODEL],
+                place.inputs[data],
+                study.evaluation,
+                place.device,
+                place.report,
+            )
+            write_measured(place.output, measured.rows, measured.samples, context.run_id)
+            perplexity = measured.perplexity
+            detail = f"perplexity {perplexity:.2f}, a uniform guess has {measured.vocabulary:,}"
+            return StepReport(
+                checks=(Check(CHECK, perplexity < measured.vocabulary, detail, blocking=False),),
+                metadata={"summary": f"perplexity {perplexity:.2f}"},
+            )
+
+        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+        directory = storage.artifacts.root / relative_directory(artifact.asset)
+        rows, samples = read_measured(directory, manifest)
+        storage.database.write_model(
+            ordering.key,
+            ordering.text,
+            position,
+            rows,
+            samples,
+            lineage_rows(study, ordering, storage.artifacts),
+        )
+        values = {row["metric"]: row["value"] for row in rows}
+        sql = f"SELECT * FROM metrics.{ordering.key}"
+        return result(manifest, cached, directory, **values, sql=dg.MetadataValue.md(f"`{sql}`"))
+
+    return metrics
+
+
+def write_measured(directory: Path, rows: list[MetricRow], samples: list[Sample], run_id: str) -> None:
+    """What was measured as one JSON file; the database is filled from it and can be filled again."""
+    content = {
+        "run_id": run_id,
+        "rows": [asdict(row) for row in rows],
+        "samples": [asdict(sample) for sample in samples],
+    }
+    (directory / MEASURED).write_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def read_measured(directory: Path, manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows for the tables metrics.<model> and samples.<model>."""
+    content = json.loads((directory / MEASURED).read_text())
+    about = {
+        "data_version": manifest.inputs[str(manifest.parent)],
+        "run_id": content["run_id"],
+        "measured_at": manifest.created_at,
+    }
+    return [{**row, **about} for row in content["rows"]], content["samples"]
+
+
+def lineage_rows(study: Study, ordering: Ordering, store: ArtifactStore) -> list[dict[str, Any]]:
+    """A row for every model on the way from the base to the end of `ordering`."""
+    rows = []
+    for length in range(len(ordering.path) + 1):
+        node = study.nodes[ordering.path[:length]]
+        asset = model_key(node)
+        directory = store.root / relative_directory(asset)
+        manifest = store.require(directory, asset, metrics_key(ordering), verify=False)
+        rows.append(
+            _lineage_row(node.key, asset, node.final.text if node.final else None, directory, manifest)
+        )
+    return rows
+
+
+def _lineage_row(
+    key: str, asset: str, ordering: str | None, directory: Path, manifest: Manifest
+) -> dict[str, Any]:
+    return {
+        "model": key,
+        "asset": asset,
+        "ordering": ordering,
+        "parent": manifest.parent,
+        "technique": manifest.technique,
+        "step": len(manifest.path),
+        "recipe": json.dumps(manifest.recipe),
+        "recipe_fingerprint": manifest.recipe_fingerprint,
+        "fingerprint": manifest.fingerprint,
+        "data_version": manifest.data_version,
+        "seed": manifest.seed,
+        "tokens_seen": manifest.tokens_seen,
+        "seconds": manifest.seconds,
+        "peak_memory_mib": manifest.peak_memory_bytes / 2**20,
+        "device": manifest.device,
+        "path": str(directory),
+        "created_at": manifest.created_at,
+    }

@@ -1,0 +1,68 @@
+"""What a study comes to: the leaderboard, and the paper's table to set it beside."""
+
+import csv
+from importlib import resources
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.layout import OWNERS, metrics_key
+from compression_assets.resources.metrics_db import LEADERBOARD_METRICS
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.study import Study
+from compression_assets.tables import markdown
+
+
+def report_assets(study: Study) -> list[dg.AssetsDefinition]:
+    @dg.asset(
+        group_name="report",
+        description="Table 1 of the paper (arXiv 2511.19495), in DuckDB table paper_table_1.",
+        kinds={"duckdb"},
+        tags={"stage": "report"},
+        owners=OWNERS,
+    )
+    def paper_table_1(storage: StudyStorage) -> dg.MaterializeResult:
+        rows = read_paper_table()
+        storage.database.write_paper_table(rows)
+        return dg.MaterializeResult(metadata={"rows": len(rows), "table": _table(rows)})
+
+    @dg.asset(
+        deps=[metrics_key(ordering) for ordering in study.parsed_orderings],
+        group_name="report",
+        description="One row a model, named as in the paper's Table 1: DuckDB view leaderboard.",
+        kinds={"duckdb"},
+        tags={"stage": "report"},
+        owners=OWNERS,
+    )
+    def leaderboard(storage: StudyStorage) -> dg.MaterializeResult:
+        storage.database.keep_models([ordering.key for ordering in study.parsed_orderings])
+        columns, rows = storage.database.query("SELECT * FROM leaderboard")
+        return dg.MaterializeResult(
+            metadata={
+                "rows": len(rows),
+                "leaderboard": dg.MetadataValue.md(markdown(columns, rows)),
+                "sql": dg.MetadataValue.md("`SELECT * FROM leaderboard`"),
+                "database": dg.MetadataValue.path(str(storage.database.file)),
+            }
+        )
+
+    return [paper_table_1, leaderboard]
+
+
+def read_paper_table() -> list[dict[str, Any]]:
+    """The ten rows of Table 1; `size_mib` is what the paper calls MB (its figures are MiB)."""
+    text = (resources.files("compression_assets") / "data" / "paper_table_1.csv").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    wanted = [
+        "model",
+        *(name for name in LEADERBOARD_METRICS if name not in ("compression_ratio", "parameters")),
+    ]
+    rows = []
+    for raw in csv.DictReader(lines):
+        raw["size_mib"] = raw.get("size_mib") or raw["size_mb"]
+        rows.append({name: raw[name] if name == "model" else float(raw[name]) for name in wanted})
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    return dg.MetadataValue.md(markdown(list(rows[0]), [tuple(row.values()) for row in rows]))

@@ -1,0 +1,152 @@
+"""The teacher and its logits: computed once, read by every distillation step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
+from compression_assets.assets.layout import (
+    BASE_MODEL,
+    DATASETS,
+    OWNERS,
+    TEACHER_LOGITS,
+    TEACHER_MODEL,
+    relative_directory,
+)
+from compression_assets.assets.model_metadata import model_metadata
+from compression_assets.resources.gpu import Gpu
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.study import CorrectedTeacher, ModelTeacher, Study
+from compression_assets.techniques.step import StepReport
+
+
+def teacher_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """`teacher_model` and `teacher_logits`; none in a study that never distils."""
+    if not study.distils or study.teacher is None:
+        return []
+    teacher = study.teacher
+    model = _corrected(study, teacher) if isinstance(teacher, CorrectedTeacher) else _fetched(teacher)
+    return [model, _logits(study)]
+
+
+def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
+    data = DATASETS["teacher"]
+    artifact = Artifact(
+        asset=TEACHER_MODEL,
+        settings=teacher.model_dump(mode="json"),
+        code="compression_assets.training.finetuning",
+        inputs=(BASE_MODEL, data),
+        seed=study.seed,
+        parent=BASE_MODEL,
+        checks=("weights_finite",),
+    )
+
+    def build(place: Workplace, _: StudyStorage) -> StepReport:
+        from compression_assets.training.finetuning import finetune_teacher
+
+        return finetune_teacher(
+            place.inputs[BASE_MODEL],
+            place.output,
+            place.inputs[data],
+            teacher.finetune,
+            study.seed,
+            place.device,
+            place.report,
+        )
+
+    return _teacher_asset(
+        artifact,
+        build,
+        "The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
+    )
+
+
+def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
+    artifact = Artifact(
+        asset=TEACHER_MODEL,
+        settings=teacher.source.model_dump(mode="json"),
+        code="compression_assets.sources.models",
+    )
+
+    def build(place: Workplace, storage: StudyStorage) -> StepReport:
+        from compression_assets.sources.models import fetch_model
+
+        return StepReport(metadata=fetch_model(teacher.source, place.output, storage.downloads))
+
+    return _teacher_asset(artifact, build, "The teacher as it was released.")
+
+
+def _teacher_asset(
+    artifact: Artifact, build: Callable[[Workplace, StudyStorage], StepReport], description: str
+) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=artifact.asset,
+        deps=list(artifact.inputs),
+        group_name="teacher",
+        description=description,
+        kinds={"pytorch", "huggingface"},
+        tags={"stage": "teacher"},
+        owners=OWNERS,
+        code_version=artifact.code_version,
+        check_specs=artifact.check_specs(),
+    )
+    def teacher_model(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build_here(place: Workplace) -> StepReport:
+            return build(place, storage)
+
+        manifest, cached = make(context, artifact, build_here, storage, gpu, config.rebuild)
+        directory = storage.artifacts.root / relative_directory(artifact.asset)
+        return result(manifest, cached, directory, **model_metadata(manifest))
+
+    return teacher_model
+
+
+def _logits(study: Study) -> dg.AssetsDefinition:
+    data = DATASETS["distillation"]
+    temperature = study.distillation_temperature
+    artifact = Artifact(
+        asset=TEACHER_LOGITS,
+        settings={**study.teacher_logits.model_dump(mode="json"), "temperature": temperature},
+        code="compression_assets.training.teacher_logits",
+        inputs=(TEACHER_MODEL, BASE_MODEL, data),
+    )
+
+    @dg.asset(
+        key=TEACHER_LOGITS,
+        deps=list(artifact.inputs),
+        group_name="teacher",
+        description="The teacher's next-token distributions over the distillation set, in that set's order.",
+        kinds={"safetensors"},
+        tags={"stage": "teacher"},
+        owners=OWNERS,
+        code_version=artifact.code_version,
+    )
+    def teacher_logits(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build(place: Workplace) -> StepReport:
+            from compression_assets.training.teacher_logits import check_same_tokenizer, write_teacher_logits
+
+            check_same_tokenizer(place.inputs[TEACHER_MODEL], place.inputs[BASE_MODEL])
+            teacher = storage.artifacts.require(
+                place.inputs[TEACHER_MODEL], TEACHER_MODEL, TEACHER_LOGITS, verify=False
+            )
+            metadata = write_teacher_logits(
+                place.inputs[TEACHER_MODEL],
+                place.inputs[data],
+                place.output,
+                study.teacher_logits,
+                temperature=temperature,
+                teacher_fingerprint=teacher.data_version,
+                device=place.device,
+                report=place.report,
+            )
+            return StepReport(metadata=metadata)
+
+        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+        return result(manifest, cached, storage.artifacts.root / relative_directory(TEACHER_LOGITS))
+
+    return teacher_logits

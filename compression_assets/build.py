@@ -1,0 +1,39 @@
+"""The one place where the asset graph of a study is put together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.data import dataset_assets
+from compression_assets.assets.jobs import study_jobs
+from compression_assets.assets.metrics import metrics_assets
+from compression_assets.assets.models import model_assets
+from compression_assets.assets.report import report_assets
+from compression_assets.assets.teacher import teacher_assets
+from compression_assets.resources.gpu import Gpu, executor_kind
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.settings import study_root
+from compression_assets.study import Study
+
+
+def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Definitions of a study. resources: replacements by name (`gpu`, `storage`), for tests and special machines."""
+    return dg.Definitions(
+        assets=[
+            dataset_assets(study),
+            *model_assets(study),
+            *teacher_assets(study),
+            *metrics_assets(study),
+            *report_assets(study),
+        ],
+        jobs=study_jobs(study),
+        resources={"gpu": Gpu(), "storage": StudyStorage(root=str(study_root(study))), **(resources or {})},
+        executor=_executor(),
+    )
+
+
+def _executor() -> dg.ExecutorDefinition:
+    if executor_kind() == "in_process":
+        return dg.in_process_executor
+    return dg.multiprocess_executor.configured({"max_concurrent": 1, "start_method": {"spawn": {}}})

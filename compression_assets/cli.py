@@ -1,0 +1,115 @@
+"""The command `compression`: run a study, look at its results, find its history. No science in here."""
+
+import argparse
+import os
+import sys
+import time
+
+from compression_assets.errors import StudyError
+
+BESIDE_THE_PAPER = """
+SELECT ours.ordering, round(ours.perplexity, 2) AS perplexity, round(ours.size_mib, 2) AS size_mib,
+       round(ours.compression_ratio, 2) AS ratio,
+       paper.perplexity AS paper_perplexity, paper.size_mib AS paper_size_mib,
+       round((SELECT size_mib FROM paper_table_1 WHERE model = 'base') / paper.size_mib, 2) AS paper_ratio
+FROM leaderboard AS ours LEFT JOIN paper_table_1 AS paper USING (model)
+"""
+
+
+def main() -> None:
+    """Entry point; exits with 1 when something failed, after one sentence that says what."""
+    arguments = _parser().parse_args()
+    if arguments.study:
+        os.environ["COMPRESSION_STUDY"] = arguments.study
+        os.environ.pop("DAGSTER_HOME", None)
+    try:
+        sys.exit(arguments.command(arguments))
+    except StudyError as error:
+        sys.exit(f"compression: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="compression", description=__doc__)
+    parser.set_defaults(study=None)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _command(
+        commands, "run", _run, "materialise the study, or a part of it; finished work is recognised"
+    )
+    run.add_argument("--select", help="a Dagster asset selection, such as '*final_p_kd_q*'")
+    run.add_argument("--ordering", help="one ordering and everything it needs, such as P-KD-Q")
+
+    rebuild = _command(commands, "rebuild", _rebuild, "make assets again although they are there")
+    rebuild.add_argument("assets", nargs="+", metavar="ASSET")
+
+    _command(commands, "leaderboard", _leaderboard, "print the leaderboard beside the paper's Table 1")
+    query = _command(commands, "query", _query, "print the result of a SQL query on the study's database")
+    query.add_argument("sql")
+    _command(commands, "check", _check, "read the study file and say what it comes to")
+    _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
+    return parser
+
+
+def _command(commands, name, function, text):  # type: ignore[no-untyped-def]
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--study", help="a preset's name or the path of a study file (default: COMPRESSION_STUDY, else demo)"
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from compression_assets.run import run_study
+
+    started = time.monotonic()
+    succeeded = run_study(arguments.select, arguments.ordering)
+    print(f"{'done' if succeeded else 'failed'} after {time.monotonic() - started:.0f} s")
+    return 0 if succeeded else 1
+
+
+def _rebuild(arguments: argparse.Namespace) -> int:
+    from compression_assets.run import run_study
+
+    selection = " or ".join(f'key:"{asset}"' for asset in arguments.assets)
+    return 0 if run_study(selection, rebuild=tuple(arguments.assets)) else 1
+
+
+def _leaderboard(_: argparse.Namespace) -> int:
+    return _print(BESIDE_THE_PAPER)
+
+
+def _query(arguments: argparse.Namespace) -> int:
+    return _print(arguments.sql)
+
+
+def _print(sql: str) -> int:
+    from compression_assets.resources.metrics_db import MetricsDatabase
+    from compression_assets.settings import current_study, database_file
+    from compression_assets.tables import plain
+
+    database = MetricsDatabase(database_file(current_study()))
+    print(plain(*database.query(sql)))
+    return 0
+
+
+def _check(_: argparse.Namespace) -> int:
+    from compression_assets.settings import current_study, study_root
+
+    study = current_study()
+    orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)
+    print(
+        f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; results go to {study_root(study)}"
+    )
+    return 0
+
+
+def _home(_: argparse.Namespace) -> int:
+    from compression_assets.settings import current_study, dagster_home
+
+    print(dagster_home(current_study()))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Expected seconds of each asset, for the time left that a run shows. Proportions matter, not the seconds.
+
+Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every number alike.
+"""
+
+from compression_assets.assets.layout import (
+    BASE_MODEL,
+    DATASETS,
+    TEACHER_LOGITS,
+    TEACHER_MODEL,
+    metrics_key,
+    model_key,
+)
+from compression_assets.orderings import Node
+from compression_assets.study import CorrectedTeacher, Study
+from compression_assets.text.splits import SplitSize
+
+TRAINED_PER_SECOND = 230.0
+SCORED_PER_SECOND = 750.0
+TOKENS_A_CONVERSATION = 350
+SAVING = 5.0
+LIGHT = 0.5
+
+
+def expected_seconds(study: Study) -> dict[str, float]:
+    """Asset key -> expected seconds, for every asset of the study."""
+    costs = {DATASETS[split]: 2.0 for split in study.data.splits.sizes()}
+    costs[BASE_MODEL] = 15.0
+    if study.distils:
+        distilled = _tokens(study, "distillation")
+        epochs = study.teacher.finetune.epochs if isinstance(study.teacher, CorrectedTeacher) else 0
+        costs[TEACHER_MODEL] = SAVING + epochs * _tokens(study, "teacher") / TRAINED_PER_SECOND
+        costs[TEACHER_LOGITS] = SAVING + distilled / SCORED_PER_SECOND
+    for node in study.nodes.values():
+        if node.parent is not None:
+            costs[model_key(node)] = _step_seconds(study, node)
+    for ordering in study.parsed_orderings:
+        costs[metrics_key(ordering)] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
+    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT}
+
+
+def _step_seconds(study: Study, node: Node) -> float:
+    recipe = study.recipe(node.step or "")
+    if node.technique == "KD":
+        return SAVING + recipe.epochs * _tokens(study, "distillation") / TRAINED_PER_SECOND
+    if node.technique == "P":
+        trained = recipe.finetune.epochs * _tokens(study, "finetuning") / TRAINED_PER_SECOND
+        return SAVING + _tokens(study, "calibration") / SCORED_PER_SECOND + trained
+    return SAVING
+
+
+def _tokens(study: Study, split: str) -> float:
+    size: SplitSize | None = study.data.splits.sizes().get(split)
+    if size is None:
+        return 0.0
+    return float(size.tokens or (size.conversations or 0) * TOKENS_A_CONVERSATION)

@@ -1,0 +1,1 @@
+"""Where bytes go and what they run on: artifact store, metrics database, devices."""

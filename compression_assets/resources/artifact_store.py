@@ -1,0 +1,228 @@
+"""Directories that are either complete or absent, each with a manifest of what made it.
+
+Models, data sets, teacher logits and measurements are all artifacts. What is inside one is the
+business of whoever writes it; this module only knows files, hashes and manifests. No Dagster.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compression_assets.errors import StudyError
+from compression_assets.fingerprints import fingerprint
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+_BUILDING = ".building-"
+_REPLACED = ".replaced-"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of an artifact. mtime_ns lets an unchanged large file be recognised without reading it."""
+
+    bytes: int
+    sha256: str
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is and what made it; written last, so its presence means 'complete'.
+
+    fingerprint: hash of everything that decides the content (recipe, code, library versions, seed,
+    data versions of the inputs). data_version: hash of the content itself.
+    parent: asset key of the model it was made from, if any. seconds, peak_memory_bytes: of the step.
+    checks: list of {name, passed, detail, blocking}. metadata: whatever the step reported (JSON).
+    """
+
+    asset: str
+    fingerprint: str
+    data_version: str
+    files: dict[str, FileRecord]
+    created_at: str
+    parent: str | None = None
+    technique: str | None = None
+    path: list[str] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_fingerprint: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    git_revision: str | None = None
+    device: str | None = None
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    manifest_version: int = MANIFEST_VERSION
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(record.bytes for record in self.files.values())
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """Names of the integrity checks that failed; a failed quality check is a warning only."""
+        return [check["name"] for check in self.checks if check["blocking"] and not check["passed"]]
+
+
+class ArtifactStore:
+    """Artifacts of one study under `root`, as <root>/<kind>/<name>."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def directory(self, kind: str, name: str) -> Path:
+        return self.root / kind / name
+
+    def manifest(self, directory: Path) -> Manifest | None:
+        """The manifest of a complete artifact, None where there is no artifact.
+
+        Raises StudyError for a directory without a readable manifest: it was not written by this store.
+        """
+        if not directory.exists():
+            return None
+        try:
+            raw = json.loads((directory / MANIFEST).read_text())
+            files = {name: FileRecord(**record) for name, record in raw.pop("files").items()}
+            return Manifest(files=files, **raw)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StudyError(
+                f"{directory} is damaged: its {MANIFEST} cannot be read ({error}); {_rebuild_hint(directory)}"
+            ) from error
+
+    def damage(self, directory: Path, manifest: Manifest, *, thorough: bool) -> str | None:
+        """What is wrong with an artifact's files, in a few words, or None.
+
+        thorough=False reads a file under masters/ only when its size or time of change differ from the
+        manifest's; everything else is always hashed.
+        """
+        for name, record in manifest.files.items():
+            file = directory / name
+            if not file.is_file():
+                return f"{name} is missing"
+            stat = file.stat()
+            if stat.st_size != record.bytes:
+                return f"{name} has {stat.st_size:,} bytes, its manifest says {record.bytes:,}"
+            untouched = stat.st_mtime_ns == record.mtime_ns
+            if untouched and not thorough and name.startswith("masters/"):
+                continue
+            if (found := sha256_of(file)) != record.sha256:
+                return f"{name} has sha256 {found[:12]}…, its manifest says {record.sha256[:12]}…"
+        return None
+
+    def finished(self, directory: Path, wanted: str) -> Manifest | None:
+        """The manifest if this artifact was made by exactly `wanted` (a fingerprint) and passed its checks.
+
+        Raises StudyError when its files no longer are what the manifest says.
+        """
+        manifest = self.manifest(directory)
+        if manifest is None or manifest.fingerprint != wanted or manifest.failed_checks:
+            return None
+        self._refuse_damage(directory, manifest, thorough=False)
+        return manifest
+
+    def require(self, directory: Path, asset: str, needed_by: str, *, verify: bool = True) -> Manifest:
+        """The manifest of an input. Raises StudyError when it is missing, damaged or failed its checks."""
+        manifest = self.manifest(directory)
+        if manifest is None:
+            raise StudyError(
+                f"{needed_by} needs {asset}, which is not built yet; build it and all it needs with: "
+                f"dagster asset materialize -m compression_assets --select '*{needed_by}'"
+            )
+        if manifest.failed_checks:
+            raise StudyError(
+                f"{needed_by} needs {asset}, which failed its check {manifest.failed_checks[0]}; "
+                f"see {directory / MANIFEST}, then build it again with: "
+                f"dagster asset materialize -m compression_assets --select '{asset}'"
+            )
+        if verify:
+            self._refuse_damage(directory, manifest, thorough=True)
+        return manifest
+
+    def _refuse_damage(self, directory: Path, manifest: Manifest, *, thorough: bool) -> None:
+        if problem := self.damage(directory, manifest, thorough=thorough):
+            raise StudyError(f"{directory} is damaged: {problem}; {_rebuild_hint(directory, manifest.asset)}")
+
+    @contextmanager
+    def building(self, directory: Path) -> Iterator[Path]:
+        """A temporary directory beside `directory`; the caller fills it and calls `publish`.
+
+        It is removed on any error. What a killed process left behind is removed first.
+        """
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(directory.parent)
+        work = directory.parent / f"{_BUILDING}{directory.name}.{os.getpid()}"
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def publish(self, work: Path, directory: Path, **about: Any) -> Manifest:
+        """Hash the files of `work`, write the manifest, and rename it to `directory`.
+
+        about: the fields of Manifest other than files and data_version.
+        """
+        files = {str(file.relative_to(work)): _record(file) for file in _files(work)}
+        version = fingerprint({name: record.sha256 for name, record in files.items()})
+        manifest = Manifest(files=files, data_version=version, **about)
+        text = json.dumps(asdict(manifest), indent=2, allow_nan=False)
+        _write_durably(work / MANIFEST, text)
+        _replace(work, directory)
+        return manifest
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary directories in `folder` whose process is gone."""
+    for prefix in (_BUILDING, _REPLACED):
+        for path in folder.glob(f"{prefix}*"):
+            pid = path.name.rpartition(".")[2]
+            if not pid.isdigit() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+
+
+def _record(file: Path) -> FileRecord:
+    stat = file.stat()
+    return FileRecord(bytes=stat.st_size, sha256=sha256_of(file), mtime_ns=stat.st_mtime_ns)
+
+
+def _write_durably(file: Path, text: str) -> None:
+    with file.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _replace(work: Path, directory: Path) -> None:
+    replaced = directory.parent / f"{_REPLACED}{directory.name}.{os.getpid()}"
+    if directory.exists():
+        directory.rename(replaced)
+    work.rename(directory)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _rebuild_hint(directory: Path, asset: str | None = None) -> str:
+    if asset is None:
+        return (
+            f"remove that directory and run again, or rebuild it with: compression rebuild {directory.name}"
+        )
+    return f"rebuild it with: compression rebuild {asset}"

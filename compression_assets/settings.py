@@ -1,0 +1,66 @@
+"""Which study is meant and where its bytes go: the environment, read in one place."""
+
+import os
+import shutil
+from pathlib import Path
+
+from compression_assets.errors import StudyError
+from compression_assets.study import Study, load_study
+
+DEFAULT_STUDY = "demo"
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def current_study() -> Study:
+    """The study named by COMPRESSION_STUDY (a preset's name or a path), by default the demo."""
+    return load_study(os.environ.get("COMPRESSION_STUDY") or DEFAULT_STUDY)
+
+
+def storage_root() -> Path:
+    """COMPRESSION_STORAGE, by default ./storage, as an absolute path."""
+    return Path(os.environ.get("COMPRESSION_STORAGE") or "storage").resolve()
+
+
+def study_root(study: Study) -> Path:
+    """Everything of one study lives under this directory."""
+    return storage_root() / study.name
+
+
+def database_file(study: Study) -> Path:
+    return study_root(study) / "compression.duckdb"
+
+
+def dagster_home(study: Study) -> Path:
+    """DAGSTER_HOME of a study, made from the template on first use.
+
+    Raises StudyError when there is no template to make it from.
+    """
+    home = study_root(study) / "dagster_home"
+    if not (home / "dagster.yaml").exists():
+        template = _template()
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(template, home / "dagster.yaml")
+    return home
+
+
+def refuse_foreign_home(study: Study) -> None:
+    """Raise StudyError when DAGSTER_HOME is that of another study: histories must not mix."""
+    configured = os.environ.get("DAGSTER_HOME")
+    if not configured:
+        return
+    home = Path(configured).resolve()
+    own = (study_root(study) / "dagster_home").resolve()
+    if home != own and home.is_relative_to(storage_root()):
+        raise StudyError(
+            f"DAGSTER_HOME is {home}, but the study is {study.name}, whose history is kept in {own}; "
+            f"run: use_study {study.name}"
+        )
+
+
+def _template() -> Path:
+    for template in (storage_root() / "dagster.yaml", _REPOSITORY / "storage" / "dagster.yaml"):
+        if template.exists():
+            return template
+    raise StudyError(
+        f"{storage_root()} has no dagster.yaml to make DAGSTER_HOME from; copy the repository's there"
+    )

@@ -1,0 +1,40 @@
+"""Small tables as text: for a terminal and for Markdown. No data access."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def shown(value: Any) -> str:
+    """A cell: three decimals for a number, '–' for what is not measured."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1e5 else f"{value:,.3f}"
+    return str(value)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(shown(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def plain(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in columns of equal width; numbers to the right."""
+    cells = [list(columns), *([shown(value) for value in row] for row in rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    numeric = [
+        bool(rows) and all(row[index] is None or isinstance(row[index], int | float) for row in rows)
+        for index in range(len(columns))
+    ]
+
+    def line(values: Sequence[str]) -> str:
+        return "  ".join(
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(values, widths, numeric, strict=True)
+        ).rstrip()
+
+    return "\n".join(
+        [line(cells[0]), line(["─" * width for width in widths]), *(line(row) for row in cells[1:])]
+    )
