@@ -13,7 +13,7 @@ import pytest
 
 from compression_assets.build import build_defs
 from compression_assets.costs import expected_seconds
-from compression_assets.study import load_study, presets
+from compression_assets.study import PRESETS, load_study, presets
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "demo_graph.json"
 
@@ -69,11 +69,11 @@ def test_selections_that_the_readme_promises() -> None:
     assert "final_q" not in names("*final_p_kd_q*")
 
 
-def test_a_new_ordering_is_one_line_and_shares_its_prefix() -> None:
-    study = load_study("demo")
-    longer = study.model_copy(update={"orderings": (*study.orderings, "P-KD")})
-    before = set(described(build_defs(study)))
-    after = set(described(build_defs(longer)))
+def test_a_new_ordering_is_one_line_and_shares_its_prefix(tmp_path: Path) -> None:
+    text = (PRESETS / "demo.yaml").read_text().replace("name: demo", "name: longer")
+    (tmp_path / "longer.yaml").write_text(text.replace("  - P-KD-Q\n", "  - P-KD-Q\n  - P-KD\n"))
+    before = set(described(build_defs(load_study("demo"))))
+    after = set(described(build_defs(load_study(tmp_path / "longer.yaml"))))
     assert after - before == {"final_p_kd", "metrics_p_kd"}
     assert before - after == {"model_p_kd"}
 

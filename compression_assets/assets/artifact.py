@@ -90,16 +90,25 @@ def make(
 
     Raises dagster.Failure with one sentence for a user's mistake, a missing or damaged input, a full disk.
     """
-    progress = storage.progress(context.run_id)
-    progress.event(artifact.asset, "started")
-    try:
-        with _as_failure(artifact.asset):
-            manifest, cached = _find_or_build(context, artifact, build, storage, gpu, rebuild)
-    except BaseException:
-        progress.event(artifact.asset, "failed")
-        raise
-    progress.event(artifact.asset, "finished", cached=cached, note=str(manifest.metadata.get("summary", "")))
+    with tracked(context, storage, artifact.asset) as outcome:
+        manifest, cached = _find_or_build(context, artifact, build, storage, gpu, rebuild)
+        outcome.update(cached=cached, note=str(manifest.metadata.get("summary", "")))
     return manifest, cached
+
+
+@contextmanager
+def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str) -> Iterator[dict[str, Any]]:
+    """Progress events around a piece of work, and its errors in a sentence; what is put into the dict is shown."""
+    progress = storage.progress(context.run_id)
+    progress.event(asset, "started")
+    outcome: dict[str, Any] = {}
+    try:
+        with as_failure(asset):
+            yield outcome
+    except BaseException:
+        progress.event(asset, "failed")
+        raise
+    progress.event(asset, "finished", **outcome)
 
 
 def result(manifest: Manifest, cached: bool, directory: Path, **metadata: Any) -> dg.MaterializeResult:
@@ -198,7 +207,8 @@ def _reporter(context: dg.AssetExecutionContext, asset: str, storage: StudyStora
 
 
 @contextmanager
-def _as_failure(asset: str) -> Iterator[None]:
+def as_failure(asset: str) -> Iterator[None]:
+    """Turn a user's mistake or a full disk into a dagster.Failure of one sentence."""
     try:
         yield
     except StudyError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
 from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
@@ -86,14 +86,9 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
         rows, samples = read_measured(directory, manifest)
-        storage.database.write_model(
-            ordering.key,
-            ordering.text,
-            position,
-            rows,
-            samples,
-            lineage_rows(study, ordering, storage.artifacts),
-        )
+        with as_failure(artifact.asset):
+            lineage = lineage_rows(study, ordering, storage.artifacts)
+            storage.database.write_model(ordering.key, ordering.text, position, rows, samples, lineage)
         values = {row["metric"]: row["value"] for row in rows}
         sql = f"SELECT * FROM metrics.{ordering.key}"
         return result(manifest, cached, directory, **values, sql=dg.MetadataValue.md(f"`{sql}`"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from compression_assets.assets.artifact import tracked
 from compression_assets.assets.layout import OWNERS, metrics_key
 from compression_assets.resources.metrics_db import LEADERBOARD_METRICS
 from compression_assets.resources.storage import StudyStorage
@@ -21,9 +22,10 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
         tags={"stage": "report"},
         owners=OWNERS,
     )
-    def paper_table_1(storage: StudyStorage) -> dg.MaterializeResult:
-        rows = read_paper_table()
-        storage.database.write_paper_table(rows)
+    def paper_table_1(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
+        with tracked(context, storage, "paper_table_1"):
+            rows = read_paper_table()
+            storage.database.write_paper_table(rows)
         return dg.MaterializeResult(metadata={"rows": len(rows), "table": _table(rows)})
 
     @dg.asset(
@@ -34,9 +36,10 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
         tags={"stage": "report"},
         owners=OWNERS,
     )
-    def leaderboard(storage: StudyStorage) -> dg.MaterializeResult:
-        storage.database.keep_models([ordering.key for ordering in study.parsed_orderings])
-        columns, rows = storage.database.query("SELECT * FROM leaderboard")
+    def leaderboard(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
+        with tracked(context, storage, "leaderboard"):
+            storage.database.keep_models([ordering.key for ordering in study.parsed_orderings])
+            columns, rows = storage.database.query("SELECT * FROM leaderboard")
         return dg.MaterializeResult(
             metadata={
                 "rows": len(rows),

@@ -1,4 +1,4 @@
-"""Running a teacher over rows of tokens: into a store, or live beside a student. Stores are read in `teacher_logits`."""
+"""Running a teacher over rows: into a store, or live beside a student. A store is read in `teacher_logits`."""
 
 import hashlib
 import time
