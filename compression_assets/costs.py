@@ -25,7 +25,7 @@ LIGHT = 0.5
 def expected_seconds(study: Study) -> dict[str, float]:
     """Asset key -> expected seconds, for every asset of the study."""
     costs = {DATASETS[split]: 2.0 for split in study.data.splits.sizes()}
-    costs[BASE_MODEL] = 15.0
+    costs[BASE_MODEL] = 30.0
     if study.distils:
         distilled = _tokens(study, "distillation")
         epochs = study.teacher.finetune.epochs if isinstance(study.teacher, CorrectedTeacher) else 0

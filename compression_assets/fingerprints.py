@@ -32,10 +32,10 @@ def library_versions() -> dict[str, str]:
 def code_fingerprint(module: str) -> str:
     """SHA-256 (hex) over a module's code and that of every module of this package it imports.
 
-    Comments, docstrings and formatting do not count: a reworded sentence must not retrain a model.
+    Comments, docstrings, formatting and imports for type checkers do not count: a reworded sentence must not
+    retrain a model.
     """
-    trees = {name: _stripped(_source(name)) for name in sorted(_imported(module))}
-    return fingerprint({name: ast.dump(tree) for name, tree in trees.items()})
+    return fingerprint({name: ast.dump(_executed(_source(name))) for name in sorted(_imported(module))})
 
 
 def _imported(module: str) -> set[str]:
@@ -46,7 +46,7 @@ def _imported(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        waiting += _package_imports(ast.parse(_source(name)))
+        waiting += _package_imports(_executed(_source(name)))
     return found
 
 
@@ -81,15 +81,21 @@ def _source(module: str) -> str:
     return Path(spec.origin).read_text()
 
 
-def _stripped(source: str) -> ast.Module:
+def _executed(source: str) -> ast.Module:
+    """The syntax tree without docstrings and without `if TYPE_CHECKING:` blocks."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
+            node.body = [part for part in node.body if not _only_for_readers(part)] or [ast.Pass()]
     return tree
+
+
+def _only_for_readers(part: ast.stmt) -> bool:
+    if isinstance(part, ast.If):
+        return isinstance(part.test, ast.Name) and part.test.id == "TYPE_CHECKING"
+    # A string that stands alone: a docstring of a module, class, function or of the name before it.
+    return (
+        isinstance(part, ast.Expr)
+        and isinstance(part.value, ast.Constant)
+        and isinstance(part.value.value, str)
+    )

@@ -12,6 +12,9 @@ from typing import Any
 REPORT_EVERY = 1.0
 """Seconds between two events of the same step."""
 
+TRUST = 60.0
+"""Expected seconds of work after which what was measured counts as much as what was expected."""
+
 
 class ProgressLog:
     """Appends the events of one run: `started`, `working` (done of total), `finished`, `failed`."""
@@ -41,7 +44,8 @@ class ProgressView:
     """Turns events into lines for a terminal.
 
     costs: asset -> expected seconds on some machine; only their proportions matter once work has been
-    done, because what is left is scaled by how long the finished work really took.
+    done, because what is left is scaled by how long the finished work really took. (The first steps are short and
+    say little, hence TRUST.)
     """
 
     costs: dict[str, float]
@@ -96,7 +100,7 @@ class ProgressView:
             waiting -= share * self.costs[running]
             worked_off += share * self.costs[running]
             seconds += spent
-        scale = seconds / worked_off if worked_off > 0 else 1.0
+        scale = (seconds + TRUST) / (worked_off + TRUST)
         return f"about {_clock(waiting * scale)}"
 
 

@@ -45,14 +45,10 @@ TEACHER_LOGITS = "teacher_logits"
 
 
 class ModelTeacher(Strict):
-    """Another model teaches as it is.
-
-    load_in_8bit: with bitsandbytes' LLM.int8 where CUDA allows, as in the paper; in bf16 otherwise.
-    """
+    """Another model teaches as it is. (`teacher_logits.load_in_8bit` runs it in 8 bit, as the paper does.)"""
 
     kind: Literal["model"]
     source: ModelSource
-    load_in_8bit: bool = False
 
 
 class CorrectedTeacher(Strict):

@@ -57,6 +57,10 @@ def test_a_technique_reaches_the_training_loop() -> None:
     assert "compression_assets.assets.models" not in reached
 
 
+def test_imports_for_type_checkers_do_not_count() -> None:
+    assert "compression_assets.study" not in fingerprints._imported("compression_assets.text.prepare")
+
+
 def test_importing_the_definitions_stays_light() -> None:
     code = (
         "import sys, compression_assets; compression_assets.defs;"

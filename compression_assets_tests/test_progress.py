@@ -19,10 +19,10 @@ def test_time_left_is_scaled_by_how_long_finished_work_took() -> None:
     shown = view()
     assert shown.line(event("a", "started", 0.0)) is None
     line = shown.line(event("a", "finished", 20.0, cached=False, note=""))
-    # a was expected to take 10 s and took 20, so the 90 s expected for b and c are twice that too.
+    # a was expected to take 10 s and took 20: with TRUST = 60 the 90 s of b and c become 90 * (20 + 60) / (10 + 60).
     assert line is not None
     assert line.startswith("[ 1/3] a")
-    assert line.endswith("0:20 · about 3:00 left in all")
+    assert line.endswith("0:20 · about 1:43 left in all")
 
 
 def test_unchanged_steps_do_not_make_the_rest_look_fast() -> None:
