@@ -46,7 +46,7 @@ check: setup ## load the definitions and validate them
 	@source $(BIN)/activate && use_study "$$STUDY" && exec dg check defs
 
 test: setup ## run the tests; ARGS="-k orderings" narrows them
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 update_snapshot: setup ## write the asset graph's snapshot anew (read the diff before committing it)
 	@UPDATE_SNAPSHOT=1 $(BIN)/python -m pytest -q compression_assets_tests/test_graph.py $(ARGS)

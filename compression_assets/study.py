@@ -145,11 +145,11 @@ class Study(Strict):
             parse_orderings(self.orderings, variants=self.recipes)
         except StudyError as error:
             raise failure(("orderings",), f"must be different: {error}") from None
-        if self.teacher_logits.coding != "dense" and len(self._temperatures()) > 1:
+        if self.teacher_logits.coding not in ("dense", "hidden") and len(self._temperatures()) > 1:
             raise failure(
                 ("teacher_logits", "coding"),
                 f"'{self.teacher_logits.coding}' serves one temperature, and the recipes have "
-                f"{', '.join(map(str, self._temperatures()))}; write 'dense'",
+                f"{', '.join(map(str, self._temperatures()))}; write 'hidden' or 'dense'",
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Settings of the whole test session: offline, quiet, two threads, and a storage of its own.
+"""Settings of the whole test session: offline, quiet, one thread, and a storage of its own.
 
 Fixtures that several test modules share belong here too; what one module needs stays in that module.
 """
@@ -18,9 +18,11 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     DEEPEVAL_TELEMETRY_OPT_OUT="YES",
     TOKENIZERS_PARALLELISM="false",
-    # torch's number of threads, without importing torch for the tests that have no use for it
-    OMP_NUM_THREADS="2",
-    MKL_NUM_THREADS="2",
+    # torch's number of threads, without importing torch for the tests that have no use for it. Models are tiny and
+    # two workers share two cores, so one thread each is fastest.
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",
 )
 
 # An activated environment points at the user's studies; nothing in a test may read or write those.

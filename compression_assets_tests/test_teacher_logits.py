@@ -91,6 +91,21 @@ def test_dense_store_is_the_live_teacher_in_row_order(bench: Bench) -> None:
     torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-5)
 
 
+def test_hidden_store_makes_the_same_logits_again(bench: Bench) -> None:
+    """For any temperature, from what is rounded to bfloat16 before the output layer instead of after it."""
+    manifest = bench.write(coding="hidden")
+    assert manifest["temperature"] is None
+    store = bench.open()
+    store.require(1.0, VOCABULARY)
+    targets = store.batch(ROWS, 1.0, VOCABULARY)
+    assert isinstance(targets, DenseTargets)
+    found, expected = targets.read(2, 9), bench.logits(ROWS)[2:9]
+    assert torch.nn.functional.cosine_similarity(found.float(), expected).min() > 0.9999
+    (bench.output / "head.safetensors").unlink()
+    with pytest.raises(StudyError, match="lack head"):
+        bench.open()
+
+
 def test_top_k_store_lists_the_live_teacher_s_largest(bench: Bench) -> None:
     bench.write(coding="top_k", k=8)
     targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
@@ -141,7 +156,7 @@ def test_unfinished_or_incomplete_store_is_refused(bench: Bench) -> None:
         bench.open()
     bench.write()
     (bench.output / "shard-00001.safetensors").unlink()
-    with pytest.raises(StudyError, match="lack shard 1"):
+    with pytest.raises(StudyError, match="lack shard-00001"):
         bench.open()
 
 

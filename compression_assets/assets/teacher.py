@@ -128,6 +128,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
     ) -> dg.MaterializeResult:
         def build(place: Workplace) -> StepReport:
+            from compression_assets.checkpoints import read_config
             from compression_assets.training.teacher_logits import check_same_tokenizer, write_teacher_logits
 
             check_same_tokenizer(place.inputs[TEACHER_MODEL], place.inputs[BASE_MODEL])
@@ -140,6 +141,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
                 place.output,
                 study.teacher_logits,
                 temperature=temperature,
+                vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
                 teacher_fingerprint=teacher.data_version,
                 device=place.device,
                 report=place.report,

@@ -70,12 +70,17 @@ class Distillation:
     needs_full_precision = True
     quantizes = False
     inputs: ClassVar[tuple[str, ...]] = ("distillation_set", "teacher_logits")
-    checks: ClassVar[tuple[str, ...]] = ("weights_finite",)
+    checks: ClassVar[tuple[str, ...]] = ("weights_finite", "size_as_asked")
 
     @staticmethod
     def apply(step: StepInputs) -> StepReport:
         """Distil the parent on the distillation set. StudyError if the teacher logits were made for other data."""
-        from compression_assets.checkpoints import check_finite, load_full_precision, save_full_precision
+        from compression_assets.checkpoints import (
+            check_finite,
+            check_size,
+            load_full_precision,
+            save_full_precision,
+        )
 
         dataset = TokenDataset.load(step.data["distillation_set"])
         teacher = TeacherLogits.open(step.data["teacher_logits"], dataset)
@@ -88,4 +93,4 @@ class Distillation:
             "temperature": step.recipe.temperature,
             "alpha": step.recipe.alpha,
         }
-        return StepReport((check_finite(step.output),), metadata, done.tokens_seen)
+        return StepReport((check_finite(step.output), check_size(step.output)), metadata, done.tokens_seen)

@@ -1,6 +1,7 @@
 """How a teacher's next-token distributions are put into tensors and read back. No files and no model in here.
 
 dense: the logits in bfloat16; serves any temperature.
+hidden: the hidden states that the logits are made of; needs nothing from here.
 top_k: the k largest probabilities at one temperature and the mass of the rest. Cheap and smooth, but the
     gradient on the unlisted tokens is biased (see `head_loss`).
 sampled: the same, and the rest is stood for by tokens drawn from it (Sparse Logit Sampling, arXiv 2503.16870: sampling

@@ -15,6 +15,7 @@ from compression_assets.training.logits_coding import encode_sampled, encode_top
 from compression_assets.training.loop import body_and_head
 from compression_assets.training.precision import compute_dtype
 from compression_assets.training.teacher_logits import (
+    HEAD,
     TeacherLogitsRecipe,
     shard_path,
     shard_rows,
@@ -60,6 +61,8 @@ def write_shards(
             partial.replace(path)
         done += tokens
         report(done, dataset.n_predicted, f"shard {index + 1} of {len(shards)}")
+    if recipe.coding == "hidden":
+        save_file(_head(live, size), output / HEAD)
     stored = total_bytes(shard_path(output, index) for index in range(len(shards)))
     return {
         "vocabulary": size,
@@ -177,6 +180,14 @@ def _shard(
     }
 
 
+def _head(live: LiveTeacher, vocabulary: int) -> "dict[str, torch.Tensor]":
+    """The output layer of a teacher, cut to a vocabulary, in bfloat16."""
+    import torch
+
+    tensors = {"weight": live.head.weight} | ({} if live.head.bias is None else {"bias": live.head.bias})
+    return {name: t.detach()[:vocabulary].to(torch.bfloat16).cpu().clone() for name, t in tensors.items()}
+
+
 def _encode(
     live: LiveTeacher,
     hidden: "torch.Tensor",
@@ -187,6 +198,8 @@ def _encode(
 ) -> "dict[str, torch.Tensor]":
     import torch
 
+    if recipe.coding == "hidden":
+        return {"hidden": hidden.to(torch.bfloat16).cpu()}
     parts = []
     for start in range(0, max(1, hidden.shape[0]), ENCODED_AT_ONCE):
         logits = live.logits(hidden[start : start + ENCODED_AT_ONCE])[:, :vocabulary]

@@ -24,19 +24,24 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "logits.json"
+HEAD = "head.safetensors"
+ONE_TEMPERATURE = ("top_k", "sampled")
 
 
 class TeacherLogitsRecipe(Strict):
     """How the teacher's distributions are kept.
 
-    dense: bfloat16 logits, 2 bytes a vocabulary entry, for any temperature. top_k: the k largest and the mass of the
-    rest, for the temperature it was made at. sampled: top_k and `samples` draws from the rest (unbiased).
+    dense: bfloat16 logits, 2 bytes a vocabulary entry, for any temperature.
+    hidden: the teacher's last hidden states, 2 bytes a dimension, and its output layer once. The same distributions for
+    any temperature in a fraction of the bytes, for one more matrix product in each step.
+    top_k: the k largest and the mass of the rest, for the temperature it was made at.
+    sampled: top_k and `samples` draws from the rest (unbiased), for the temperature it was made at.
     load_in_8bit: run the teacher through bitsandbytes' LLM.int8 (threshold 6.0, the paper's); CUDA only, elsewhere
     it is left out and noted in the manifest.
     """
 
-    coding: Literal["dense", "top_k", "sampled"] = "top_k"
-    k: int = Field(default=64, ge=1, description="largest probabilities kept (not for dense)")
+    coding: Literal["dense", "hidden", "top_k", "sampled"] = "top_k"
+    k: int = Field(default=64, ge=1, description="largest probabilities kept (top_k and sampled)")
     samples: int = Field(default=32, ge=1, description="draws from the rest (sampled only)")
     batch_size: int = Field(default=16, ge=1, description="rows in one forward pass of the teacher")
     rows_per_shard: int = Field(
@@ -72,7 +77,7 @@ def write_teacher_logits(
         "teacher": teacher_fingerprint,
         "recipe": recipe.model_dump(mode="json"),
         "coding": recipe.coding,
-        "temperature": None if recipe.coding == "dense" else temperature,
+        "temperature": temperature if recipe.coding in ONE_TEMPERATURE else None,
         "seed": seed if recipe.coding == "sampled" else None,
         "student_vocabulary": vocabulary,
     }
@@ -105,6 +110,7 @@ class TeacherLogits:
         self._first_rows = [rows.start for rows in shards]
         self._offsets = [[0, *accumulate(counts[row] for row in rows)] for rows in shards]
         self._files: dict[int, Any] = {}
+        self._heads: dict[str, dict[str, torch.Tensor]] = {}
 
     @classmethod
     def open(cls, directory: Path, dataset: TokenDataset) -> "TeacherLogits":
@@ -121,27 +127,29 @@ class TeacherLogits:
                 "materialize teacher_logits again."
             )
         store = cls(directory, manifest, dataset)
-        missing = [i for i in range(len(store._first_rows)) if not shard_path(directory, i).is_file()]
+        files = [shard_path(directory, index) for index in range(len(store._first_rows))]
+        files += [directory / HEAD] * (manifest["coding"] == "hidden")
+        missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise StudyError(
-                f"the teacher logits in {directory} lack shard {missing[0]}: materialize teacher_logits again."
+                f"the teacher logits in {directory} lack {missing[0]}: materialize teacher_logits again."
             )
         return store
 
     def require(self, temperature: float, vocabulary: int) -> None:
         """StudyError unless the store serves this temperature and a student with this vocabulary."""
         coding, made_at, stored = (self.manifest[key] for key in ("coding", "temperature", "vocabulary"))
-        if coding == "dense":
+        if coding not in ONE_TEMPERATURE:
             return
         if made_at != temperature:
             raise StudyError(
                 f"the teacher logits in {self.directory} are coded as {coding} for temperature {made_at} and cannot "
-                f"serve {temperature}: materialize teacher_logits again for it, or write coding: dense."
+                f"serve {temperature}: materialize teacher_logits again for it, or write coding: hidden."
             )
         if stored > vocabulary:
             raise StudyError(
                 f"the teacher logits in {self.directory} spread over {stored} tokens, more than the student's "
-                f"{vocabulary}: materialize teacher_logits again with the student's vocabulary, or write coding: dense."
+                f"{vocabulary}: materialize teacher_logits again with its vocabulary, or write coding: hidden."
             )
 
     def batch(self, rows: list[int], temperature: float, vocabulary: int, device: str = "cpu") -> Targets:
@@ -150,10 +158,25 @@ class TeacherLogits:
         parts = [self._row(row) for row in rows]
         if self.manifest["coding"] == "dense":
             return _dense([part["logits"] for part in parts], device)
+        if self.manifest["coding"] == "hidden":
+            return self._from_hidden([part["hidden"] for part in parts], device)
         import torch
 
         joined = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
         return decode(joined, self.manifest["vocabulary"])
+
+    def _from_hidden(self, parts: "list[torch.Tensor]", device: str) -> DenseTargets:
+        import torch
+        from safetensors.torch import load_file
+
+        if device not in self._heads:
+            self._heads[device] = load_file(self.directory / HEAD, device=device)
+        head, hidden = self._heads[device], torch.cat(parts).to(device)
+
+        def read(start: int, stop: int) -> torch.Tensor:
+            return torch.nn.functional.linear(hidden[start:stop], head["weight"], head.get("bias"))
+
+        return DenseTargets(read, self.manifest["vocabulary"])
 
     def _row(self, row: int) -> "dict[str, torch.Tensor]":
         """The stored tensors of one row's tokens; the file is mapped, so no more than these is read."""
@@ -181,27 +204,22 @@ def check_same_tokenizer(teacher: Path, student: Path) -> None:
     Ids that only one of them has (padding of the vocabulary, added special tokens at the end) do no harm: the KL is
     over the ids they share, and no text is encoded by them.
     """
-    from transformers import AutoTokenizer
-
-    theirs, ours = (
-        {
-            index: text
-            for text, index in AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-            .get_vocab()
-            .items()
-        }
-        for directory in (teacher, student)
-    )
+    theirs, ours = (_texts_by_id(directory) for directory in (teacher, student))
     different = _different(theirs, ours)
     if different:
         index = different[0]
         raise StudyError(
             f"the teacher in {teacher} and the student in {student} have different tokenizers "
-            f"({len(different)} ids differ; id {index} is {theirs[index]!r} for the teacher and {ours[index]!r} for the student): choose a teacher "
-            "with the student's tokenizer."
+            f"({len(different)} ids differ; id {index} is {theirs[index]!r} for the teacher and {ours[index]!r} for "
+            "the student): choose a teacher with the student's tokenizer."
         )
+
+
+def _texts_by_id(directory: Path) -> dict[int, str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return {index: text for text, index in tokenizer.get_vocab().items()}
 
 
 def _different(theirs: dict[int, str], ours: dict[int, str]) -> list[int]:

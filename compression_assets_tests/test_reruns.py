@@ -1,0 +1,147 @@
+"""Running a study again: unchanged, changed, damaged, killed, in part, and through Dagster's own commands."""
+
+import re
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from compression_assets_tests.project import Project, changed
+
+pytestmark = pytest.mark.timeout(400)
+
+ORDERINGS = ["Q", "P-KD-Q", "Q-P-KD"]
+NODES = {"base", "teacher", "q", "p", "p_kd", "p_kd_q", "q_d", "q_d_p", "q_d_p_kd", "q_p_kd"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("finished"), orderings=ORDERINGS)
+    code, output = project.compression("run")
+    assert code == 0, output
+    return project
+
+
+@pytest.fixture
+def copy(finished: Project, tmp_path: Path) -> Project:
+    """A finished study of this test's own."""
+    project = Project(tmp_path, orderings=ORDERINGS)
+    shutil.rmtree(project.storage)
+    shutil.copytree(finished.storage, project.storage, copy_function=shutil.copy2)
+    return project
+
+
+def test_a_second_run_recognises_every_step(copy: Project) -> None:
+    before = {file: file.stat().st_mtime_ns for file in copy.root.rglob("*.safetensors")}
+    code, output = copy.compression("run")
+    assert code == 0, output
+    assert changed(output) == set()
+    assert {file: file.stat().st_mtime_ns for file in copy.root.rglob("*.safetensors")} == before
+
+
+def test_a_changed_recipe_runs_only_what_depends_on_it(copy: Project) -> None:
+    before = copy.versions()
+    study = copy.read()
+    study["techniques"]["P"]["ratio"] = 0.5
+    copy.write(study)
+    code, output = copy.compression("run")
+    assert code == 0, output
+    after = copy.versions()
+    different = {model for model in NODES if before[model] != after[model]}
+    assert different == {model for model in NODES if "p" in model.split("_")}
+    assert changed(output) == {
+        *("model_p", "model_p_kd", "final_p_kd_q", "model_q_d_p", "model_q_d_p_kd", "final_q_p_kd"),
+        *("metrics_p_kd_q", "metrics_q_p_kd"),
+    }
+
+
+def test_a_damaged_model_is_named_and_rebuilt_on_request(copy: Project) -> None:
+    file = copy.root / "models" / "p_kd" / "model.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    code, output = copy.compression("run")
+    assert code == 1
+    assert re.search(
+        r"models/p_kd is damaged: model.safetensors has sha256 .*compression rebuild model_p_kd", output
+    )
+    code, output = copy.compression("rebuild", "model_p_kd")
+    assert code == 0, output
+    assert file.read_bytes() == good
+    code, output = copy.compression("run")
+    assert code == 0, output
+    assert changed(output) == set()
+
+
+def test_a_killed_run_continues_where_it_stopped(finished: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path, orderings=ORDERINGS)
+    process = project.start(sys.executable, "-m", "compression_assets.cli", "run")
+    deadline = time.monotonic() + 200
+    while len(list((project.root / "models").glob("[a-z]*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = set(project.versions())
+    assert 3 <= len(kept) < len(NODES)
+    code, output = project.compression("run")
+    assert code == 0, output
+    made = {asset.partition("_")[2] for asset in changed(output) if asset.startswith(("final_", "model_"))}
+    assert not made & kept
+    assert project.versions() == finished.versions()
+    assert not list(project.root.rglob(".building-*"))
+
+
+def test_a_missing_upstream_fails_at_once_with_the_command(tmp_path: Path) -> None:
+    project = Project(tmp_path, orderings=ORDERINGS)
+    code, output = project.command(
+        "dagster", "asset", "materialize", "--select", "final_p_kd_q*",
+        DAGSTER_HOME=project.dagster_home(), DAGSTER_MODULE_NAME="compression_assets",
+    )  # fmt: skip
+    assert code != 0
+    assert "final_p_kd_q needs model_p_kd, which is not built yet" in output
+    assert "dagster asset materialize -m compression_assets --select '*final_p_kd_q'" in output
+    assert not (project.root / "models").exists()
+
+
+def test_the_dagster_command_materialises_and_keeps_history(copy: Project) -> None:
+    home = copy.dagster_home()
+    code, output = copy.command(
+        "dagster",
+        "asset",
+        "materialize",
+        "-m",
+        "compression_assets",
+        "--select",
+        "final_p_kd_q*",
+        DAGSTER_HOME=home,
+    )
+    assert code == 0, output
+    assert "final_p_kd_q is unchanged" in output
+    with sqlite3.connect(Path(home) / "history" / "runs.db") as history:
+        last = history.execute("SELECT status FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+    assert last == ("SUCCESS",)
+
+
+def test_one_ordering_alone(tmp_path: Path) -> None:
+    project = Project(tmp_path, orderings=ORDERINGS)
+    code, output = project.compression("run", "--ordering", "q")
+    assert code == 0, output
+    assert set(project.versions()) == {"base", "q"}
+    assert project.query("SELECT model FROM leaderboard") == [("q",)]
+    code, output = project.compression("run", "--ordering", "KD-KD")
+    assert code == 1
+    assert "has no ordering KD-KD; it has base, Q" in output
+
+
+def test_histories_of_two_studies_do_not_mix(finished: Project) -> None:
+    project = finished
+    code, output = project.command(
+        sys.executable, "-c", "import compression_assets; compression_assets.defs",
+        COMPRESSION_STUDY="smoke", DAGSTER_HOME=project.dagster_home(),
+    )  # fmt: skip
+    assert code != 0
+    assert "whose history is kept in" in output
+    assert "use_study smoke" in output
