@@ -99,7 +99,8 @@ def _check(_: argparse.Namespace) -> int:
     study = current_study()
     orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)
     print(
-        f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; results go to {study_root(study)}"
+        f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "
+        f"results go to {study_root(study)}"
     )
     return 0
 

@@ -27,11 +27,13 @@ for path in sys.argv[1:]:
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is a lake?"}],
         add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        logits = model(**inputs).logits
     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     answers[path] = {
         "new": ids.shape[1] - inputs["input_ids"].shape[1],
         "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
-        "finite": bool(torch.isfinite(model(**inputs).logits).all())}
+        "finite": bool(torch.isfinite(logits).all())}
 print(json.dumps(answers))
 """
 
@@ -50,7 +52,7 @@ def test_ten_models_and_a_leaderboard(project: Project) -> None:
     assert tuple(row[0] for row in rows) == ORDERINGS
     by_model = {row[0]: row for row in rows}
     assert by_model["p_kd_q"][1] == "P-KD-Q"
-    assert all(1 < row[2] < 400 for row in rows)
+    assert all(1 < row[2] < 1000 for row in rows)
     sizes = {model: row[3] for model, row in by_model.items()}
     assert sizes["base"] == sizes["kd"] > sizes["p"] > sizes["q"] > sizes["p_kd_q"]
     # NF4 descriptors are JSON text with a printed float: a few bytes of difference, not of weights.

@@ -46,7 +46,7 @@ def test_a_second_run_recognises_every_step(copy: Project) -> None:
 def test_a_changed_recipe_runs_only_what_depends_on_it(copy: Project) -> None:
     before = copy.versions()
     study = copy.read()
-    study["techniques"]["P"]["ratio"] = 0.5
+    study["techniques"]["P"]["ratio"] = 0.6
     copy.write(study)
     code, output = copy.compression("run")
     assert code == 0, output

@@ -1,7 +1,6 @@
 """The data sets: disjoint splits of the chat data, tokenised with the base model's tokenizer."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import dagster as dg
 

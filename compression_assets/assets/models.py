@@ -1,7 +1,5 @@
 """The model assets: the base, and one for each node of the orderings' prefix tree."""
 
-from typing import Any
-
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result

@@ -1,7 +1,6 @@
 """The teacher and its logits: computed once, read by every distillation step."""
 
 from collections.abc import Callable
-from typing import Any
 
 import dagster as dg
 
