@@ -41,18 +41,18 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def start(self, *arguments: str, **extra: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, cwd: Path | None = None, **extra: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             arguments,
             env={**self.environment, **extra},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=self.storage,
+            cwd=cwd or self.storage,
         )
 
-    def command(self, *arguments: str, **extra: str) -> tuple[int, str]:
-        process = self.start(*arguments, **extra)
+    def command(self, *arguments: str, cwd: Path | None = None, **extra: str) -> tuple[int, str]:
+        process = self.start(*arguments, cwd=cwd, **extra)
         output, _ = process.communicate(timeout=300)
         return process.returncode, output
 

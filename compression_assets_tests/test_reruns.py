@@ -1,5 +1,6 @@
 """Running a study again: unchanged, changed, damaged, killed, in part, and through Dagster's own commands."""
 
+import json
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from compression_assets_tests.project import Project, changed
 
 pytestmark = pytest.mark.timeout(400)
 
+REPOSITORY = Path(__file__).parents[1]
 ORDERINGS = ["Q", "P-KD-Q", "Q-P-KD"]
 NODES = {"base", "teacher", "q", "p", "p_kd", "p_kd_q", "q_d", "q_d_p", "q_d_p_kd", "q_p_kd"}
 
@@ -123,6 +125,27 @@ def test_the_dagster_command_materialises_and_keeps_history(copy: Project) -> No
     with sqlite3.connect(Path(home) / "history" / "runs.db") as history:
         last = history.execute("SELECT status FROM runs ORDER BY id DESC LIMIT 1").fetchone()
     assert last == ("SUCCESS",)
+
+
+def test_the_job_of_one_ordering(copy: Project) -> None:
+    config = {"ops": {"materialize_ordering": {"config": {"ordering": "q-p-kd"}}}}
+    (copy.storage / "config.yaml").write_text(json.dumps(config))
+    code, output = copy.command(
+        *("dagster", "job", "execute", "-m", "compression_assets", "-j", "one_ordering", "-c", "config.yaml"),
+        DAGSTER_HOME=copy.dagster_home(),
+    )
+    assert code == 0, output
+    assert "metrics_q_p_kd is unchanged" in output
+    assert "final_p_kd_q" not in output
+
+
+def test_dg_checks_and_launches(copy: Project) -> None:
+    environment = {"DAGSTER_HOME": copy.dagster_home(), "DAGSTER_MODULE_NAME": "compression_assets"}
+    code, output = copy.command("dg", "check", "defs", cwd=REPOSITORY, **environment)
+    assert code == 0, output
+    code, output = copy.command("dg", "launch", "--assets", "metrics_q", cwd=REPOSITORY, **environment)
+    assert code == 0, output
+    assert "metrics_q is unchanged" in output
 
 
 def test_one_ordering_alone(tmp_path: Path) -> None:

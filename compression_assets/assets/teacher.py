@@ -1,7 +1,5 @@
 """The teacher and its logits: computed once, read by every distillation step."""
 
-from collections.abc import Callable
-
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
@@ -13,11 +11,13 @@ from compression_assets.assets.layout import (
     TEACHER_MODEL,
     relative_directory,
 )
-from compression_assets.assets.model_metadata import model_metadata
+from compression_assets.assets.model_asset import model_asset
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.techniques.step import StepReport
+
+TAGS = {"stage": "teacher"}
 
 
 def teacher_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -54,10 +54,12 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
             place.report,
         )
 
-    return _teacher_asset(
+    return model_asset(
         artifact,
         build,
-        "The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
+        group="teacher",
+        description="The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
+        tags=TAGS,
     )
 
 
@@ -73,34 +75,9 @@ def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
 
         return StepReport(metadata=fetch_model(teacher.source, place.output, storage.downloads))
 
-    return _teacher_asset(artifact, build, "The teacher as it was released.")
-
-
-def _teacher_asset(
-    artifact: Artifact, build: Callable[[Workplace, StudyStorage], StepReport], description: str
-) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name="teacher",
-        description=description,
-        kinds={"pytorch", "huggingface"},
-        tags={"stage": "teacher"},
-        owners=OWNERS,
-        code_version=artifact.code_version,
-        check_specs=artifact.check_specs(),
+    return model_asset(
+        artifact, build, group="teacher", description="The teacher as it was released.", tags=TAGS
     )
-    def teacher_model(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build_here(place: Workplace) -> StepReport:
-            return build(place, storage)
-
-        manifest, cached = make(context, artifact, build_here, storage, gpu, config.rebuild)
-        directory = storage.artifacts.root / relative_directory(artifact.asset)
-        return result(manifest, cached, directory, **model_metadata(manifest))
-
-    return teacher_model
 
 
 def _logits(study: Study) -> dg.AssetsDefinition:
@@ -111,6 +88,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         settings={**study.teacher_logits.model_dump(mode="json"), "temperature": temperature},
         code="compression_assets.training.teacher_logits",
         inputs=(TEACHER_MODEL, BASE_MODEL, data),
+        seed=study.seed,
     )
 
     @dg.asset(
@@ -119,7 +97,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         group_name="teacher",
         description="The teacher's next-token distributions over the distillation set, in that set's order.",
         kinds={"safetensors"},
-        tags={"stage": "teacher"},
+        tags=TAGS,
         owners=OWNERS,
         code_version=artifact.code_version,
     )
@@ -142,6 +120,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
                 temperature=temperature,
                 vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
                 teacher_fingerprint=teacher.data_version,
+                seed=study.seed,
                 device=place.device,
                 report=place.report,
             )

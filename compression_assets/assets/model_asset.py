@@ -1,0 +1,76 @@
+"""One definition for every asset that is a model directory: base, teacher and the nodes of the prefix tree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
+from compression_assets.assets.layout import OWNERS, relative_directory
+from compression_assets.resources.artifact_store import Manifest
+from compression_assets.resources.gpu import Gpu
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.techniques.step import StepReport
+
+SHOWN_ROWS = 60
+
+
+def model_asset(
+    artifact: Artifact,
+    build: Callable[[Workplace, StudyStorage], StepReport],
+    *,
+    group: str,
+    description: str,
+    tags: dict[str, str],
+    quantized: bool = False,
+) -> dg.AssetsDefinition:
+    """An asset that leaves a model directory, written by `build`."""
+
+    @dg.asset(
+        key=artifact.asset,
+        deps=list(artifact.inputs),
+        group_name=group,
+        description=description,
+        kinds={"pytorch", "bitsandbytes" if quantized else "huggingface"},
+        tags=tags,
+        owners=OWNERS,
+        code_version=artifact.code_version,
+        check_specs=artifact.check_specs(),
+    )
+    def model(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build_here(place: Workplace) -> StepReport:
+            return build(place, storage)
+
+        manifest, cached = make(context, artifact, build_here, storage, gpu, config.rebuild)
+        directory = storage.artifacts.root / relative_directory(artifact.asset)
+        return result(manifest, cached, directory, **model_metadata(manifest))
+
+    return model
+
+
+def model_metadata(manifest: Manifest) -> dict[str, Any]:
+    """Parent, recipe, loss curve and per-layer figures of a model, as Dagster metadata."""
+    shown: dict[str, Any] = {
+        "recipe": dg.MetadataValue.json(dict(manifest.recipe)),
+        "seed": manifest.seed or 0,
+    }
+    if manifest.parent:
+        shown["parent"] = dg.MetadataValue.asset(dg.AssetKey(manifest.parent))
+    for name, value in manifest.metadata.items():
+        if name in ("loss_curve", "layers"):
+            if value:
+                shown[name] = _table(value)
+        elif isinstance(value, str | int | float | bool):
+            shown[name] = value
+        elif value is not None:
+            shown[name] = dg.MetadataValue.json(value)
+    return shown
+
+
+def _table(rows: list[dict[str, Any]]) -> dg.MetadataValue[Any]:
+    """At most SHOWN_ROWS evenly spaced rows: metadata lives in the event log, the manifest has them all."""
+    step = -(-len(rows) // SHOWN_ROWS)
+    kept = rows[::step] if (len(rows) - 1) % step == 0 else [*rows[::step], rows[-1]]
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in kept])
