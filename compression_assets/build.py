@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from compression_assets.assets.data import dataset_assets
+from compression_assets.assets.data import dataset_assets, question_assets
 from compression_assets.assets.jobs import study_jobs
 from compression_assets.assets.metrics import metrics_assets
 from compression_assets.assets.models import model_assets
@@ -22,6 +22,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
     return dg.Definitions(
         assets=[
             dataset_assets(study),
+            *question_assets(study),
             *model_assets(study),
             *teacher_assets(study),
             *metrics_assets(study),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from compression_assets.errors import StudyError
 from compression_assets.techniques import nf4
 from compression_assets.techniques.step import Check
-from compression_assets.weights import Named, read_tensors, tensor_headers, write_weights
+from compression_assets.weights import TOKENIZER_FILES, Named, read_tensors, tensor_headers, write_weights
 from compression_assets.weights import weight_files as weight_files
 
 if TYPE_CHECKING:
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 MASTERS = "masters"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def has_masters(directory: Path) -> bool:

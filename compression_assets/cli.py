@@ -12,7 +12,8 @@ SELECT ours.ordering, round(ours.perplexity, 2) AS perplexity, round(ours.size_m
        round(ours.compression_ratio, 2) AS ratio,
        paper.perplexity AS paper_perplexity, paper.size_mib AS paper_size_mib,
        round((SELECT size_mib FROM paper_table_1 WHERE model = 'base') / paper.size_mib, 2) AS paper_ratio
-FROM leaderboard AS ours LEFT JOIN paper_table_1 AS paper USING (model)
+FROM leaderboard AS ours JOIN models USING (model) LEFT JOIN paper_table_1 AS paper USING (model)
+ORDER BY models.position
 """
 
 
@@ -71,8 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _rebuild(arguments: argparse.Namespace) -> int:
     from compression_assets.run import run_study
 
-    selection = " or ".join(f'key:"{asset}"' for asset in arguments.assets)
-    return 0 if run_study(selection, rebuild=tuple(arguments.assets)) else 1
+    return 0 if run_study(rebuild=tuple(arguments.assets)) else 1
 
 
 def _leaderboard(_: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every
 from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
+    QUESTION_SET,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     metrics_key,
@@ -15,7 +16,7 @@ from compression_assets.orderings import Node
 from compression_assets.study import CorrectedTeacher, Study
 from compression_assets.text.splits import SplitSize
 
-TRAINED_PER_SECOND = 230.0
+TRAINED_PER_SECOND = 180.0
 SCORED_PER_SECOND = 750.0
 TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
@@ -26,6 +27,8 @@ def expected_seconds(study: Study) -> dict[str, float]:
     """Asset key -> expected seconds, for every asset of the study."""
     costs = {DATASETS[split]: 2.0 for split in study.data.splits.sizes()}
     costs[BASE_MODEL] = 30.0
+    if study.data.questions is not None:
+        costs[QUESTION_SET] = 2.0
     if study.distils:
         distilled = _tokens(study, "distillation")
         epochs = study.teacher.finetune.epochs if isinstance(study.teacher, CorrectedTeacher) else 0

@@ -5,18 +5,24 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from compression_assets.assets.jobs import FULL_STUDY, selection_of
-from compression_assets.assets.layout import DATASETS, DATASETS_OP
+from compression_assets.assets.layout import DATASETS, DATASETS_OP, TABLES
 from compression_assets.costs import expected_seconds
 from compression_assets.errors import StudyError
 from compression_assets.progress import ProgressView
 from compression_assets.settings import current_study, dagster_home, study_root
+from compression_assets.strict import near_match
+from compression_assets.study import Study
 
 POLL_SECONDS = 0.5
+PROCESS_TAG = "compression/process"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own console log is kept in its history; the terminal shows progress and errors."""
 
@@ -34,48 +40,75 @@ def run_study(
     """Materialise the current study, or a selection of it, and print how it goes; whether all of it succeeded.
 
     selection: a Dagster asset selection, such as "*final_p_kd_q*". ordering: one ordering and what it needs.
-    rebuild: assets to make again although they are there.
+    rebuild: assets to make again although they are there; nothing else is touched.
     Raises StudyError for a selection that names nothing.
     """
     study = current_study()
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
-    from compression_assets import defs
-
-    graph = defs.resolve_asset_graph()
-    if ordering is not None:
-        chosen = selection_of(study, ordering).resolve(graph)
-    else:
-        chosen = _selected(selection).resolve(graph)
-    if not chosen:
-        raise StudyError(
-            f"the selection {selection!r} names no asset of study {study.name}; list them with: dg list defs"
-        )
+    chosen = _chosen(study, selection, ordering, rebuild)
     costs = expected_seconds(study)
-    names = {key.to_user_string() for key in chosen}
-    view = ProgressView({name: costs[name] for name in names})
-    print(f"study {study.name}: {len(names)} assets, into {study_root(study)}")
+    view = ProgressView({key.to_user_string(): costs[key.to_user_string()] for key in chosen})
+    print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
     with dg.DagsterInstance.get() as instance:
         _close_abandoned_runs(instance)
         with _Watcher(study_root(study) / "progress", view):
-            result = dg.execute_job(
-                dg.reconstructable(full_study_job),
-                instance=instance,
-                run_config=QUIET | _rebuild_config(rebuild),
-                tags={"compression/process": str(os.getpid())},
-                asset_selection=sorted(chosen),
-            )
-        for event in result.all_events:
-            if event.is_step_failure:
-                print(f"failed: {event.step_key}: {_cause(event)}", file=sys.stderr)
+            result = launch(instance, chosen, QUIET | _rebuild_config(rebuild))
+    for cause in causes(result):
+        print(f"failed: {cause}", file=sys.stderr)
     return result.success
 
 
-def _selected(selection: str | None) -> dg.AssetSelection:
+def launch(
+    instance: dg.DagsterInstance, assets: Iterable[dg.AssetKey], run_config: dict[str, Any] | None = None
+) -> dg.JobExecutionResult:
+    """Run some assets of the current study and wait; tagged with this process, so that a killed run is recognised."""
+    return dg.execute_job(
+        dg.reconstructable(full_study_job),
+        instance=instance,
+        run_config=run_config,
+        tags={PROCESS_TAG: str(os.getpid())},
+        asset_selection=sorted(assets),
+    )
+
+
+def causes(result: dg.JobExecutionResult) -> list[str]:
+    """One line for each step of a run that failed by itself."""
+    return [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+
+
+def _chosen(
+    study: Study, selection: str | None, ordering: str | None, rebuild: tuple[str, ...]
+) -> AbstractSet[dg.AssetKey]:
+    from compression_assets.definitions import defs
+
+    graph = defs.resolve_asset_graph()
+    names = [key.to_user_string() for key in graph.get_all_asset_keys()]
+    for asset in rebuild:
+        if asset not in names:
+            raise StudyError(f"study {study.name} has no asset {asset!r}: {near_match(asset, names)}")
+    if ordering is not None:
+        return selection_of(study, ordering).resolve(graph)
+    try:
+        chosen = _selected(selection, rebuild).resolve(graph)
+    except dg.DagsterError as error:
+        raise StudyError(
+            f"the selection {selection!r} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    if not chosen:
+        raise StudyError(
+            f"the selection {selection!r} names no asset of study {study.name}; see: dg list defs"
+        )
+    return chosen
+
+
+def _selected(selection: str | None, rebuild: tuple[str, ...]) -> dg.AssetSelection:
+    if rebuild:
+        return dg.AssetSelection.assets(*rebuild)
     return dg.AssetSelection.from_string(selection) if selection else dg.AssetSelection.all()
 
 
-def _rebuild_config(assets: tuple[str, ...]) -> dict[str, object]:
-    ops = {DATASETS_OP if asset in DATASETS.values() else asset for asset in assets}
+def _rebuild_config(assets: tuple[str, ...]) -> dict[str, Any]:
+    ops = {DATASETS_OP if asset in DATASETS.values() else asset for asset in assets if asset not in TABLES}
     return {"ops": {op: {"config": {"rebuild": True}} for op in ops}} if ops else {}
 
 
@@ -92,7 +125,7 @@ def _close_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """A run whose process was killed stays 'started' for ever unless somebody says that it failed."""
     running = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
     for run in instance.get_runs(running):
-        process = run.tags.get("compression/process")
+        process = run.tags.get(PROCESS_TAG)
         if process and not Path(f"/proc/{process}").exists():
             instance.report_run_failed(run, f"process {process} of this run is gone")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -28,6 +28,7 @@ from compression_assets.orderings import (
 )
 from compression_assets.sources.chat import ChatSource, check_chat_source
 from compression_assets.sources.models import ModelSource, check_model_source
+from compression_assets.sources.questions import QuestionSettings, check_question_source
 from compression_assets.strict import Strict, near_match
 from compression_assets.study_errors import failure, sentence
 from compression_assets.study_recipes import read_recipes
@@ -85,11 +86,14 @@ class SplitSizes(Strict):
 class Data(Strict):
     """chat: where conversations come from. evaluation_chat: those of the evaluation split, if from elsewhere.
 
+    questions: reading-comprehension questions in SQuAD's schema, for the asset question_set.
+
     max_length: tokens of a rendered conversation, template included; the rest is cut off.
     """
 
     chat: ChatSource
     evaluation_chat: ChatSource | None = None
+    questions: QuestionSettings | None = None
     max_length: int = Field(ge=8)
     splits: SplitSizes
 
@@ -292,6 +296,8 @@ def _refuse_missing_sources(study: Study) -> None:
     _check("teacher.source", check_model_source, teacher)
     _check("data.chat", check_chat_source, study.data.chat)
     _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
+    questions = study.data.questions.source if study.data.questions else None
+    _check("data.questions.source", check_question_source, questions)
 
 
 def _check(where: str, check: Callable[[Any], None], source: Any) -> None:

@@ -73,7 +73,7 @@ class Project:
         store = ArtifactStore(self.root)
         found = {}
         for directory in (self.root / "models").iterdir():
-            manifest = store.manifest(directory)
+            manifest = store.manifest(directory, directory.name)
             assert manifest
             found[directory.name] = manifest.data_version
         return found

@@ -32,17 +32,17 @@ def publish(store: ArtifactStore, text: str = "weights", **about: object) -> Pat
 
 def test_a_published_artifact_is_found_by_its_fingerprint_only(store: ArtifactStore) -> None:
     directory = publish(store)
-    manifest = store.finished(directory, "f1")
+    manifest = store.finished(directory, "f1", "model_p")
     assert manifest is not None
     assert manifest.files["model.safetensors"].sha256 == hashlib.sha256(b"weights").hexdigest()
     assert manifest.total_bytes == len("weights") * 3
-    assert store.finished(directory, "f2") is None
+    assert store.finished(directory, "f2", "model_p") is None
 
 
 def test_data_version_follows_content_alone(store: ArtifactStore) -> None:
-    first = store.manifest(publish(store, "a", seconds=1.0))
-    second = store.manifest(publish(store, "a", seconds=2.0, fingerprint="f2"))
-    third = store.manifest(publish(store, "b"))
+    first = store.manifest(publish(store, "a", seconds=1.0), "model_p")
+    second = store.manifest(publish(store, "a", seconds=2.0, fingerprint="f2"), "model_p")
+    third = store.manifest(publish(store, "b"), "model_p")
     assert first and second and third
     assert first.data_version == second.data_version != third.data_version
 
@@ -85,7 +85,7 @@ def test_damage_is_noticed_and_named(store: ArtifactStore, name: str, damage: st
     else:
         file.write_text(text[:-1] if damage == "cut" else text.swapcase())
     with pytest.raises(StudyError, match=rf"models/p is damaged: {name} .*compression rebuild model_p"):
-        store.finished(directory, "f1")
+        store.finished(directory, "f1", "model_p")
     with pytest.raises(StudyError, match="is damaged"):
         store.require(directory, "model_p", "model_p_kd")
 
@@ -109,13 +109,13 @@ def test_a_directory_without_manifest_is_damaged_not_absent(store: ArtifactStore
     directory = publish(store)
     (directory / "manifest.json").unlink()
     with pytest.raises(StudyError, match=r"its manifest.json cannot be read"):
-        store.finished(directory, "f1")
+        store.finished(directory, "f1", "model_p")
 
 
 def test_an_artifact_that_failed_its_check_is_neither_reused_nor_read(store: ArtifactStore) -> None:
     failed = {"name": "weights_finite", "passed": False, "detail": "NaN", "blocking": True}
     directory = publish(store, checks=[failed])
-    assert store.finished(directory, "f1") is None
+    assert store.finished(directory, "f1", "model_p") is None
     with pytest.raises(StudyError, match="failed its check weights_finite"):
         store.require(directory, "model_p", "model_p_kd")
 

@@ -1,5 +1,6 @@
 """Distillation from a store: equal to the live teacher, and as a technique on model directories."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from compression_assets.errors import StudyError
 from compression_assets.techniques.distillation import Distillation, DistillationRecipe, distill
 from compression_assets.techniques.step import StepInputs
-from compression_assets.training import loop, teacher_forward
+from compression_assets.training import loop, resuming, teacher_forward
 from compression_assets.training.teacher_forward import LiveTeacher
 from compression_assets.training.teacher_logits import (
     TeacherLogits,
@@ -143,3 +144,42 @@ def test_technique_writes_a_model_with_masters(tmp_path: Path) -> None:
     published = AutoModelForCausalLM.from_pretrained(tmp_path / "output", dtype="auto")
     assert published.dtype == torch.bfloat16
     assert (tmp_path / "output" / "masters").is_dir()
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_step_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming, "CHECKPOINT_EVERY", 2)
+    _store(tmp_path, coding="top_k", k=8)
+    parents = [save_model(tiny_model("qwen2", seed=seed), tmp_path / f"parent{seed}") for seed in (0, 1)]
+    data = {"distillation_set": tmp_path / "data", "teacher_logits": tmp_path / "logits"}
+    reports = 0
+
+    def kill(done: int, total: int, note: str) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == 3:
+            raise Killed
+
+    def apply(output: str, parent: Path = parents[0], **changes: Any) -> list[str]:
+        inputs = {"recipe": _recipe(), "data": data, "seed": 0, "scratch": tmp_path / "scratch"}
+        step = StepInputs(parent, tmp_path / output, **(inputs | changes))
+        return Distillation.apply(step).metadata["training_notes"]
+
+    assert apply("undisturbed", scratch=None) == []
+    with pytest.raises(Killed):
+        apply("killed", report=kill)
+    for name, change in {
+        "seed": {"seed": 1},
+        "recipe": {"recipe": _recipe(alpha=0.5)},
+        "parent": {"parent": parents[1]},
+    }.items():
+        kept = tmp_path / f"scratch-{name}"
+        shutil.copytree(tmp_path / "scratch", kept)
+        assert apply(name, scratch=kept, **change) == []
+    assert apply("resumed") == ["resumed after step 2"]
+    for file in ("model.safetensors", "masters/model.safetensors"):
+        undisturbed, resumed = (tmp_path / name / file for name in ("undisturbed", "resumed"))
+        assert undisturbed.read_bytes() == resumed.read_bytes()

@@ -54,7 +54,7 @@ def test_a_model_measured_again_replaces_its_rows(database: MetricsDatabase) -> 
 def test_models_that_a_study_dropped_leave_the_leaderboard(database: MetricsDatabase) -> None:
     for position, key in enumerate(("base", "p", "q")):
         database.write_model(key, key, position, rows(perplexity=3.0), [], [])
-    database.keep_models(["base", "q"])
+    database.keep_models(["base", "q"], ["base", "q", "q_d"])
     assert [row[0] for row in database.query("SELECT model FROM leaderboard")[1]] == ["base", "q"]
     with pytest.raises(StudyError, match="the query failed"):
         database.query("SELECT * FROM metrics.p")

@@ -1,7 +1,9 @@
 """P: importance against an independent formula, the cut against zeroed neurons, widths, and refusals."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from compression_assets import checkpoints
 from compression_assets.errors import StudyError
+from compression_assets.techniques import pruning
 from compression_assets.techniques.pruning import (
     Pruning,
     PruningRecipe,
@@ -21,8 +24,9 @@ from compression_assets.techniques.pruning import (
     prune_ffn,
 )
 from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
-from compression_assets.techniques.step import StepInputs, StepReport
+from compression_assets.techniques.step import Report, StepInputs, StepReport, no_report
 from compression_assets.text.datasets import TokenDataset, TokenRow
+from compression_assets.training import precision, resuming
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
@@ -179,12 +183,19 @@ def test_data_and_weights_without_importance_are_refused() -> None:
         ffn_importance(model, dataset(0), PruningRecipe(), "cpu")
 
 
-def prune(parent: Path, output: Path, **settings: float) -> StepReport:
+def prune(
+    parent: Path,
+    output: Path,
+    report: Report = no_report,
+    scratch: Path | None = None,
+    epochs: int = 1,
+    **settings: float,
+) -> StepReport:
     for name, seed in (("calibration_set", 1), ("finetuning_set", 2)):
         dataset(seed).save(output.parent / name)
-    recipe = PruningRecipe(finetune=FinetuneRecipe(epochs=1, warmup_steps=1), **settings)
+    recipe = PruningRecipe(finetune=FinetuneRecipe(epochs=epochs, warmup_steps=1), **settings)
     data = {name: output.parent / name for name in Pruning.inputs}
-    return Pruning.apply(StepInputs(parent, output, recipe, data, seed=0))
+    return Pruning.apply(StepInputs(parent, output, recipe, data, seed=0, report=report, scratch=scratch))
 
 
 def test_the_whole_step_twice_and_then_quantized(tmp_path: Path) -> None:
@@ -209,6 +220,51 @@ def test_the_whole_step_twice_and_then_quantized(tmp_path: Path) -> None:
     assert all(check.passed for check in quantized.checks)
     with pytest.raises(StudyError, match="full precision is needed"):
         prune(tmp_path / "ppq", tmp_path / "x")
+
+
+def test_a_step_in_bf16_does_not_depend_on_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[torch.Tensor] = []
+
+    def recorded(*arguments: Any) -> list[torch.Tensor]:
+        found = ffn_importance(*arguments)
+        scores.append(torch.stack(found))
+        return found
+
+    monkeypatch.setattr(precision, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(pruning, "ffn_importance", recorded)
+    base = tiny_directory(tmp_path / "base", num_hidden_layers=4)
+    for size in (1, 7):
+        prune(base, tmp_path / str(size), calibration_batch_size=size)
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=0)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_step_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming, "CHECKPOINT_EVERY", 2)
+    base, scratch, reports = tiny_directory(tmp_path / "base"), tmp_path / "scratch", []
+
+    def kill(done: int, total: int, note: str) -> None:
+        reports.append(done)
+        if len(reports) == 3:
+            raise Killed
+
+    prune(base, tmp_path / "undisturbed", epochs=4)
+    with pytest.raises(Killed):
+        prune(base, tmp_path / "killed", kill, scratch, epochs=4)
+    # Another ratio leaves other weights to train: its checkpoints are not these.
+    shutil.copytree(scratch, tmp_path / "copy")
+    other = prune(base, tmp_path / "other", scratch=tmp_path / "copy", epochs=4, ratio=0.5)
+    assert not any("resumed" in note for note in other.metadata["training_notes"])
+    found = prune(base, tmp_path / "resumed", scratch=scratch, epochs=4)
+    assert "resumed after step 2" in found.metadata["training_notes"]
+    for file in ("model.safetensors", "masters/model.safetensors"):
+        undisturbed, resumed = (tmp_path / name / file for name in ("undisturbed", "resumed"))
+        assert undisturbed.read_bytes() == resumed.read_bytes()
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -61,6 +61,54 @@ def test_a_changed_recipe_runs_only_what_depends_on_it(copy: Project) -> None:
     }
 
 
+def test_an_ordering_that_ends_at_a_model_which_is_there_costs_its_measurement(copy: Project) -> None:
+    before = copy.versions()
+    copy.write({**copy.read(), "orderings": ["Q", "P-KD-Q", "Q-P-KD", "P-KD"]})
+    code, output = copy.compression("run")
+    assert code == 0, output
+    assert changed(output) == {"metrics_p_kd"}
+    assert copy.versions() == before
+    assert copy.query("SELECT asset, parent FROM lineage WHERE model = 'p_kd'") == [("final_p_kd", "p")]
+    copy.write({**copy.read(), "orderings": ["Q"]})
+    code, output = copy.compression("run")
+    assert code == 0, output
+    assert copy.query("SELECT model FROM leaderboard ORDER BY ALL") == [("base",), ("q",)]
+    assert copy.query("SELECT model FROM lineage ORDER BY ALL") == [("base",), ("q",), ("teacher",)]
+
+
+def test_teacher_logits_made_again_change_nothing(copy: Project) -> None:
+    before = copy.versions()
+    code, output = copy.compression("rebuild", "teacher_logits")
+    assert code == 0, output
+    assert changed(output) == {"teacher_logits"}
+    code, output = copy.compression("run")
+    assert code == 0, output
+    assert changed(output) == set()
+    assert copy.versions() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run", "--select", "nope"), "the selection 'nope' cannot be read"),
+        (("run", "--select", "final_q("), "the selection 'final_q(' cannot be read"),
+        (("run", "--select", 'key:"nope_*"'), "names no asset of study tiny"),
+        (("run", "--ordering", "P-X"), "unknown technique"),
+        (("rebuild", "final_pkdq"), "has no asset 'final_pkdq': did you mean 'final_p_kd_q'?"),
+        (("query", "SELEC 1"), "does not exist yet"),
+        (("check", "--study", "dmo"), "did you mean 'demo'?"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    project = Project(tmp_path, orderings=ORDERINGS)
+    code, output = project.compression(*arguments)
+    assert code == 1
+    assert sentence in output
+    assert len(output.splitlines()) == 1, output
+
+
 def test_a_damaged_model_is_named_and_rebuilt_on_request(copy: Project) -> None:
     file = copy.root / "models" / "p_kd" / "model.safetensors"
     good = file.read_bytes()

@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from compression_assets.errors import StudyError
+from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training import teacher_forward
 from compression_assets.training.head_loss import DenseTargets, SparseTargets
@@ -43,6 +44,8 @@ class Bench:
         self.dataset = tiny_dataset(11)
         self.dataset.save(root / "data")
         self.output = root / "logits"
+        self.scratch: Path | None = None
+        self.report: Report = no_report
 
     def write(
         self, temperature: float = 2.0, teacher: str = "t", vocabulary: int | None = None, **recipe: Any
@@ -56,6 +59,8 @@ class Bench:
             temperature=temperature,
             teacher_fingerprint=teacher,
             vocabulary=vocabulary,
+            report=self.report,
+            scratch=self.scratch,
         )
 
     def open(self) -> TeacherLogits:
@@ -164,10 +169,27 @@ class Killed(Exception):
     pass
 
 
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize("coding", ["hidden", "sampled"])
+def test_the_same_logits_are_the_same_files(bench: Bench, coding: str) -> None:
+    metadata = bench.write(coding=coding)
+    assert metadata["seconds"] > 0
+    assert 0 < metadata["padding"] < 1
+    manifest = json.loads((bench.output / "logits.json").read_text())
+    assert manifest == {name: value for name, value in metadata.items() if name not in ("seconds", "padding")}
+    first = _contents(bench.output)
+    bench.output, bench.scratch = bench.root / "again", bench.root / "scratch"
+    bench.write(coding=coding)
+    assert _contents(bench.output) == first
+
+
 def test_interrupted_run_keeps_whole_shards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.write(coding="sampled", k=4, samples=3)
-    files = sorted(bench.output.glob("shard-*"))
-    expected = [file.read_bytes() for file in files]
+    sampled = {"coding": "sampled", "k": 4, "samples": 3}
+    bench.write(**sampled)
+    expected = _contents(bench.output)
     made: list[range] = []
     shard = teacher_forward._shard
 
@@ -175,14 +197,27 @@ def test_interrupted_run_keeps_whole_shards(bench: Bench, monkeypatch: pytest.Mo
         made.append(rows)
         return shard(live, rows, *rest)
 
+    def kill(done: int, total: int, note: str) -> None:
+        if note == "shard 2 of 3":
+            raise Killed
+
     monkeypatch.setattr(teacher_forward, "_shard", counted)
-    files[2].unlink()
-    manifest = bench.write(coding="sampled", k=4, samples=3)
+    bench.scratch = bench.root / "scratch"
+
+    def killed(output: str) -> None:
+        bench.output, bench.report = bench.root / output, kill
+        with pytest.raises(Killed):
+            bench.write(**sampled)
+        bench.report = no_report
+        made.clear()
+
+    killed("resumed")
+    bench.write(**sampled)
     assert made == [range(8, 11)]
-    assert [file.read_bytes() for file in files] == expected
-    assert json.loads((bench.output / "logits.json").read_text()) == manifest
-    bench.write(coding="sampled", k=4, samples=3, teacher="another")
-    assert made[1:] == [range(4), range(4, 8), range(8, 11)]
+    assert _contents(bench.output) == expected
+    killed("other")
+    bench.write(**sampled, teacher="another")
+    assert made == [range(4), range(4, 8), range(8, 11)]
 
 
 def test_eight_bit_on_a_cpu_is_noted(bench: Bench) -> None:

@@ -1,6 +1,7 @@
 """The training loop on tiny models: what a step averages over, what never counts, masters, resuming, divergence."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from compression_assets.errors import StudyError
+from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.datasets import TokenDataset, TokenRow
-from compression_assets.training import loop, masters
+from compression_assets.training import loop, masters, resuming
 from compression_assets.training.finetuning import FinetuneRecipe, finetune, finetune_teacher
-from compression_assets.training.resuming import Checkpoints
+from compression_assets.training.resuming import Checkpoints, run_identity
 from compression_assets_tests.training_helpers import VOCABULARY, save_model, tiny_dataset, tiny_model
 
 
@@ -220,10 +222,16 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
         finetune(copy.deepcopy(resumed), dataset, recipe, 5, "cpu", kill, _checkpoints(tmp_path))
     other = finetune(copy.deepcopy(resumed), dataset, recipe, 5, checkpoints=_checkpoints(tmp_path / "none"))
     assert not any("resumed" in note for note in other.notes)
+    about = tmp_path / "step-000004" / "progress.json"
+    saved = json.loads(about.read_text())
+    assert saved["progress"]["earlier"] > 0
+    saved["progress"]["earlier"] = 1000.0
+    about.write_text(json.dumps(saved))
     found = finetune(resumed, dataset, recipe, 5, checkpoints=_checkpoints(tmp_path))
     assert "resumed after step 4" in found.notes
     assert found.loss_curve == expected.loss_curve
     assert found.tokens_seen == expected.tokens_seen
+    assert found.seconds > 1000
     for name, weight in _weights(straight).items():
         assert torch.equal(weight, _weights(resumed)[name])
 
@@ -232,6 +240,61 @@ def test_checkpoint_of_another_run_is_left_alone(tmp_path: Path) -> None:
     finetune(tiny_model(), tiny_dataset(12), _recipe(), 0, checkpoints=_checkpoints(tmp_path, "one"))
     again = finetune(tiny_model(), tiny_dataset(12), _recipe(), 0, checkpoints=_checkpoints(tmp_path, "two"))
     assert again.notes == []
+
+
+def test_every_input_of_a_run_is_in_its_identity() -> None:
+    plain = {
+        "model": tiny_model(),
+        "dataset": tiny_dataset(8),
+        "recipe": _recipe(),
+        "seed": 0,
+        "device": "cpu",
+    }
+    changes = {
+        "model": tiny_model(seed=1),
+        "dataset": tiny_dataset(8, seed=1),
+        "recipe": _recipe(epochs=7),
+        "seed": 1,
+        "device": "cuda:0",
+        "teacher": {"teacher": "t"},
+    }
+    found = [run_identity(**(plain | {name: value})) for name, value in changes.items()]
+    assert run_identity(**plain) == run_identity(**(plain | {"model": tiny_model()}))
+    assert len({run_identity(**plain), *found}) == len(found) + 1
+
+
+def test_a_killed_teacher_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "CHECKPOINT_EVERY", 2)
+    parent = save_model(tiny_model(), tmp_path / "parent")
+    tiny_dataset(14).save(tmp_path / "data")
+    reports: list[int] = []
+
+    def kill(done: int, total: int, note: str) -> None:
+        reports.append(done)
+        if len(reports) == 3:
+            raise Killed
+
+    def teacher(output: str, report: Report = no_report, scratch: Path | None = None) -> list[str]:
+        arguments = (
+            parent,
+            tmp_path / output,
+            tmp_path / "data",
+            _recipe(epochs=3),
+            0,
+            "cpu",
+            report,
+            scratch,
+        )
+        return finetune_teacher(*arguments).metadata["training_notes"]
+
+    teacher("undisturbed")
+    with pytest.raises(Killed):
+        teacher("killed", kill, tmp_path / "scratch")
+    assert "resumed after step 2" in teacher("resumed", scratch=tmp_path / "scratch")
+    undisturbed, resumed = (tmp_path / name / "model.safetensors" for name in ("undisturbed", "resumed"))
+    assert undisturbed.read_bytes() == resumed.read_bytes()
 
 
 def test_non_finite_loss_names_the_step() -> None:

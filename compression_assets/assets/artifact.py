@@ -5,9 +5,9 @@ Every asset that leaves a directory goes through `make`; what is inside the dire
 
 import errno
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,10 @@ import dagster as dg
 from compression_assets.assets.layout import relative_directory
 from compression_assets.errors import StudyError
 from compression_assets.fingerprints import code_fingerprint, fingerprint, library_versions
-from compression_assets.resources.artifact_store import Manifest
+from compression_assets.resources.artifact_store import Manifest, sha256_of
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
-from compression_assets.techniques.step import Report, StepReport
+from compression_assets.techniques.step import Check, Report, StepReport
 
 LOG_EVERY = 20
 """One log line for so many progress events (about one a second), so that logs stay readable."""
@@ -40,6 +40,7 @@ class Artifact:
     asset: its key. settings: JSON of everything in the study that its content depends on. code: the module
     that makes it. inputs: asset keys it reads. checks: names of its integrity checks,
     which stop a run when they fail; warnings: names of its quality checks, which do not.
+    sources: model or chat sources that it reads; the content of those on this machine counts as well.
     """
 
     asset: str
@@ -52,6 +53,7 @@ class Artifact:
     path: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    sources: tuple[Any, ...] = ()
 
     @property
     def code_version(self) -> str:
@@ -67,9 +69,13 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a build works: an empty `output`, its `inputs` (asset -> directory), a device, a way to report."""
+    """Where a build works: an empty `output`, its `inputs` (asset -> directory), a device, a way to report.
+
+    scratch: a directory that survives a killed attempt at the same artifact, and is removed once that is made.
+    """
 
     output: Path
+    scratch: Path
     inputs: Mapping[str, Path]
     device: str
     report: Report
@@ -111,7 +117,9 @@ def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str
     progress.event(asset, "finished", **outcome)
 
 
-def result(manifest: Manifest, cached: bool, directory: Path, **metadata: Any) -> dg.MaterializeResult:
+def result(
+    manifest: Manifest, cached: bool, directory: Path, more_checks: Sequence[Check] = (), **metadata: Any
+) -> dg.MaterializeResult:
     """The materialisation of an artifact, with the figures that every artifact has."""
     checks = [
         dg.AssetCheckResult(
@@ -121,7 +129,7 @@ def result(manifest: Manifest, cached: bool, directory: Path, **metadata: Any) -
             severity=dg.AssetCheckSeverity.ERROR if check["blocking"] else dg.AssetCheckSeverity.WARN,
             metadata={"detail": dg.MetadataValue.text(check["detail"])},
         )
-        for check in manifest.checks
+        for check in [*manifest.checks, *map(asdict, more_checks)]
     ]
     return dg.MaterializeResult(
         asset_key=manifest.asset,
@@ -129,7 +137,7 @@ def result(manifest: Manifest, cached: bool, directory: Path, **metadata: Any) -
         check_results=checks,
         metadata={
             "path": dg.MetadataValue.path(str(directory)),
-            "size_mib": round(manifest.total_bytes / 2**20, 2),
+            "directory_mib": round(manifest.total_bytes / 2**20, 2),
             "seconds": round(manifest.seconds, 1),
             "peak_memory_mib": round(manifest.peak_memory_bytes / 2**20),
             "tokens_seen": manifest.tokens_seen,
@@ -153,21 +161,27 @@ def _find_or_build(
     store = storage.artifacts
     directory = store.root / relative_directory(artifact.asset)
     inputs = {asset: store.root / relative_directory(asset) for asset in artifact.inputs}
+    # By directory, not by key: a model that an ordering of the study comes to end in is still the same model.
     versions = {
-        asset: store.require(path, asset, artifact.asset, verify=False).data_version
+        str(relative_directory(asset)): store.require(path, asset, artifact.asset, verify=False).data_version
         for asset, path in inputs.items()
     }
     wanted = fingerprint(
-        {"code_version": artifact.code_version, "inputs": versions, "libraries": library_versions()}
+        {
+            "code_version": artifact.code_version,
+            "inputs": versions,
+            "libraries": library_versions(),
+            "sources": _contents(artifact.sources),
+        }
     )
-    if not rebuild and (manifest := store.finished(directory, wanted)):
+    if not rebuild and (manifest := store.finished(directory, wanted, artifact.asset)):
         context.log.info(f"{artifact.asset} is unchanged since {manifest.created_at}")
-        return manifest, True
+        return replace(manifest, asset=artifact.asset, parent=artifact.parent), True
     for asset, path in inputs.items():
         store.require(path, asset, artifact.asset)
     report = _reporter(context, artifact.asset, storage)
     with gpu.lease(artifact.asset) as lease, store.building(directory) as work:
-        step = build(Workplace(work, inputs, lease.device, report))
+        step = build(Workplace(work, store.scratch(directory, wanted), inputs, lease.device, report))
         made_by = {
             "asset": artifact.asset,
             "fingerprint": wanted,
@@ -189,6 +203,12 @@ def _find_or_build(
     if missing := {*artifact.checks, *artifact.warnings} - {check["name"] for check in manifest.checks}:
         raise RuntimeError(f"{artifact.asset} did not report its checks {sorted(missing)}")
     return manifest, False
+
+
+def _contents(sources: tuple[Any, ...]) -> dict[str, str]:
+    from compression_assets.sources.local import local_files
+
+    return {file.name: sha256_of(file) for source in sources for file in local_files(source)}
 
 
 def _reporter(context: dg.AssetExecutionContext, asset: str, storage: StudyStorage) -> Report:

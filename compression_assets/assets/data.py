@@ -5,7 +5,14 @@ from collections.abc import Iterator
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
-from compression_assets.assets.layout import BASE_MODEL, DATASETS, DATASETS_OP, OWNERS
+from compression_assets.assets.layout import (
+    BASE_MODEL,
+    DATASETS,
+    DATASETS_OP,
+    OWNERS,
+    QUESTION_SET,
+    relative_directory,
+)
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -29,7 +36,50 @@ def split_artifact(study: Study, split: str) -> Artifact:
         inputs=(BASE_MODEL,),
         seed=study.seed,
         checks=(CHECK,),
+        sources=(study.data.chat, study.data.evaluation_chat),
     )
+
+
+def question_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """`question_set`, in a study that asks questions."""
+    asked = study.data.questions
+    if asked is None:
+        return []
+    artifact = Artifact(
+        asset=QUESTION_SET,
+        settings=asked.model_dump(mode="json"),
+        code="compression_assets.sources.questions",
+        seed=study.seed,
+        sources=(asked.source,),
+    )
+
+    @dg.asset(
+        key=QUESTION_SET,
+        group_name="data",
+        description="A seeded sample of reading-comprehension questions in SQuAD's schema.",
+        kinds={"parquet"},
+        tags={"stage": "data"},
+        owners=OWNERS,
+        code_version=artifact.code_version,
+    )
+    def question_set(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build(place: Workplace) -> StepReport:
+            from compression_assets.sources.questions import read_questions
+            from compression_assets.text.questions import select_questions, write_questions
+
+            questions = select_questions(
+                read_questions(asked.source, storage.downloads), asked.count, study.seed
+            )
+            write_questions(questions, place.output)
+            return StepReport(metadata={"rows": len(questions), "summary": f"{len(questions):,} questions"})
+
+        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+        directory = storage.artifacts.root / relative_directory(QUESTION_SET)
+        return result(manifest, cached, directory, rows=manifest.metadata["rows"])
+
+    return [question_set]
 
 
 def dataset_assets(study: Study) -> dg.AssetsDefinition:
@@ -72,6 +122,7 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
             shown = {
                 key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")
             }
-            yield result(manifest, cached, storage.artifacts.root / "data" / artifact.asset, **shown)
+            directory = storage.artifacts.root / relative_directory(artifact.asset)
+            yield result(manifest, cached, directory, **shown)
 
     return datasets

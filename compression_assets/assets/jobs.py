@@ -60,20 +60,16 @@ def _one_ordering(study: Study) -> dg.JobDefinition:
     )
     def materialize_ordering(context: dg.OpExecutionContext, config: OrderingConfig) -> None:
         from compression_assets.definitions import defs
-        from compression_assets.run import full_study_job
+        from compression_assets.run import causes, launch
 
         try:
             selection = selection_of(study, config.ordering)
         except StudyError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        keys = selection.resolve(defs.resolve_asset_graph())
-        result = dg.execute_job(
-            dg.reconstructable(full_study_job), instance=context.instance, asset_selection=sorted(keys)
-        )
+        result = launch(context.instance, selection.resolve(defs.resolve_asset_graph()))
         if not result.success:
-            raise dg.Failure(
-                f"run {result.run_id} of {config.ordering} failed; see it in the UI", allow_retries=False
-            )
+            sentences = "; ".join(causes(result))
+            raise dg.Failure(f"run {result.run_id} of {config.ordering}: {sentences}", allow_retries=False)
 
     @dg.job(
         name=ONE_ORDERING,

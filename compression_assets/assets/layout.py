@@ -16,8 +16,12 @@ DATASETS = {
 }
 """Split of the study -> asset key."""
 
+QUESTION_SET = "question_set"
 DATASETS_OP = "datasets"
 """Name of the one step that makes all of them."""
+
+TABLES = ("paper_table_1", "leaderboard")
+"""Assets that are tables in the database and nothing else."""
 
 OWNERS = ["team:compression"]
 
@@ -39,7 +43,7 @@ def relative_directory(asset: str) -> Path:
     A model keeps its directory when an ordering that ends in it is added to the study: final_p_kd and
     model_p_kd are both models/p_kd.
     """
-    if asset in DATASETS.values():
+    if asset in (*DATASETS.values(), QUESTION_SET):
         return Path("data") / asset
     if asset == TEACHER_LOGITS:
         return Path("logits") / asset

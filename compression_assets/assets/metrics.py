@@ -12,6 +12,8 @@ from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
     OWNERS,
+    TEACHER_LOGITS,
+    TEACHER_MODEL,
     metrics_key,
     model_key,
     relative_directory,
@@ -22,6 +24,7 @@ from compression_assets.resources.artifact_store import ArtifactStore, Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
+from compression_assets.techniques import registry
 from compression_assets.techniques.step import Check, StepReport
 
 MEASURED = "metrics.json"
@@ -80,7 +83,7 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
             detail = f"perplexity {perplexity:.2f}, a uniform guess has {measured.vocabulary:,}"
             return StepReport(
                 checks=(Check(CHECK, perplexity < measured.vocabulary, detail, blocking=False),),
-                metadata={"summary": f"perplexity {perplexity:.2f}"},
+                metadata={"summary": f"perplexity {perplexity:.2f}", "precision": measured.precision},
             )
 
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
@@ -110,7 +113,7 @@ def read_measured(directory: Path, manifest: Manifest) -> tuple[list[dict[str, A
     """Rows for the tables metrics.<model> and samples.<model>."""
     content = json.loads((directory / MEASURED).read_text())
     about = {
-        "data_version": manifest.inputs[str(manifest.parent)],
+        "data_version": manifest.inputs[str(relative_directory(str(manifest.parent)))],
         "run_id": content["run_id"],
         "measured_at": manifest.created_at,
     }
@@ -118,27 +121,28 @@ def read_measured(directory: Path, manifest: Manifest) -> tuple[list[dict[str, A
 
 
 def lineage_rows(study: Study, ordering: Ordering, store: ArtifactStore) -> list[dict[str, Any]]:
-    """A row for every model on the way from the base to the end of `ordering`."""
+    """A row for every model on the way from the base to the end of `ordering`, and for the teacher of a KD step."""
+    nodes = [study.nodes[ordering.path[:length]] for length in range(len(ordering.path) + 1)]
     rows = []
-    for length in range(len(ordering.path) + 1):
-        node = study.nodes[ordering.path[:length]]
-        asset = model_key(node)
-        directory = store.root / relative_directory(asset)
-        manifest = store.require(directory, asset, metrics_key(ordering), verify=False)
-        rows.append(
-            _lineage_row(node.key, asset, node.final.text if node.final else None, directory, manifest)
-        )
+    for node, parent in zip(nodes, [None, *nodes], strict=False):
+        final = node.final.text if node.final else None
+        rows.append(_lineage_row(model_key(node), node.key, parent.key if parent else None, final, store))
+    steps = [registry.technique(node.technique) for node in nodes if node.technique]
+    if any(TEACHER_LOGITS in technique.inputs for technique in steps):
+        rows.append(_lineage_row(TEACHER_MODEL, "teacher", None, None, store))
     return rows
 
 
 def _lineage_row(
-    key: str, asset: str, ordering: str | None, directory: Path, manifest: Manifest
+    asset: str, model: str, parent: str | None, ordering: str | None, store: ArtifactStore
 ) -> dict[str, Any]:
+    directory = store.root / relative_directory(asset)
+    manifest = store.require(directory, asset, asset, verify=False)
     return {
-        "model": key,
+        "model": model,
         "asset": asset,
         "ordering": ordering,
-        "parent": manifest.parent,
+        "parent": parent,
         "technique": manifest.technique,
         "step": len(manifest.path),
         "recipe": json.dumps(manifest.recipe),

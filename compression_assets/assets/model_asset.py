@@ -10,9 +10,14 @@ from compression_assets.assets.layout import OWNERS, relative_directory
 from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
-from compression_assets.techniques.step import StepReport
+from compression_assets.techniques.step import Check, StepReport
 
 SHOWN_ROWS = 60
+COMPLETE = "manifest_complete"
+REQUIRED = (
+    *("fingerprint", "data_version", "created_at", "recipe", "recipe_fingerprint", "libraries"),
+    *("device", "seconds", "peak_memory_bytes"),
+)
 
 
 def model_asset(
@@ -35,7 +40,10 @@ def model_asset(
         tags=tags,
         owners=OWNERS,
         code_version=artifact.code_version,
-        check_specs=artifact.check_specs(),
+        check_specs=[
+            *artifact.check_specs(),
+            dg.AssetCheckSpec(COMPLETE, asset=artifact.asset, blocking=True),
+        ],
     )
     def model(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
@@ -45,17 +53,25 @@ def model_asset(
 
         manifest, cached = make(context, artifact, build_here, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
-        return result(manifest, cached, directory, **model_metadata(manifest))
+        return result(manifest, cached, directory, [_completeness(manifest)], **model_metadata(manifest))
 
     return model
+
+
+def _completeness(manifest: Manifest) -> Check:
+    absent = [name for name in REQUIRED if not getattr(manifest, name)]
+    absent += [] if manifest.weight_bytes else ["weights"]
+    return Check(COMPLETE, not absent, f"absent: {', '.join(absent)}" if absent else "everything is recorded")
 
 
 def model_metadata(manifest: Manifest) -> dict[str, Any]:
     """Parent, recipe, loss curve and per-layer figures of a model, as Dagster metadata."""
     shown: dict[str, Any] = {
         "recipe": dg.MetadataValue.json(dict(manifest.recipe)),
-        "seed": manifest.seed or 0,
+        "size_mib": round(manifest.weight_bytes / 2**20, 2),
     }
+    if manifest.seed is not None:
+        shown["seed"] = manifest.seed
     if manifest.parent:
         shown["parent"] = dg.MetadataValue.asset(dg.AssetKey(manifest.parent))
     for name, value in manifest.metadata.items():

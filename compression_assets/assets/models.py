@@ -26,15 +26,16 @@ def _base_asset(study: Study) -> dg.AssetsDefinition:
         asset=BASE_MODEL,
         settings=study.base_model.model_dump(mode="json"),
         code="compression_assets.sources.models",
-        checks=("weights_finite",),
+        checks=("weights_finite", "size_as_asked"),
+        sources=(study.base_model,),
     )
 
     def build(place: Workplace, storage: StudyStorage) -> StepReport:
-        from compression_assets.checkpoints import check_finite
+        from compression_assets.checkpoints import check_finite, check_size
         from compression_assets.sources.models import fetch_model
 
         metadata = fetch_model(study.base_model, place.output, storage.downloads)
-        return StepReport(checks=(check_finite(place.output),), metadata=metadata)
+        return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
     return model_asset(
         artifact,
@@ -80,6 +81,7 @@ def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
                 seed=study.seed,
                 device=place.device,
                 report=place.report,
+                scratch=place.scratch,
             )
         )
 

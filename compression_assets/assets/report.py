@@ -7,11 +7,13 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.assets.artifact import tracked
-from compression_assets.assets.layout import OWNERS, metrics_key
+from compression_assets.assets.layout import OWNERS, metrics_key, relative_directory
 from compression_assets.resources.metrics_db import LEADERBOARD_METRICS
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.tables import markdown
+
+SAME_PRECISION = "same_precision"
 
 
 def report_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -35,21 +37,44 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
         kinds={"duckdb"},
         tags={"stage": "report"},
         owners=OWNERS,
+        check_specs=[dg.AssetCheckSpec(SAME_PRECISION, asset="leaderboard")],
     )
     def leaderboard(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
         with tracked(context, storage, "leaderboard"):
-            storage.database.keep_models([ordering.key for ordering in study.parsed_orderings])
+            nodes = [node.key for node in study.nodes.values()]
+            storage.database.keep_models(
+                [ordering.key for ordering in study.parsed_orderings], [*nodes, "teacher"]
+            )
             columns, rows = storage.database.query("SELECT * FROM leaderboard")
         return dg.MaterializeResult(
+            check_results=[_same_precision(study, storage)],
             metadata={
                 "rows": len(rows),
                 "leaderboard": dg.MetadataValue.md(markdown(columns, rows)),
                 "sql": dg.MetadataValue.md("`SELECT * FROM leaderboard`"),
                 "database": dg.MetadataValue.path(str(storage.database.file)),
-            }
+            },
         )
 
     return [paper_table_1, leaderboard]
+
+
+def _same_precision(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
+    """A warning when models of one leaderboard were scored in different formats, on machines that differ."""
+    found: dict[str, list[str]] = {}
+    for ordering in study.parsed_orderings:
+        key = metrics_key(ordering)
+        manifest = storage.artifacts.require(
+            storage.artifacts.root / relative_directory(key), key, "leaderboard"
+        )
+        found.setdefault(manifest.metadata["precision"], []).append(ordering.key)
+    detail = "; ".join(f"{precision}: {', '.join(models)}" for precision, models in found.items())
+    return dg.AssetCheckResult(
+        check_name=SAME_PRECISION,
+        passed=len(found) == 1,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"detail": dg.MetadataValue.text(detail)},
+    )
 
 
 def read_paper_table() -> list[dict[str, Any]]:
@@ -62,7 +87,7 @@ def read_paper_table() -> list[dict[str, Any]]:
     ]
     rows = []
     for raw in csv.DictReader(lines):
-        raw["size_mib"] = raw.get("size_mib") or raw["size_mb"]
+        raw["size_mib"] = raw["size_mb"]
         rows.append({name: raw[name] if name == "model" else float(raw[name]) for name in wanted})
     return rows
 

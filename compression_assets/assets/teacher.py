@@ -1,5 +1,7 @@
 """The teacher and its logits: computed once, read by every distillation step."""
 
+from dataclasses import replace
+
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
@@ -16,6 +18,7 @@ from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.techniques.step import StepReport
+from compression_assets.training.teacher_logits import ONE_TEMPERATURE
 
 TAGS = {"stage": "teacher"}
 
@@ -38,13 +41,14 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         inputs=(BASE_MODEL, data),
         seed=study.seed,
         parent=BASE_MODEL,
-        checks=("weights_finite",),
+        checks=("weights_finite", "size_as_asked"),
     )
 
     def build(place: Workplace, _: StudyStorage) -> StepReport:
+        from compression_assets.checkpoints import check_size
         from compression_assets.training.finetuning import finetune_teacher
 
-        return finetune_teacher(
+        report = finetune_teacher(
             place.inputs[BASE_MODEL],
             place.output,
             place.inputs[data],
@@ -52,7 +56,9 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
             study.seed,
             place.device,
             place.report,
+            scratch=place.scratch,
         )
+        return replace(report, checks=(*report.checks, check_size(place.output)))
 
     return model_asset(
         artifact,
@@ -68,12 +74,16 @@ def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
         asset=TEACHER_MODEL,
         settings=teacher.source.model_dump(mode="json"),
         code="compression_assets.sources.models",
+        checks=("weights_finite", "size_as_asked"),
+        sources=(teacher.source,),
     )
 
     def build(place: Workplace, storage: StudyStorage) -> StepReport:
+        from compression_assets.checkpoints import check_finite, check_size
         from compression_assets.sources.models import fetch_model
 
-        return StepReport(metadata=fetch_model(teacher.source, place.output, storage.downloads))
+        metadata = fetch_model(teacher.source, place.output, storage.downloads)
+        return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
     return model_asset(
         artifact, build, group="teacher", description="The teacher as it was released.", tags=TAGS
@@ -85,7 +95,11 @@ def _logits(study: Study) -> dg.AssetsDefinition:
     temperature = study.distillation_temperature
     artifact = Artifact(
         asset=TEACHER_LOGITS,
-        settings={**study.teacher_logits.model_dump(mode="json"), "temperature": temperature},
+        settings={
+            **study.teacher_logits.model_dump(mode="json"),
+            # Other codings keep whole distributions, whatever temperature they are asked for later.
+            "temperature": temperature if study.teacher_logits.coding in ONE_TEMPERATURE else None,
+        },
         code="compression_assets.training.teacher_logits",
         inputs=(TEACHER_MODEL, BASE_MODEL, data),
         seed=study.seed,
@@ -123,6 +137,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
                 seed=study.seed,
                 device=place.device,
                 report=place.report,
+                scratch=place.scratch,
             )
             return StepReport(metadata=metadata)
 

@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 _BUILDING = ".building-"
 _REPLACED = ".replaced-"
+_SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of the published weights of a model; its float32 masters are in a directory of their own."""
+        return sum(
+            record.bytes
+            for name, record in self.files.items()
+            if "/" not in name and name.endswith(".safetensors")
+        )
+
+    @property
     def failed_checks(self) -> list[str]:
         """Names of the integrity checks that failed; a failed quality check is a warning only."""
         return [check["name"] for check in self.checks if check["blocking"] and not check["passed"]]
@@ -83,10 +93,11 @@ class ArtifactStore:
     def directory(self, kind: str, name: str) -> Path:
         return self.root / kind / name
 
-    def manifest(self, directory: Path) -> Manifest | None:
+    def manifest(self, directory: Path, asset: str) -> Manifest | None:
         """The manifest of a complete artifact, None where there is no artifact.
 
         Raises StudyError for a directory without a readable manifest: it was not written by this store.
+        asset: what the directory is to hold, for the sentence.
         """
         if not directory.exists():
             return None
@@ -96,7 +107,7 @@ class ArtifactStore:
             return Manifest(files=files, **raw)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StudyError(
-                f"{directory} is damaged: its {MANIFEST} cannot be read ({error}); {_rebuild_hint(directory)}"
+                f"{directory} is damaged: its {MANIFEST} cannot be read ({error}); {_rebuild_hint(asset)}"
             ) from error
 
     def damage(self, directory: Path, manifest: Manifest, *, thorough: bool) -> str | None:
@@ -119,20 +130,20 @@ class ArtifactStore:
                 return f"{name} has sha256 {found[:12]}…, its manifest says {record.sha256[:12]}…"
         return None
 
-    def finished(self, directory: Path, wanted: str) -> Manifest | None:
+    def finished(self, directory: Path, wanted: str, asset: str) -> Manifest | None:
         """The manifest if this artifact was made by exactly `wanted` (a fingerprint) and passed its checks.
 
         Raises StudyError when its files no longer are what the manifest says.
         """
-        manifest = self.manifest(directory)
+        manifest = self.manifest(directory, asset)
         if manifest is None or manifest.fingerprint != wanted or manifest.failed_checks:
             return None
-        self._refuse_damage(directory, manifest, thorough=False)
+        self._refuse_damage(directory, manifest, asset, thorough=False)
         return manifest
 
     def require(self, directory: Path, asset: str, needed_by: str, *, verify: bool = True) -> Manifest:
         """The manifest of an input. Raises StudyError when it is missing, damaged or failed its checks."""
-        manifest = self.manifest(directory)
+        manifest = self.manifest(directory, asset)
         if manifest is None:
             raise StudyError(
                 f"{needed_by} needs {asset}, which is not built yet; build it and all it needs with: "
@@ -145,12 +156,25 @@ class ArtifactStore:
                 f"dagster asset materialize -m compression_assets --select '{asset}'"
             )
         if verify:
-            self._refuse_damage(directory, manifest, thorough=True)
+            self._refuse_damage(directory, manifest, asset, thorough=True)
         return manifest
 
-    def _refuse_damage(self, directory: Path, manifest: Manifest, *, thorough: bool) -> None:
+    def _refuse_damage(self, directory: Path, manifest: Manifest, asset: str, *, thorough: bool) -> None:
         if problem := self.damage(directory, manifest, thorough=thorough):
-            raise StudyError(f"{directory} is damaged: {problem}; {_rebuild_hint(directory, manifest.asset)}")
+            raise StudyError(f"{directory} is damaged: {problem}; {_rebuild_hint(asset)}")
+
+    def scratch(self, directory: Path, wanted: str) -> Path:
+        """A directory for what an attempt at `wanted` wants to find again if it is killed; `publish` removes it.
+
+        Those of other attempts at the same artifact are removed here: nothing will ask for them again.
+        """
+        everyone = _scratch_root(directory)
+        own = everyone / wanted[:16]
+        for other in everyone.glob("*"):
+            if other != own:
+                shutil.rmtree(other, ignore_errors=True)
+        own.mkdir(parents=True, exist_ok=True)
+        return own
 
     @contextmanager
     def building(self, directory: Path) -> Iterator[Path]:
@@ -178,6 +202,7 @@ class ArtifactStore:
         text = json.dumps(asdict(manifest), indent=2, allow_nan=False)
         _write_durably(work / MANIFEST, text)
         _replace(work, directory)
+        shutil.rmtree(_scratch_root(directory), ignore_errors=True)
         return manifest
 
 
@@ -188,12 +213,19 @@ def sha256_of(file: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary directories in `folder` whose process is gone."""
-    for prefix in (_BUILDING, _REPLACED):
-        for path in folder.glob(f"{prefix}*"):
-            pid = path.name.rpartition(".")[2]
-            if not pid.isdigit() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(path, ignore_errors=True)
+    """Remove temporary directories in `folder` whose process is gone.
+
+    An artifact that was being replaced when its process was killed is put back if nothing took its place.
+    """
+    for path in [*folder.glob(f"{_REPLACED}*"), *folder.glob(f"{_BUILDING}*")]:
+        name, _, pid = path.name.rpartition(".")
+        if pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
+            continue
+        original = folder / name.removeprefix(_REPLACED)
+        if name.startswith(_REPLACED) and not original.exists():
+            path.rename(original)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -220,9 +252,9 @@ def _replace(work: Path, directory: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _rebuild_hint(directory: Path, asset: str | None = None) -> str:
-    if asset is None:
-        return (
-            f"remove that directory and run again, or rebuild it with: compression rebuild {directory.name}"
-        )
+def _scratch_root(directory: Path) -> Path:
+    return directory.parent / f"{_SCRATCH}{directory.name}"
+
+
+def _rebuild_hint(asset: str) -> str:
     return f"rebuild it with: compression rebuild {asset}"

@@ -85,14 +85,15 @@ class MetricsDatabase:
             db.execute("DELETE FROM paper_table_1")
             _insert(db, "paper_table_1", rows)
 
-    def keep_models(self, keys: list[str]) -> None:
-        """Drop the rows of models that the study no longer lists."""
+    def keep_models(self, keys: list[str], lineage: list[str]) -> None:
+        """Drop the rows of models that the study no longer lists: `keys` are measured, `lineage` are all there are."""
         with self._transaction() as db:
             known = [row[0] for row in db.execute("SELECT model FROM models").fetchall()]
             for key in set(known) - set(keys):
                 db.execute("DELETE FROM models WHERE model = ?", [key])
                 db.execute(f"DROP TABLE IF EXISTS metrics.{key}")
                 db.execute(f"DROP TABLE IF EXISTS samples.{key}")
+            db.execute("DELETE FROM lineage WHERE NOT list_contains(?, model)", [lineage])
             _create_leaderboard(db)
 
     def query(self, sql: str, parameters: list[Any] | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:

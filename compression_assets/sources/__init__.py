@@ -1,1 +1,1 @@
-"""Where models and conversations come from: hub, local files, wheels, random numbers."""
+"""Where models, conversations and questions come from: hub, local files, wheels, random numbers."""

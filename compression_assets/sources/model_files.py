@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.wheels import file_sha256
+from compression_assets.weights import VOCABULARY_FILES, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 GGUF_MAGIC = b"GGUF"
 
 
@@ -36,42 +35,20 @@ def check_directory(path: Path) -> None:
         raise StudyError(
             f"the model {path} is already quantized: give the directory of its full-precision weights."
         )
-    if not weight_files(path):
-        if any(next(path.glob(pattern), None) for pattern in PICKLES):
-            raise StudyError(
-                f"the model {path} has only pickled weights, which can run code when they are read: "
-                "convert it to safetensors (or use a revision that has them)."
-            )
-        raise StudyError(f"the model directory {path} has no *.safetensors weights.")
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+    files = weight_files(path)
+    if not any((path / name).is_file() for name in VOCABULARY_FILES):
         raise StudyError(
-            f"the model directory {path} has no tokenizer ({', '.join(TOKENIZER_FILES)}): "
+            f"the model directory {path} has no tokenizer ({', '.join(VOCABULARY_FILES)}): "
             "copy the model's tokenizer files there."
         )
-    for file in weight_files(path):
+    for file in files:
         check_safetensors(file)
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files that transformers would load: model.safetensors, or the shards of its index."""
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        return [single] if single.is_file() else []
-    shards = sorted(set(_json(index, "").get("weight_map", {}).values()))
-    unsafe = [name for name in shards if Path(name).name != name]
-    if unsafe:
-        raise StudyError(f"{index} names the file {unsafe[0]!r} outside its directory.")
-    return [path / name for name in shards]
-
-
 def check_safetensors(file: Path) -> None:
-    """StudyError if the file is missing, cut short or no safetensors file."""
+    """StudyError if the file is cut short or no safetensors file."""
     from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
-        raise StudyError(
-            f"the weights file {file} is named by the model's index but missing: copy the model again."
-        )
     try:
         with safe_open(file, framework="pt") as opened:
             opened.keys()

@@ -8,7 +8,7 @@ from compression_assets.techniques.step import Report, StepInputs, StepReport, n
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import Teacher
 from compression_assets.training.loop import Distil, TrainingRecipe, TrainingReport, train
-from compression_assets.training.resuming import Checkpoints
+from compression_assets.training.resuming import Checkpoints, checkpoints_in
 from compression_assets.training.teacher_logits import TeacherLogits
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ class Distillation:
         dataset = TokenDataset.load(step.data["distillation_set"])
         teacher = TeacherLogits.open(step.data["teacher_logits"], dataset)
         model = load_full_precision(step.parent)
-        done = distill(model, dataset, teacher, step.recipe, step.seed, step.device, step.report)
+        checkpoints = checkpoints_in(
+            step.scratch, model, dataset, step.recipe, step.seed, step.device, teacher.manifest
+        )
+        done = distill(model, dataset, teacher, step.recipe, step.seed, step.device, step.report, checkpoints)
         save_full_precision(model.cpu(), step.output, tokenizer_from=step.parent, masters=True)
         metadata = done.metadata() | {
             "teacher": teacher.manifest["teacher"],

@@ -33,7 +33,7 @@ class PruningRecipe(Strict):
         bitsandbytes' CPU kernels need once the model is quantized.
     weight_share: weight of the weight magnitude in the importance; the rest goes to the activation.
     finetune: training after the cut.
-    calibration_batch_size: conversations per forward pass; changes speed, not the result.
+    calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
     """
 
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
@@ -59,13 +59,18 @@ class Pruning:
         """Prune `step.parent`, fine-tune, and write bf16 weights with fp32 masters into `step.output`.
 
         Importance is measured on the published 16-bit weights, which are what the model computes with; the
-        cut itself is made in the masters.
+        cut itself is made in the masters. An interrupted step is resumed in its training; importance is
+        measured again.
         """
         from compression_assets.training.finetuning import finetune
         from compression_assets.training.precision import compute_dtype
+        from compression_assets.training.resuming import checkpoints_in
 
         checkpoints.refuse_quantized(step.parent)
         measured = checkpoints.load_for_scoring(step.parent, step.device, compute_dtype(step.device))
+        if step.device == "cpu":
+            # In bfloat16 on a CPU the fused kernel's rounding depends on who else is in the batch; this one's does not.
+            measured.set_attn_implementation("eager")
         before = intermediate_size(measured)
         after = kept_width(before, step.recipe.ratio, step.recipe.multiple_of)
         calibration = TokenDataset.load(step.data["calibration_set"])
@@ -76,9 +81,9 @@ class Pruning:
         keep = [most_important(scores, after) for scores in importance]
         prune_ffn(model, keep)
         dataset = TokenDataset.load(step.data["finetuning_set"])
-        training = finetune(
-            model, dataset, step.recipe.finetune, seed=step.seed, device=step.device, report=step.report
-        )
+        recipe = step.recipe.finetune
+        resuming = checkpoints_in(step.scratch, model, dataset, recipe, step.seed, step.device)
+        training = finetune(model, dataset, recipe, step.seed, step.device, step.report, resuming)
         checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
 
         actual = checkpoints.read_config(step.output).intermediate_size

@@ -19,7 +19,8 @@ class StepInputs:
 
     parent: model directory to start from. output: empty directory to write the new model into.
     recipe: an instance of the technique's Recipe. data: asset key -> directory, for the technique's `inputs`.
-    device: "cpu" or "cuda:N".
+    device: "cpu" or "cuda:N". scratch: a directory that survives a killed attempt at the same step with the same
+    inputs, and is removed after success; None: nothing to resume from.
     """
 
     parent: Path
@@ -29,6 +30,7 @@ class StepInputs:
     seed: int
     device: str = "cpu"
     report: Report = no_report
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""From conversations to tokens: rendering, content masks, splits, batches."""
+"""From conversations to tokens (rendering, content masks, splits, batches), and sets of questions."""

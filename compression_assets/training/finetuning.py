@@ -8,7 +8,7 @@ from pydantic import Field
 from compression_assets.techniques.step import Report, StepReport, no_report
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.loop import TrainingRecipe, TrainingReport, train
-from compression_assets.training.resuming import Checkpoints
+from compression_assets.training.resuming import Checkpoints, checkpoints_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,17 +46,19 @@ def finetune_teacher(
     seed: int,
     device: str = "cpu",
     report: Report = no_report,
-    checkpoints: Checkpoints | None = None,
+    scratch: Path | None = None,
 ) -> StepReport:
     """Write the model of `parent`, fine-tuned on its own slice of the data, to `output`.
 
     Teacher correction as in Minitron (arXiv 2408.11796): a teacher that has not seen the distribution of the
     distillation data teaches it badly. Only published (16 bit) weights are written: nothing trains on from a teacher.
+    scratch: as in `StepInputs`.
     """
     from compression_assets.checkpoints import check_finite, load_full_precision, save_full_precision
 
     dataset = TokenDataset.load(dataset_directory)
     model = load_full_precision(parent)
+    checkpoints = checkpoints_in(scratch, model, dataset, recipe, seed, device)
     done = finetune(model, dataset, recipe, seed, device, report, checkpoints)
     save_full_precision(model.cpu(), output, tokenizer_from=parent, masters=False)
     return StepReport((check_finite(output),), done.metadata(), done.tokens_seen)

@@ -115,7 +115,6 @@ def train(
 
     steps = plan(dataset, recipe, seed)
     run = _Run(model.to(device), dataset, recipe, distil, device, len(steps))
-    started = time.perf_counter()
     total = sum(dataset[row].n_predicted for step in steps for rows in step for row in rows)
     with torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]):
         torch.manual_seed(seed)
@@ -130,7 +129,7 @@ def train(
         loss_curve=run.curve,
         tokens_seen=run.tokens_seen,
         steps=len(steps),
-        seconds=time.perf_counter() - started,
+        seconds=run.seconds(),
         padding=run.padding(),
         notes=_notes(recipe, len(steps), first),
     )
@@ -211,6 +210,7 @@ class _Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.curve: list[dict[str, float]] = []
         self.tokens_seen = self.computed = self.real = 0
+        self.started, self.earlier = time.perf_counter(), 0.0
 
     def step(self, index: int, batches: list[list[int]]) -> None:
         """One optimiser step over some forward passes."""
@@ -283,6 +283,7 @@ class _Run:
             "tokens_seen": self.tokens_seen,
             "computed": self.computed,
             "real": self.real,
+            "earlier": self.seconds(),
         }
 
     def resume(self, checkpoints: Checkpoints | None) -> int:
@@ -298,6 +299,10 @@ class _Run:
     def padding(self) -> float:
         """Share of padding in the tokens computed."""
         return 1 - self.real / self.computed if self.computed else 0.0
+
+    def seconds(self) -> float:
+        """Spent so far, up to its checkpoint by an attempt that was resumed."""
+        return self.earlier + time.perf_counter() - self.started
 
     def finish(self) -> None:
         """Give the model its float32 weights."""

@@ -3,6 +3,7 @@
 Only the files are here; what is in them is said by `masters` and `loop`.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,10 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression_assets.fingerprints import fingerprint
+from compression_assets.weights import save_tensors
+
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from compression_assets.text.datasets import TokenDataset
+    from compression_assets.training.loop import TrainingRecipe
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
+CHECKPOINT_EVERY = 500
+"""Optimiser steps. A checkpoint is three float32 copies of the model: seldom enough that writing them is a small part
+of a long run, often enough that little of one is lost. A shorter run, such as the demo's, writes none."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,8 @@ class Saved:
 class Checkpoints:
     """Keep the newest checkpoint of a run in `directory`, made every `every` steps.
 
-    `identity` is a fingerprint of everything that decides the run (parent weights, data, recipe, seed, code):
-    a checkpoint of another identity is not resumed from. Whoever owns the run removes the directory when it is done.
+    `identity` is a fingerprint of everything that decides the run (`run_identity`; the code if the directory outlives
+    it): a checkpoint of another identity is not resumed from. Whoever owns the run removes the directory in the end.
     """
 
     directory: Path
@@ -44,7 +55,6 @@ class Checkpoints:
     def save(self, step: int, tensors: "dict[str, torch.Tensor]", progress: dict[str, Any]) -> None:
         """Write beside the old checkpoint, then take its place."""
         import torch
-        from safetensors.torch import save_file
 
         fresh = self.directory / f"step-{step:06d}.partial"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -53,7 +63,7 @@ class Checkpoints:
         if torch.cuda.is_available():
             generators |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors | generators).items()}
-        save_file(held, fresh / STATE)
+        save_tensors(held, fresh / STATE)
         (fresh / PROGRESS).write_text(
             json.dumps({"identity": self.identity, "step": step, "progress": progress})
         )
@@ -81,3 +91,49 @@ class Checkpoints:
             moved = {name: t if name.startswith("step.") else t.to(device) for name, t in tensors.items()}
             return Saved(about["step"], moved, about["progress"])
         return None
+
+
+def checkpoints_in(
+    scratch: Path | None,
+    model: "PreTrainedModel",
+    dataset: "TokenDataset",
+    recipe: "TrainingRecipe",
+    seed: int,
+    device: str,
+    teacher: dict[str, Any] | None = None,
+) -> Checkpoints | None:
+    """Checkpoints of this run under `scratch`, a directory for one state of the code; None: nothing is kept."""
+    if scratch is None:
+        return None
+    identity = run_identity(model, dataset, recipe, seed, device, teacher)
+    return Checkpoints(scratch / "checkpoints", CHECKPOINT_EVERY, identity)
+
+
+def run_identity(
+    model: "PreTrainedModel",
+    dataset: "TokenDataset",
+    recipe: "TrainingRecipe",
+    seed: int,
+    device: str,
+    teacher: dict[str, Any] | None = None,
+) -> str:
+    """Fingerprint of what decides the weights that training `model` from here leads to.
+
+    device: only its kind counts, any GPU of a machine may go on. teacher: manifest of a store of teacher logits.
+    """
+    import torch
+
+    weights = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        weights.update(f"{name} {list(parameter.shape)} ".encode())
+        weights.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return fingerprint(
+        {
+            "weights": weights.hexdigest(),
+            "dataset": dataset.digest(),
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": seed,
+            "device": torch.device(device).type,
+            "teacher": teacher,
+        }
+    )

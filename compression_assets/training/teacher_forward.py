@@ -21,6 +21,7 @@ from compression_assets.training.teacher_logits import (
     shard_rows,
     total_bytes,
 )
+from compression_assets.weights import TOKENIZER_FILES, save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,12 @@ def write_shards(
     seed: int,
     device: str,
     report: Report,
-) -> dict[str, Any]:
-    """Write the shards that are missing in `output`; returns what the manifest says about them."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the shards that are missing in `output`, and the output layer for coding "hidden".
+
+    Returns what the manifest says about them, and what this call measured of itself.
+    """
     import torch
-    from safetensors.torch import save_file
 
     started = time.perf_counter()
     model, notes = load_teacher(teacher, recipe, device)
@@ -57,24 +60,23 @@ def write_shards(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
             uniform = torch.rand(tokens, generator=generator)
             partial = path.with_suffix(".partial")
-            save_file(_shard(live, rows, recipe, temperature, size, uniform, done, report), partial)
+            save_tensors(_shard(live, rows, recipe, temperature, size, uniform, done, report), partial)
             partial.replace(path)
         done += tokens
         report(done, dataset.n_predicted, f"shard {index + 1} of {len(shards)}")
     if recipe.coding == "hidden":
-        save_file(_head(live, size), output / HEAD)
+        save_tensors(_head(live, size), output / HEAD)
     stored = total_bytes(shard_path(output, index) for index in range(len(shards)))
-    return {
+    made = {
         "vocabulary": size,
         "tokenizer": _tokenizer_digest(teacher),
         "shards": len(shards),
         "bytes": stored,
         "bytes_per_token": round(stored / max(1, dataset.n_predicted), 1),
-        "padding": round(live.padding(), 4),
-        "seconds": round(time.perf_counter() - started, 2),
         "dtype": str(compute_dtype(device)).removeprefix("torch."),
         "notes": notes,
     }
+    return made, {"padding": round(live.padding(), 4), "seconds": round(time.perf_counter() - started, 2)}
 
 
 def load_teacher(
@@ -224,7 +226,6 @@ def _split(tensors: "dict[str, torch.Tensor]", counts: list[int]) -> "Iterator[d
 def _tokenizer_digest(directory: Path) -> str:
     """SHA-256 over the tokenizer and chat template files of a model directory."""
     sha = hashlib.sha256()
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        path = directory / name
-        sha.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
+    for file in (directory / name for name in TOKENIZER_FILES):
+        sha.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
     return sha.hexdigest()

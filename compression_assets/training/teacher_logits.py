@@ -5,6 +5,7 @@ become tensors in `logits_coding`, what a loss does with them in `head_loss`.
 """
 
 import json
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
@@ -62,12 +63,17 @@ def write_teacher_logits(
     seed: int = 0,
     device: str = "cpu",
     report: Report = no_report,
+    scratch: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the teacher over every row of a dataset and store its distributions; returns the manifest.
+    """Run the teacher over every row of a dataset and store its distributions.
+
+    Returns the manifest and what was measured on the way ("padding", "seconds"), which is in no file: the same
+    distributions are the same bytes.
 
     vocabulary: the student's vocabulary; the teacher's logits beyond it are dropped before anything is normalised.
     teacher_fingerprint: what identifies the teacher's weights. seed: of the draws of `sampled`.
-    Whole shards that an interrupted call with the same arguments left in `output` are kept.
+    scratch: where shards are kept until all are there; whole ones that an interrupted call with the same arguments
+    left are used again. None: nothing is kept. `output` and `scratch` lie on one disk, so that moving costs nothing.
     """
     from compression_assets.training.teacher_forward import write_shards
 
@@ -81,11 +87,17 @@ def write_teacher_logits(
         "seed": seed if recipe.coding == "sampled" else None,
         "student_vocabulary": vocabulary,
     }
-    _keep_if_same(output, identity)
-    measured = write_shards(teacher, dataset, output, recipe, temperature, vocabulary, seed, device, report)
-    manifest = identity | {"tokens": dataset.n_predicted, "rows": len(dataset)} | measured
+    _clear(output)
+    if scratch is not None:
+        _keep_if_same(scratch, identity)
+    made, measured = write_shards(
+        teacher, dataset, scratch or output, recipe, temperature, vocabulary, seed, device, report
+    )
+    for file in [] if scratch is None else [*scratch.glob("shard-*.safetensors"), *scratch.glob(HEAD)]:
+        shutil.move(file, output / file.name)
+    manifest = identity | {"tokens": dataset.n_predicted, "rows": len(dataset)} | made
     _write_json(output / MANIFEST, manifest)
-    return manifest
+    return manifest | measured
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -226,14 +238,18 @@ def _different(theirs: dict[int, str], ours: dict[int, str]) -> list[int]:
     return sorted(index for index in theirs.keys() & ours.keys() if theirs[index] != ours[index])
 
 
-def _keep_if_same(output: Path, identity: dict[str, Any]) -> None:
-    """Empty `output` of shards unless they were made by a run with this identity, which is noted beside them."""
-    output.mkdir(parents=True, exist_ok=True)
-    note = output / "run.json"
-    (output / MANIFEST).unlink(missing_ok=True)
+def _clear(directory: Path) -> None:
+    """Make the directory, without anything of a store in it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in [directory / MANIFEST, directory / HEAD, *directory.glob("shard-*")]:
+        file.unlink(missing_ok=True)
+
+
+def _keep_if_same(scratch: Path, identity: dict[str, Any]) -> None:
+    """Clear `scratch` unless its shards were made by a call with this identity, which is noted beside them."""
+    note = scratch / "run.json"
     if not note.is_file() or json.loads(note.read_text()) != identity:
-        for shard in output.glob("shard-*"):
-            shard.unlink()
+        _clear(scratch)
         _write_json(note, identity)
 
 

@@ -1,0 +1,18 @@
+"""Which files on this machine a source reads: their content, not their path, decides whether work is still valid."""
+
+from pathlib import Path
+from typing import Any
+
+from compression_assets.sources.models import DirectoryModel, GgufModel
+from compression_assets.sources.rows import JsonlRows
+
+
+def local_files(source: Any) -> list[Path]:
+    """The files of a directory, GGUF or JSONL source; none for one that is pinned by a revision, a hash or a seed."""
+    if isinstance(source, DirectoryModel):
+        return sorted(file for file in Path(source.path).expanduser().iterdir() if file.is_file())
+    if isinstance(source, GgufModel):
+        return [Path(source.path).expanduser()]
+    if isinstance(source, JsonlRows):
+        return [source.resolved()]
+    return []
