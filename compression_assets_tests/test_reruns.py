@@ -15,6 +15,13 @@ from compression_assets_tests.project import Project, changed
 
 pytestmark = pytest.mark.timeout(400)
 
+SPAWN = """
+if __name__ == "__main__":
+    from compression_assets.resources import gpu
+    gpu.cuda_is_likely = lambda: True
+    from compression_assets.run import run_study
+    raise SystemExit(0 if run_study('+key:"evaluation_set"') else 1)
+"""
 REPOSITORY = Path(__file__).parents[1]
 ORDERINGS = ["Q", "P-KD-Q", "Q-P-KD"]
 NODES = {"base", "teacher", "q", "p", "p_kd", "p_kd_q", "q_d", "q_d_p", "q_d_p_kd", "q_p_kd"}
@@ -194,6 +201,16 @@ def test_dg_checks_and_launches(copy: Project) -> None:
     code, output = copy.command("dg", "launch", "--assets", "metrics_q", cwd=REPOSITORY, **environment)
     assert code == 0, output
     assert "metrics_q is unchanged" in output
+
+
+def test_steps_can_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    """What a CUDA machine does, with the CPU doing the work."""
+    project = Project(tmp_path, orderings=ORDERINGS)
+    script = tmp_path / "spawn.py"
+    script.write_text(SPAWN)
+    code, output = project.command(sys.executable, str(script))
+    assert code == 0, output
+    assert changed(output) == {"base_model", "evaluation_set"}
 
 
 def test_one_ordering_alone(tmp_path: Path) -> None:
