@@ -59,7 +59,7 @@ def model_asset(
 
 
 def _completeness(manifest: Manifest) -> Check:
-    absent = [name for name in REQUIRED if not getattr(manifest, name)]
+    absent = [name for name in REQUIRED if getattr(manifest, name) in (None, "")]
     absent += [] if manifest.weight_bytes else ["weights"]
     return Check(COMPLETE, not absent, f"absent: {', '.join(absent)}" if absent else "everything is recorded")
 
