@@ -87,8 +87,8 @@ def test_metrics_tables_say_what_they_rest_on(project: Project) -> None:
     assert recomputed == pytest.approx(stored)
     assert project.query("SELECT count(*) FROM paper_table_1") == [(10,)]
     lineage = dict(project.query("SELECT model, parent FROM lineage"))
-    assert set(lineage) == NODES - {"teacher"}
-    assert lineage["q_p_kd"] == "model_q_d_p_kd"
+    assert set(lineage) == NODES
+    assert lineage["q_p_kd"] == "q_d_p_kd"
 
 
 def test_every_final_model_answers_in_a_fresh_process(project: Project) -> None:
