@@ -70,10 +70,10 @@ def test_the_demo_trains_on_as_many_tokens_as_it_has_to() -> None:
     study = load_study("demo")
     sizes = {name: size.tokens for name, size in study.data.splits.sizes().items()}
     assert sizes == {
-        "evaluation": 8192,
-        "calibration": 4096,
+        "evaluation": 6144,
+        "calibration": 2048,
         "finetuning": 12288,
-        "teacher": 24576,
+        "teacher": 12288,
         "distillation": 24576,
     }
     assert isinstance(study.teacher, CorrectedTeacher)
