@@ -10,6 +10,7 @@ from compression_assets.assets.layout import OWNERS, relative_directory
 from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
+from compression_assets.sources.models import ModelSource
 from compression_assets.techniques.step import Check, StepReport
 
 SHOWN_ROWS = 60
@@ -56,6 +57,28 @@ def model_asset(
         return result(manifest, cached, directory, [_completeness(manifest)], **model_metadata(manifest))
 
     return model
+
+
+def released_model_asset(
+    asset: str, source: ModelSource, *, group: str, description: str, tags: dict[str, str]
+) -> dg.AssetsDefinition:
+    """A model as somebody released it, written as a bfloat16 model directory."""
+    artifact = Artifact(
+        asset=asset,
+        settings=source.model_dump(mode="json"),
+        code="compression_assets.sources.models",
+        checks=("weights_finite", "size_as_asked"),
+        sources=(source,),
+    )
+
+    def build(place: Workplace, storage: StudyStorage) -> StepReport:
+        from compression_assets.checkpoints import check_finite, check_size
+        from compression_assets.sources.models import fetch_model
+
+        metadata = fetch_model(source, place.output, storage.downloads)
+        return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
+
+    return model_asset(artifact, build, group=group, description=description, tags=tags)
 
 
 def _completeness(manifest: Manifest) -> Check:

@@ -4,7 +4,7 @@ import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import BASE_MODEL, model_key
-from compression_assets.assets.model_asset import model_asset
+from compression_assets.assets.model_asset import model_asset, released_model_asset
 from compression_assets.orderings import Node
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -18,32 +18,14 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
     steps = [
         _step_asset(study, node, nodes[node.parent]) for node in nodes.values() if node.parent is not None
     ]
-    return [_base_asset(study), *steps]
-
-
-def _base_asset(study: Study) -> dg.AssetsDefinition:
-    artifact = Artifact(
-        asset=BASE_MODEL,
-        settings=study.base_model.model_dump(mode="json"),
-        code="compression_assets.sources.models",
-        checks=("weights_finite", "size_as_asked"),
-        sources=(study.base_model,),
-    )
-
-    def build(place: Workplace, storage: StudyStorage) -> StepReport:
-        from compression_assets.checkpoints import check_finite, check_size
-        from compression_assets.sources.models import fetch_model
-
-        metadata = fetch_model(study.base_model, place.output, storage.downloads)
-        return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
-
-    return model_asset(
-        artifact,
-        build,
+    base = released_model_asset(
+        BASE_MODEL,
+        study.base_model,
         group="base",
         description="The student before any compression, in bfloat16.",
         tags={"stage": "base", "depth": "0"},
     )
+    return [base, *steps]
 
 
 def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:

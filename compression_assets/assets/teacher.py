@@ -13,7 +13,7 @@ from compression_assets.assets.layout import (
     TEACHER_MODEL,
     relative_directory,
 )
-from compression_assets.assets.model_asset import model_asset
+from compression_assets.assets.model_asset import model_asset, released_model_asset
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import CorrectedTeacher, ModelTeacher, Study
@@ -70,23 +70,12 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
 
 
 def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
-    artifact = Artifact(
-        asset=TEACHER_MODEL,
-        settings=teacher.source.model_dump(mode="json"),
-        code="compression_assets.sources.models",
-        checks=("weights_finite", "size_as_asked"),
-        sources=(teacher.source,),
-    )
-
-    def build(place: Workplace, storage: StudyStorage) -> StepReport:
-        from compression_assets.checkpoints import check_finite, check_size
-        from compression_assets.sources.models import fetch_model
-
-        metadata = fetch_model(teacher.source, place.output, storage.downloads)
-        return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
-
-    return model_asset(
-        artifact, build, group="teacher", description="The teacher as it was released.", tags=TAGS
+    return released_model_asset(
+        TEACHER_MODEL,
+        teacher.source,
+        group="teacher",
+        description="The teacher as it was released.",
+        tags=TAGS,
     )
 
 
