@@ -109,4 +109,6 @@ def test_a_model_directory_is_scored_in_its_published_precision(
 def test_a_metric_row_is_finite_or_absent(value: float) -> None:
     with pytest.raises(ValueError, match="perplexity"):
         MetricRow("perplexity", value, "1", 3, higher_is_better=False)
-    assert MetricRow("g_eval", None, "1", 0, higher_is_better=True).value is None
+    with pytest.raises(ValueError, match="note does not say why"):
+        MetricRow("g_eval", None, "1", 0, higher_is_better=True)
+    assert MetricRow("g_eval", None, "1", 0, higher_is_better=True, note="no answers").value is None

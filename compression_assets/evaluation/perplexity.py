@@ -39,7 +39,10 @@ class PerplexityResult:
         return math.exp(math.fsum(self.nll) / sum(self.tokens))
 
     def rows(self) -> list[MetricRow]:
-        return [MetricRow("perplexity", self.perplexity, "1", sum(self.tokens), higher_is_better=False)]
+        n = sum(self.tokens)
+        return [
+            MetricRow("perplexity", self.perplexity, "1", n, higher_is_better=False, aggregate="exp_mean")
+        ]
 
     def samples(self) -> list[Sample]:
         """Per conversation: value is the summed NLL in nats, weight its predicted tokens."""

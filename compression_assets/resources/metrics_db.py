@@ -40,13 +40,14 @@ CREATE TABLE IF NOT EXISTS paper_table_1 (
 
 _METRICS_TABLE = """
 CREATE OR REPLACE TABLE metrics.{key} (
-    metric VARCHAR PRIMARY KEY, value DOUBLE, unit VARCHAR, n BIGINT, higher_is_better BOOLEAN,
+    metric VARCHAR PRIMARY KEY, value DOUBLE, lo DOUBLE, hi DOUBLE, unit VARCHAR, n BIGINT, n_failed BIGINT,
+    higher_is_better BOOLEAN, aggregate VARCHAR, note VARCHAR,
     data_version VARCHAR, run_id VARCHAR, measured_at TIMESTAMPTZ)
 """
 
 _SAMPLES_TABLE = """
 CREATE OR REPLACE TABLE samples.{key} (
-    metric VARCHAR, item VARCHAR, value DOUBLE, weight BIGINT, PRIMARY KEY (metric, item))
+    metric VARCHAR, item VARCHAR, value DOUBLE, weight DOUBLE, error VARCHAR, PRIMARY KEY (metric, item))
 """
 
 
