@@ -136,6 +136,15 @@ def node_key(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> s
     return _key(_compact(path, techniques) if is_whole else path)
 
 
+def last_quantized(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> StepPath | None:
+    """The path up to the last quantization before the last step of `path`; None where there is none."""
+    techniques = registry.techniques() if techniques is None else techniques
+    for length in range(len(path) - 1, 0, -1):
+        if techniques[technique_of(path[length - 1])].quantizes:
+            return path[:length]
+    return None
+
+
 def prefix_tree(
     orderings: Iterable[Ordering], techniques: Mapping[str, Rules] | None = None
 ) -> dict[StepPath, Node]:

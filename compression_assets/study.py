@@ -21,6 +21,7 @@ from compression_assets.orderings import (
     Node,
     Ordering,
     StepPath,
+    last_quantized,
     parse_ordering,
     parse_orderings,
     prefix_tree,
@@ -145,6 +146,7 @@ class Study(Strict):
             except StudyError as error:
                 raise failure(("orderings", index), f"cannot run: {error}") from None
             self._refuse_missing_inputs(ordering)
+            self._refuse_missing_grid(ordering, index)
         try:
             parse_orderings(self.orderings, variants=self.recipes)
         except StudyError as error:
@@ -165,6 +167,13 @@ class Study(Strict):
             for split in self._splits_read(token):
                 if getattr(self.data.splits, split) is None:
                     raise failure(("data", "splits", split), why)
+
+    def _refuse_missing_grid(self, ordering: Ordering, index: int) -> None:
+        for length, token in enumerate(ordering.path, start=1):
+            keeps = token in self.recipes and getattr(self.recipes[token], "keep_absmax", False)
+            if keeps and last_quantized(ordering.path[:length]) is None:
+                why = f"cannot run: {token} says keep_absmax, but nothing is quantized before it"
+                raise failure(("orderings", index), why)
 
     def _splits_read(self, token: str) -> list[str]:
         splits = [name.removesuffix("_set") for name in _inputs(token) if name != TEACHER_LOGITS]

@@ -5,7 +5,7 @@ import dagster as dg
 from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import BASE_MODEL, model_key
 from compression_assets.assets.model_asset import model_asset, released_model_asset
-from compression_assets.orderings import Node
+from compression_assets.orderings import Node, StepPath, last_quantized
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.techniques import registry
@@ -33,11 +33,12 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     assert node.step is not None
     technique = registry.technique(node.technique or "")
     parent_key = model_key(parent)
+    grid = [model_key(study.nodes[path]) for path in kept_grid(study, node)]
     return Artifact(
         asset=model_key(node),
         settings=study.recipe(node.step).model_dump(mode="json"),
         code=technique.__module__,
-        inputs=(parent_key, *technique.inputs),
+        inputs=(parent_key, *technique.inputs, *grid),
         seed=study.seed,
         parent=parent_key,
         technique=node.step,
@@ -46,12 +47,20 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     )
 
 
+def kept_grid(study: Study, node: Node) -> list[StepPath]:
+    """The earlier quantized model whose absmax a node's last step takes over, if its recipe says so."""
+    quantized = last_quantized(node.path)
+    keeps = node.step is not None and getattr(study.recipe(node.step), "keep_absmax", False)
+    return [quantized] if keeps and quantized else []
+
+
 def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
     artifact = step_artifact(study, node, parent)
     assert node.step is not None
     technique = registry.technique(node.technique or "")
     recipe = study.recipe(node.step)
     parent_key = model_key(parent)
+    grid = next((model_key(study.nodes[path]) for path in kept_grid(study, node)), None)
 
     def build(place: Workplace, _: StudyStorage) -> StepReport:
         return technique.apply(
@@ -64,6 +73,8 @@ def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
                 device=place.device,
                 report=place.report,
                 scratch=place.scratch,
+                path=node.path,
+                last_quantized=place.inputs[grid] if grid else None,
             )
         )
 

@@ -5,7 +5,6 @@ is a dict from suffix ("" for the packed codes, ".absmax", …) to tensor, as bi
 Sources: Dettmers et al. 2023 (QLoRA, arXiv 2305.14314); bitsandbytes.functional.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,13 +60,12 @@ def nearest_codes(weight: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]"
     return unpack_codes(packed, weight.numel()), state.absmax
 
 
-Rounding = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
-ROUNDINGS: dict[str, Rounding] = {"nearest": nearest_codes}
+def quantize(weight: "torch.Tensor", double_quant: bool = True) -> Stored:
+    """Store a weight fp32 or bf16 [out, in] as bitsandbytes would, as NF4 parts on the CPU.
 
-
-def quantize(weight: "torch.Tensor", rounding: str = "nearest", double_quant: bool = True) -> Stored:
-    """Store a weight fp32 or bf16 [out, in] as NF4 parts on the CPU, computed on the weight's device."""
-    codes, absmax = ROUNDINGS[rounding](weight)
+    Computed on the weight's device. Other ways to round are in rounding.py.
+    """
+    codes, absmax = nearest_codes(weight)
     return store(codes, absmax, weight.shape, double_quant)
 
 
@@ -133,6 +131,18 @@ def block_absmax(stored: Stored) -> "torch.Tensor":
         return state.absmax
     scale = state.state2.absmax.repeat_interleave(NESTED_BLOCKSIZE)[: state.absmax.numel()]
     return state.state2.code[state.absmax.int()] * scale + state.offset
+
+
+def values(device: "torch.device | str" = "cpu") -> "torch.Tensor":
+    """The 16 NF4 values, rising from -1 to 1: fp32 [16]."""
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device=device)
+
+
+def shape_of(stored: Stored) -> "torch.Size":
+    """[out, in] of the weight that was stored."""
+    return _state(stored).shape
 
 
 def pack_codes(codes: "torch.Tensor") -> "torch.Tensor":

@@ -1,7 +1,8 @@
 """NF4 quantization of a model directory with bitsandbytes. The number format itself is in nf4.py."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from compression_assets import checkpoints
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
 from compression_assets.techniques import nf4
+from compression_assets.techniques.rounding import Rounding, clipping, quantize
 from compression_assets.techniques.step import Check, Report, StepInputs, StepReport, no_report
 from compression_assets.weights import read_tensors, write_weights
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_RELATIVE_ERROR = 0.15
+# Uniformly spread over its bin of width d, a weight is d / sqrt(12) off the nearest value in the root mean square and
+# d / sqrt(6) off one that is drawn.
+MAX_STOCHASTIC_ERROR = 0.15 * 2**0.5
 PROMPT = "Tell me about your day."
 
 
@@ -27,7 +32,9 @@ class QuantizationRecipe(Strict):
     blocksize: weights that share one absmax; transformers makes no other. double_quant: absmax itself is
         stored in 8 bits.
     compute_dtype: dtype in which the quantized layers multiply, as recorded in config.json.
-    rounding: how a weight becomes a code; "nearest" is bitsandbytes' own.
+    rounding: how a weight becomes a code: the nearest, which is bitsandbytes' own, or one of the two around it, with
+        chances such that the mean over seeds is the weight (up to those beyond the stored absmax).
+    keep_absmax: take over the absmax of the last Q before this one in the ordering, in layers whose shape is the same.
     answer_tokens: tokens that the written model generates before it counts as made.
     """
 
@@ -35,7 +42,8 @@ class QuantizationRecipe(Strict):
     blocksize: Literal[64] = 64
     double_quant: bool = True
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    rounding: Literal["nearest"] = "nearest"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    keep_absmax: bool = False
     answer_tokens: int = Field(default=8, ge=1)
 
 
@@ -53,18 +61,36 @@ class Quantization:
     @staticmethod
     def apply(step: StepInputs) -> StepReport:
         """Quantize `step.parent` into `step.output`; see `quantize_checkpoint`."""
-        return quantize_checkpoint(step.parent, step.output, step.recipe, step.device, step.report)
+        return quantize_checkpoint(
+            step.parent,
+            step.output,
+            step.recipe,
+            step.device,
+            step.report,
+            seed=f"{step.seed} {'-'.join(step.path)}",
+            grid=step.last_quantized,
+        )
 
 
 def quantize_checkpoint(
-    source: Path, target: Path, recipe: QuantizationRecipe, device: str = "cpu", report: Report = no_report
+    source: Path,
+    target: Path,
+    recipe: QuantizationRecipe,
+    device: str = "cpu",
+    report: Report = no_report,
+    *,
+    seed: str = "",
+    grid: Path | None = None,
 ) -> StepReport:
     """Write the NF4 checkpoint that transformers and bitsandbytes would write, one tensor at a time.
 
+    seed: of stochastic rounding. grid: NF4 directory whose absmax the recipe keeps.
+
     Codes come from the fp32 masters when the source has them, else from its published weights. Embeddings,
     norms, biases and the output embedding stay in bf16. Metadata: "layers" with each layer's relative
-    Frobenius error read back from the written file; "answers_on" with the kinds of device it runs on.
-    Raises StudyError when the source is quantized, damaged, or has no linear layers.
+    Frobenius error read back from the written file (and, where absmax is not the weight's own maximum or rounding is
+    meant to be unbiased, what lies beyond absmax); "answers_on" with the kinds of device it runs on.
+    Raises StudyError when the source is quantized, damaged, or has no linear layers, or when there is no grid to keep.
     """
     checkpoints.refuse_quantized(source)
     config = checkpoints.read_config(source)
@@ -72,15 +98,19 @@ def quantize_checkpoint(
     layers = nf4.linear_layers(model)
     if not layers:
         raise StudyError(f"{source} ({config.model_type}) has no linear layers that NF4 covers")
-    weights = _quantized_tensors(source, model, set(layers), recipe, device, report)
+    kept = _kept_grid(recipe, source, grid, model)
+    rounding = Rounding(recipe.rounding, recipe.double_quant, seed)
+    weights = _quantized_tensors(source, model, set(layers), rounding, kept, device, report)
     write_weights(dict(weights), target)
     _write_config(source, target, recipe)
     checkpoints.copy_generation_config(source, target)
     checkpoints.copy_tokenizer(source, target)
 
     errors = relative_errors(source, target)
-    worst = max(errors, key=lambda layer: errors[layer])
-    largest, mean = errors[worst], sum(errors.values()) / len(errors)
+    worst = max(errors, key=lambda layer: errors[layer]["relative_error"])
+    largest = errors[worst]["relative_error"]
+    means = {f"{name}_mean": fmean(error[name] for error in errors.values()) for name in errors[worst]}
+    limit = MAX_STOCHASTIC_ERROR if recipe.rounding == "stochastic" else MAX_RELATIVE_ERROR
     answers = answer_or_reason(target, model, device, recipe.answer_tokens)
     return StepReport(
         checks=(
@@ -88,23 +118,27 @@ def quantize_checkpoint(
             checkpoints.check_size(target),
             Check(
                 "dequantization_error",
-                largest < MAX_RELATIVE_ERROR,
-                f"relative error {mean:.4f} on average, at most {largest:.4f} ({worst}), "
-                f"limit {MAX_RELATIVE_ERROR}",
+                largest < limit,
+                f"relative error {means['relative_error_mean']:.4f} on average, at most {largest:.4f} ({worst}), "
+                f"limit {limit}",
             ),
         ),
         metadata={
-            "layers": [{"layer": layer, "relative_error": error} for layer, error in errors.items()],
-            "relative_error_mean": mean,
+            "layers": [{"layer": layer, **error} for layer, error in errors.items()],
+            **means,
             "relative_error_max": largest,
+            "layers_with_kept_absmax": sum(f"{layer}.weight" in kept for layer in layers),
             "tensor_bytes": checkpoints.tensor_bytes(target),
             **answers,
         },
     )
 
 
-def relative_errors(full_precision: Path, quantized: Path) -> dict[str, float]:
-    """Layer -> ||W - Ŵ|| / ||W|| (Frobenius) of a written NF4 directory against what it was made from."""
+def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str, float]]:
+    """Layer -> errors of a written NF4 directory against what it was made from.
+
+    relative_error: ||W - Ŵ|| / ||W|| (Frobenius). clipped_share, clipping_bias: see `rounding.clipping`.
+    """
     originals = dict(read_tensors(checkpoints.masters_or_published(full_precision)))
     errors = {}
     for name, stored in checkpoints.read_nf4(quantized):
@@ -112,7 +146,12 @@ def relative_errors(full_precision: Path, quantized: Path) -> dict[str, float]:
             weight = originals[name].float()
             # A layer of zeros is stored exactly; its error is 0, not 0 / 0.
             norm = weight.norm().item() or 1.0
-            errors[name.removesuffix(".weight")] = (nf4.dequantize(stored) - weight).norm().item() / norm
+            share, bias = clipping(weight, stored)
+            errors[name.removesuffix(".weight")] = {
+                "relative_error": (nf4.dequantize(stored) - weight).norm().item() / norm,
+                "clipped_share": share,
+                "clipping_bias": bias,
+            }
     return errors
 
 
@@ -186,7 +225,8 @@ def _quantized_tensors(
     source: Path,
     model: "PreTrainedModel",
     layers: set[str],
-    recipe: QuantizationRecipe,
+    rounding: Rounding,
+    grid: "Mapping[str, nf4.Stored]",
     device: str,
     report: Report,
 ) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -197,10 +237,28 @@ def _quantized_tensors(
             continue
         if not tensor.isfinite().all():
             raise StudyError(f"{name} in {source} is not finite; build this model again")
-        stored = nf4.quantize(tensor.to(device), recipe.rounding, recipe.double_quant)
+        stored = quantize(tensor.to(device), rounding, name, grid.get(name))
         yield from ((name + suffix, part) for suffix, part in stored.items())
         done += 1
         report(done, len(layers), "layers quantized")
+
+
+def _kept_grid(
+    recipe: QuantizationRecipe, source: Path, grid: Path | None, model: "PreTrainedModel"
+) -> "dict[str, nf4.Stored]":
+    """Weight name -> earlier parts whose absmax is taken over: none for a weight that pruning has cut since."""
+    if not recipe.keep_absmax:
+        return {}
+    if grid is None:
+        raise StudyError(
+            f"keep_absmax: there is no quantization before {source}; leave it out of this Q's recipe"
+        )
+    shapes = {name: tensor.shape for name, tensor in checkpoints.stored_tensors(model).items()}
+    return {
+        name: stored
+        for name, stored in checkpoints.read_nf4(grid)
+        if isinstance(stored, dict) and nf4.shape_of(stored) == shapes[name]
+    }
 
 
 def _write_config(source: Path, target: Path, recipe: QuantizationRecipe) -> None:
