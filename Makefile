@@ -16,12 +16,12 @@ export STUDY SQL PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query ui check test update_snapshot lint format lock clean
+.PHONY: help setup demo run query report ui check test update_snapshot lint format lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  STUDY=NAME|PATH picks the study of run, query, ui and check (default: demo)."
+	@echo "  STUDY=NAME|PATH picks the study of run, query, report, ui and check (default: demo)."
 
 setup: .venv/.ready ## install everything into .venv
 
@@ -38,6 +38,9 @@ run: setup ## build the models of a study: make run STUDY=smoke
 query: setup ## print the leaderboard beside the paper's, or SQL="SELECT …"
 	@if [ -n "$$SQL" ]; then $(BIN)/compression query --study "$$STUDY" "$$SQL"; \
 	else $(BIN)/compression leaderboard --study "$$STUDY"; fi
+
+report: setup ## write the study's report (one HTML page) anew and print where it is
+	@$(BIN)/compression report --study "$$STUDY"
 
 ui: setup ## Dagster's web interface on http://127.0.0.1:3000
 	@source $(BIN)/activate && use_study "$$STUDY" && dagster dev -h 127.0.0.1 -p 3000

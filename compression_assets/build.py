@@ -9,6 +9,7 @@ from compression_assets.assets.data import dataset_assets, question_assets
 from compression_assets.assets.jobs import study_jobs
 from compression_assets.assets.metrics import metrics_assets
 from compression_assets.assets.models import model_assets
+from compression_assets.assets.page import page_asset, unread
 from compression_assets.assets.report import report_assets
 from compression_assets.assets.teacher import teacher_assets
 from compression_assets.resources.gpu import Gpu, executor_kind
@@ -19,15 +20,16 @@ from compression_assets.study import Study
 
 def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Definitions of a study. resources: replacements by name (`gpu`, `storage`), for tests and special machines."""
+    assets = [
+        dataset_assets(study),
+        *question_assets(study),
+        *model_assets(study),
+        *teacher_assets(study),
+        *metrics_assets(study),
+        *report_assets(study),
+    ]
     return dg.Definitions(
-        assets=[
-            dataset_assets(study),
-            *question_assets(study),
-            *model_assets(study),
-            *teacher_assets(study),
-            *metrics_assets(study),
-            *report_assets(study),
-        ],
+        assets=[*assets, page_asset(study, after=unread(assets))],
         jobs=study_jobs(study),
         resources={"gpu": Gpu(), "storage": StudyStorage(root=str(study_root(study))), **(resources or {})},
         executor=_executor(),

@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "leaderboard", _leaderboard, "print the leaderboard beside the paper's Table 1")
     query = _command(commands, "query", _query, "print the result of a SQL query on the study's database")
     query.add_argument("sql")
+    _command(
+        commands, "report", _report, "write the report of what is measured so far, and print where it is"
+    )
     _command(commands, "check", _check, "read the study file and say what it comes to")
     _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
     return parser
@@ -90,6 +93,19 @@ def _print(sql: str) -> int:
 
     database = MetricsDatabase(database_file(current_study()))
     print(plain(*database.query(sql)))
+    return 0
+
+
+def _report(_: argparse.Namespace) -> int:
+    from compression_assets.reporting.page import write_report
+    from compression_assets.reporting.read import read_report_data
+    from compression_assets.resources.metrics_db import MetricsDatabase
+    from compression_assets.settings import current_study, database_file, study_root
+
+    study = current_study()
+    root = study_root(study)
+    file, _same = write_report(read_report_data(study, root, MetricsDatabase(database_file(study))), root)
+    print(file)
     return 0
 
 

@@ -7,6 +7,7 @@ from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
     QUESTION_SET,
+    REPORT,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     metrics_key,
@@ -39,7 +40,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
             costs[model_key(node)] = _step_seconds(study, node)
     for ordering in study.parsed_orderings:
         costs[metrics_key(ordering)] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
-    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT}
+    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT, REPORT: 5.0}
 
 
 def _step_seconds(study: Study, node: Node) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import yaml
 
+from compression_assets.assets.layout import TABLES
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.study import PRESETS
 
@@ -82,8 +83,4 @@ class Project:
 def changed(output: str) -> set[str]:
     """Assets that a run made (rather than found unchanged), from its progress lines."""
     lines = re.findall(r"\[ *\d+/\d+\] (\S+) +(\S+)", output)
-    return {
-        asset
-        for asset, how in lines
-        if how not in ("unchanged", "failed") and asset not in ("leaderboard", "paper_table_1")
-    }
+    return {asset for asset, how in lines if how not in ("unchanged", "failed") and asset not in TABLES}

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from compression_assets.assets.layout import TABLES
 from compression_assets.build import build_defs
 from compression_assets.costs import expected_seconds
 from compression_assets.study import PRESETS, load_study, presets
@@ -51,7 +52,7 @@ def test_every_preset_builds_its_graph(name: str) -> None:
     for key in graph.get_all_asset_keys():
         assert graph.get(key).description
         assert graph.get(key).owners
-        assert graph.get(key).code_version or key.path[-1] in ("paper_table_1", "leaderboard")
+        assert graph.get(key).code_version or key.path[-1] in TABLES
 
 
 def test_selections_that_the_readme_promises() -> None:
@@ -63,7 +64,7 @@ def test_selections_that_the_readme_promises() -> None:
     assert names('key:"final_*"') == {
         f"final_{key}" for key in ("kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
     }
-    assert names("final_p_kd_q*") == {"final_p_kd_q", "metrics_p_kd_q", "leaderboard"}
+    assert names("final_p_kd_q*") == {"final_p_kd_q", "metrics_p_kd_q", "leaderboard", "report"}
     upstream = {"base_model", "final_p", "model_p_kd", "final_p_kd_q", "teacher_model", "teacher_logits"}
     assert upstream <= names("*final_p_kd_q*")
     assert "final_q" not in names("*final_p_kd_q*")

@@ -1,0 +1,121 @@
+"""What the data of a study cannot support, in sentences: each derived from the data, absent where it does not hold."""
+
+from collections.abc import Iterator
+from itertools import combinations
+
+from compression_assets.reporting.read import ReportData
+
+JUDGED = ("g_eval", "correctness", "relevance", "prompt_alignment")
+FEW = 100
+"""Items under which a mean is called small."""
+
+
+def caveats(data: ReportData) -> list[str]:
+    """Sentences, the gravest first."""
+    return [
+        *_meaningless(data),
+        *_unfinished(data),
+        *_judge(data),
+        *_intervals(data),
+        *_few_items(data),
+        *_failures(data),
+        *_one_seed(data),
+        *_in_domain(data),
+        *_other_scale(data),
+    ]
+
+
+def _meaningless(data: ReportData) -> Iterator[str]:
+    if data.study.base_model.kind == "random":
+        yield "The base model has random weights: the graph ran, but none of these numbers means anything."
+
+
+def _unfinished(data: ReportData) -> Iterator[str]:
+    absent = [ordering.text for ordering in data.study.parsed_orderings if ordering.key not in data.metrics]
+    if absent:
+        yield f"Not measured yet: {', '.join(absent)}. Every ranking below is among the others only."
+
+
+def untrusted_judges(data: ReportData) -> list[str]:
+    """Names of judges that failed their calibration."""
+    rows = data.tables["judge_calibration"]
+    return sorted({str(row["judge"]) for row in rows if row.get("trusted") is False})
+
+
+def _judge(data: ReportData) -> Iterator[str]:
+    judged = [name for name in JUDGED if any(data.value(model, name) is not None for model in data.models)]
+    if not judged:
+        return
+    untrusted = untrusted_judges(data)
+    if untrusted:
+        yield (
+            f"{', '.join(judged)} come from a judge that failed its calibration ({', '.join(untrusted)}): "
+            "do not rank models by them."
+        )
+    elif not data.tables["judge_calibration"]:
+        yield f"{', '.join(judged)} come from a judge whose calibration is not known."
+
+
+def _intervals(data: ReportData) -> Iterator[str]:
+    known = {model: interval for model in data.models if (interval := data.interval(model, "perplexity"))}
+    if not known:
+        yield "No intervals have been computed: small differences between models may be chance."
+        return
+    pairs = list(combinations(known, 2))
+    overlapping = [
+        (one, other)
+        for one, other in pairs
+        if known[one][0] <= known[other][1] and known[other][0] <= known[one][1]
+    ]
+    if overlapping:
+        named = "; ".join(f"{data.name(one)} and {data.name(other)}" for one, other in overlapping[:6])
+        more = f"; and {len(overlapping) - 6} more" if len(overlapping) > 6 else ""
+        yield (
+            f"The 95 % intervals of perplexity overlap for {len(overlapping)} of {len(pairs)} pairs of models "
+            f"({named}{more}): their order is not settled by these intervals. Paired differences are sharper."
+        )
+
+
+def _few_items(data: ReportData) -> Iterator[str]:
+    few: dict[str, int] = {}
+    for rows in data.metrics.values():
+        for name, row in rows.items():
+            if row["unit"] not in ("MiB", "parameters") and 1 < row["n"] < FEW:
+                few[name] = min(row["n"], few.get(name, row["n"]))
+    if few:
+        listed = ", ".join(f"{name} (n = {n})" for name, n in few.items())
+        yield f"Few items stand behind {listed}."
+
+
+def _failures(data: ReportData) -> Iterator[str]:
+    for model, rows in data.metrics.items():
+        for name, row in rows.items():
+            if row.get("n_failed"):
+                why = f": {row['note']}" if row.get("note") else ""
+                yield f"{name} of {data.name(model)} lacks {row['n_failed']} items that could not be scored{why}."
+
+
+def _one_seed(data: ReportData) -> Iterator[str]:
+    seeds = {manifest.seed for manifest in data.manifests.values() if manifest.seed is not None}
+    if len(seeds) == 1:
+        yield (
+            f"Every model was trained once, with seed {seeds.pop()}: intervals cover the choice of test items, "
+            "not the luck of training."
+        )
+
+
+def _in_domain(data: ReportData) -> Iterator[str]:
+    base, distilled = data.value("base", "perplexity"), data.value("kd", "perplexity")
+    if base is not None and distilled is not None and distilled < base:
+        yield (
+            "KD alone lowers perplexity below the base because it trains on the same kind of text as the test: "
+            "that is adaptation, not a gain from compression."
+        )
+
+
+def _other_scale(data: ReportData) -> Iterator[str]:
+    if data.paper and data.study.name != "paper":
+        yield (
+            "The paper compressed Qwen2.5-3B with a training budget hundreds of times larger: compare directions and "
+            "ratios to the base, not values."
+        )

@@ -1,0 +1,164 @@
+"""The charts of results: each takes plain values and returns a matplotlib figure. Nothing is read here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from compression_assets.reporting.svg import INK, colour, mark, series_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 6.4
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in a chart: its key, the name that is written beside it, two values and y's interval."""
+
+    key: str
+    name: str
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+    on_front: bool = False
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple["Figure", Any]:
+    """A figure of the page's width and its axes as an array (rows, columns)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def plain_log_axis(axis: Any) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_y: bool) -> "Figure":
+    """One marker a model, names beside them; those on the Pareto front are joined and filled."""
+    figure, axes = new_figure(3.9)
+    ax = axes[0][0]
+    for index, point in enumerate(points):
+        style = series_style(index) | {"linestyle": "none"}
+        face = style["color"] if point.on_front else "none"
+        if point.interval:
+            ax.plot([point.x, point.x], point.interval, color=style["color"], linewidth=1)
+        (line,) = ax.plot([point.x], [point.y], markerfacecolor=face, markersize=8, label=point.name, **style)
+        mark(line, point.key, f"{point.name}: {y_label} {point.y:.4g}, {x_label} {point.x:.4g}")
+    front = sorted((point.x, point.y) for point in points if point.on_front)
+    ax.plot(
+        [x for x, _ in front],
+        [y for _, y in front],
+        color=INK,
+        linewidth=0.8,
+        linestyle=(0, (4, 3)),
+        zorder=0,
+    )
+    if log_y:
+        ax.set_yscale("log")
+        plain_log_axis(ax.yaxis)
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def beside_paper(rows: Sequence[tuple[str, str, float | None, float | None]], label: str) -> "Figure":
+    """Two markers a model on a logarithmic axis: (key, name, this study, the paper)."""
+    figure, axes = new_figure(0.9 + 0.27 * len(rows))
+    ax = axes[0][0]
+    for height, (key, name, ours, paper) in enumerate(rows):
+        if ours is not None and paper is not None:
+            ax.plot([ours, paper], [height, height], color=INK, alpha=0.35, linewidth=0.8, zorder=0)
+        if ours is not None:
+            (line,) = ax.plot([ours], [height], marker="o", linestyle="none", color=colour(0), markersize=7)
+            mark(line, key, f"{name}, this study: {ours:.4g}")
+        if paper is not None:
+            (line,) = ax.plot(
+                [paper],
+                [height],
+                marker="D",
+                linestyle="none",
+                color=colour(1),
+                markerfacecolor="none",
+                markersize=7,
+            )
+            mark(line, f"{key}.paper", f"{name}, paper: {paper:.4g}")
+    ax.plot([], [], marker="o", linestyle="none", color=colour(0), markersize=7, label="this study")
+    ax.plot(
+        [],
+        [],
+        marker="D",
+        linestyle="none",
+        color=colour(1),
+        markerfacecolor="none",
+        markersize=7,
+        label="paper",
+    )
+    ax.axvline(1.0, color=INK, linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [name for _, name, _, _ in rows])
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    plain_log_axis(ax.xaxis)
+    ax.set_xlabel(label)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def by_step(panels: Mapping[str, Sequence[tuple[str, float | None]]], label: str) -> "Figure":
+    """One panel an ordering: (step, value) along it, None where a step was not measured.
+
+    The step with the largest rise is drawn thick and named.
+    """
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(0.4 + 1.55 * rows, rows, columns, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (name, steps) in zip(axes.flat, panels.items(), strict=False):
+        known = [(place, value) for place, (_, value) in enumerate(steps) if value is not None]
+        for (place, value), (after, then) in pairwise(known):
+            dashes = "-" if after == place + 1 else (0, (2, 2))
+            ax.plot([place, after], [value, then], color=colour(0), linestyle=dashes)
+        for place, value in known:
+            (line,) = ax.plot([place], [value], marker="o", linestyle="none", color=colour(0))
+            mark(line, f"{name}.{place}", f"{name}, after {steps[place][0]}: {value:.4g}")
+        _show_break(ax, known, [step for step, _ in steps])
+        ax.set_title(name, loc="left")
+        ax.set_xticks(range(len(steps)), [step for step, _ in steps])
+        ax.set_xlim(-0.3, len(steps) - 0.7)
+        ax.set_yscale("log")
+        plain_log_axis(ax.yaxis)
+    figure.supylabel(label, fontsize=9)
+    return figure
+
+
+def largest_rise(known: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], tuple[int, float]] | None:
+    """The two neighbouring points between which the value grows by the largest factor; None if it never grows."""
+    pairs = [(first, second) for first, second in pairwise(known) if second[1] > first[1]]
+    return max(pairs, key=lambda pair: pair[1][1] / pair[0][1], default=None)
+
+
+def _show_break(ax: Any, known: Sequence[tuple[int, float]], steps: Sequence[str]) -> None:
+    rise = largest_rise(known)
+    if rise is None:
+        return
+    (start, low), (end, high) = rise
+    ax.plot([start, end], [low, high], color=colour(1), linewidth=3, solid_capstyle="butt", zorder=0)
+    text = f"{steps[end]}: ×{high / low:.2f}"
+    ax.annotate(
+        text,
+        ((start + end) / 2, (low * high) ** 0.5),
+        xytext=(-4, 6),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )

@@ -1,0 +1,112 @@
+"""Putting the page together and writing it: one HTML file that needs nothing else."""
+
+import os
+import platform
+from pathlib import Path
+
+from compression_assets.fingerprints import code_fingerprint, fingerprint
+from compression_assets.reporting import making, quality, results
+from compression_assets.reporting.parts import Page, Section
+from compression_assets.reporting.read import ReportData
+
+REPORT = "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(data: ReportData, root: Path) -> tuple[Path, bool]:
+    """Write reports/report.html below the study's root: (its path, whether the same page was there already)."""
+    print_of_data = _fingerprint(data)
+    file = root / "reports" / REPORT
+    if file.exists() and print_of_data in file.read_text(encoding="utf-8")[:4000]:
+        return file, True
+    html = render(make_page(data, print_of_data))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{REPORT}.{os.getpid()}")
+    beside.write_text(html, encoding="utf-8")
+    beside.replace(file)
+    return file, False
+
+
+def make_page(data: ReportData, print_of_data: str = "") -> Page:
+    """Every section, drawn."""
+    sections: list[Section] = [
+        results.cautions(data),
+        results.leaderboard(data),
+        results.size_and_quality(data),
+        results.steps_of_orderings(data),
+        quality.why_it_breaks(data),
+        quality.comparisons(data),
+        quality.calibration(data),
+        quality.sample_answers(data),
+        making.loss_curves(data),
+        making.layer_errors(data),
+        making.lineage(data),
+        making.costs(data),
+        making.settings(data),
+    ]
+    study = data.study
+    return Page(
+        title=f"{study.name}: in which order to compress",
+        lead=study.description,
+        sections=sections,
+        facts=[
+            ("models measured", f"{len(data.models)} of {len(study.parsed_orderings)}"),
+            (
+                "latest result",
+                max((manifest.created_at for manifest in data.manifests.values()), default="–"),
+            ),
+            ("machine", machine()),
+            ("code", next((m.git_revision[:10] for m in data.manifests.values() if m.git_revision), "–")),
+            ("seed", str(study.seed)),
+        ],
+        fingerprint=print_of_data,
+    )
+
+
+def render(page: Page) -> str:
+    """The page as HTML. Everything but the charts, which are drawn here, is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(page=page)
+
+
+def machine() -> str:
+    """Processor, cores and memory of this machine, in a few words."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def _fingerprint(data: ReportData) -> str:
+    known = {
+        "study": data.study.model_dump(mode="json"),
+        "metrics": data.metrics,
+        "paper": data.paper,
+        "tables": data.tables,
+        "answers": data.answers,
+        "manifests": {name: manifest.data_version for name, manifest in data.manifests.items()},
+        "made": {name: manifest.created_at for name, manifest in data.manifests.items()},
+        "code": code_fingerprint(__name__),
+        "templates": [file.read_text() for file in sorted(_TEMPLATES.iterdir())],
+    }
+    return fingerprint(_plain(known))
+
+
+def _plain(value: object) -> object:
+    """The same as JSON can hold it: dates as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
