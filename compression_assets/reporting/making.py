@@ -163,7 +163,7 @@ def lineage(data: ReportData) -> Section:
     columns = ["asset", "step", "recipe", "tokens", "seconds", "seed", "made at", "content (sha256)"]
     table = Table(f"The steps to {ordering.text}, in order.", columns, rows, key="lineage")
     intro = (
-        f"{ordering.text}: of the models within 2 % of the highest compression ratio, the one with the lowest perplexity. "
+        f"{ordering.text}: of the models within 2 % of the highest compression ratio, that of the lowest perplexity. "
         "Its directory holds a manifest with everything that is abbreviated here."
     )
     return Section("lineage", "Where the best model comes from", intro=intro, tables=[table])
