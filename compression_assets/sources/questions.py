@@ -3,11 +3,12 @@
 What is done with questions once they are read belongs to `text.questions`.
 """
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, StringConstraints
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.rows import (
@@ -28,7 +29,12 @@ class HubQuestions(HubRows):
 
 
 class JsonlQuestions(JsonlRows):
-    """A local file with one question a line; "package:NAME.jsonl" is one that ships with this package."""
+    """A local file with one question a line; "package:NAME.jsonl" is one that ships with this package.
+
+    sha256: of the file. With it a study is bound to the questions it was written for, and another file is refused.
+    """
+
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 QuestionSource = Annotated[HubQuestions | JsonlQuestions, Field(discriminator="kind")]
@@ -51,6 +57,7 @@ def read_questions(source: QuestionSource, cache_dir: Path) -> list[Question]:
     """
     if isinstance(source, HubQuestions):
         return _questions(read_hub(source, cache_dir))
+    check_question_source(source)
     path = source.resolved()
     questions = _questions(read_jsonl(path, "question"))
     if not questions:
@@ -59,9 +66,16 @@ def read_questions(source: QuestionSource, cache_dir: Path) -> list[Question]:
 
 
 def check_question_source(source: QuestionSource) -> None:
-    """StudyError if a local file is missing. Touches no network."""
-    if isinstance(source, JsonlQuestions):
-        require_file(source.resolved(), "question")
+    """StudyError if a local file is missing, or not the one that its sha256 names. Touches no network."""
+    if not isinstance(source, JsonlQuestions):
+        return
+    path = source.resolved()
+    require_file(path, "question")
+    if source.sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != source.sha256:
+        raise StudyError(
+            f"the question file {path} is not the one that the study is frozen to (its sha256 is {found}): "
+            "restore the file, or write its own sha256 into the study and take its results for those of other questions."
+        )
 
 
 def _questions(rows: Iterable[Row]) -> list[Question]:
