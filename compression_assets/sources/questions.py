@@ -71,7 +71,10 @@ def check_question_source(source: QuestionSource) -> None:
         return
     path = source.resolved()
     require_file(path, "question")
-    if source.sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != source.sha256:
+    if (
+        source.sha256 is not None
+        and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != source.sha256
+    ):
         raise StudyError(
             f"the question file {path} is not the one that the study is frozen to (its sha256 is {found}): "
             "restore the file, or write its own sha256 into the study and take its results for those of other questions."
