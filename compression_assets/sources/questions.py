@@ -77,7 +77,7 @@ def check_question_source(source: QuestionSource) -> None:
     ):
         raise StudyError(
             f"the question file {path} is not the one that the study is frozen to (its sha256 is {found}): "
-            "restore the file, or write its own sha256 into the study and take its results for those of other questions."
+            "restore it, or write the new sha256 into the study, whose results are then those of other questions."
         )
 
 
