@@ -16,12 +16,12 @@ export STUDY SQL PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query report ui check test update_snapshot lint format lock clean
+.PHONY: help setup demo run query report plan ui check test update_snapshot lint format lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  STUDY=NAME|PATH picks the study of run, query, report, ui and check (default: demo)."
+	@echo "  STUDY=NAME|PATH picks the study of run, query, report, plan, ui and check (default: demo)."
 
 setup: .venv/.ready ## install everything into .venv
 
@@ -41,6 +41,9 @@ query: setup ## print the leaderboard beside the paper's, or SQL="SELECT …"
 
 report: setup ## write the study's report (one HTML page) anew and print where it is
 	@$(BIN)/compression report --study "$$STUDY"
+
+plan: setup ## sizes, memory, hours and disk of a study before anything is fetched; DEVICE=a6000|a100|h100|cpu
+	@$(BIN)/compression plan --study "$$STUDY" $(if $(DEVICE),--device $(DEVICE))
 
 ui: setup ## Dagster's web interface on http://127.0.0.1:3000
 	@source $(BIN)/activate && use_study "$$STUDY" && dagster dev -h 127.0.0.1 -p 3000

@@ -10,6 +10,7 @@ from compression_assets.assets.jobs import study_jobs
 from compression_assets.assets.metrics import metrics_assets
 from compression_assets.assets.models import model_assets
 from compression_assets.assets.page import page_asset, unread
+from compression_assets.assets.plan import plan_asset
 from compression_assets.assets.report import report_assets
 from compression_assets.assets.teacher import teacher_assets
 from compression_assets.resources.gpu import Gpu, executor_kind
@@ -27,6 +28,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *teacher_assets(study),
         *metrics_assets(study),
         *report_assets(study),
+        plan_asset(study),
     ]
     return dg.Definitions(
         assets=[*assets, page_asset(study, after=unread(assets))],

@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     _command(
         commands, "report", _report, "write the report of what is measured so far, and print where it is"
     )
+    plan = _command(
+        commands, "plan", _plan, "say what the study will weigh, take and need, without fetching a weight"
+    )
+    plan.add_argument(
+        "--device", help="a6000, a100, h100 or cpu (default: a6000 for a model from the hub, else cpu)"
+    )
+    plan.add_argument("--measure", action="store_true", help="time this machine's CPU first")
     _command(commands, "check", _check, "read the study file and say what it comes to")
     _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
     return parser
@@ -118,6 +125,17 @@ def _check(_: argparse.Namespace) -> int:
         f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "
         f"results go to {study_root(study)}"
     )
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from compression_assets.planning.devices import device
+    from compression_assets.planning.plan import default_device, plan_here
+    from compression_assets.planning.summary import as_text
+    from compression_assets.settings import current_study
+
+    study = current_study()
+    print(as_text(plan_here(study, device(arguments.device or default_device(study), arguments.measure))))
     return 0
 
 

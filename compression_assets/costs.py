@@ -6,6 +6,7 @@ Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every
 from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
+    PLAN,
     QUESTION_SET,
     REPORT,
     TEACHER_LOGITS,
@@ -40,7 +41,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
             costs[model_key(node)] = _step_seconds(study, node)
     for ordering in study.parsed_orderings:
         costs[metrics_key(ordering)] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
-    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT, REPORT: 5.0}
+    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT, REPORT: 5.0, PLAN: LIGHT}
 
 
 def _step_seconds(study: Study, node: Node) -> float:

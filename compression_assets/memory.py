@@ -161,17 +161,22 @@ def training(
 ) -> int:
     """Bytes of a training run without libraries: weights, masters, gradients, moments, activations and the loss.
 
-    A step holds float32 masters, gradients and AdamW's two moments (16 bytes a parameter), and the weights that it
-    computes with where these are not the masters themselves.
+    A step holds float32 masters and gradients (8 bytes a parameter), AdamW's two moments (8, or 2 in 8 bits), and the
+    weights that it computes with where these are not the masters themselves.
     """
     rows = recipe.batch_size
-    state = (16 + (compute_bytes if compute_bytes < 4 else 0)) * shapes.parameters
+    state = (optimizer_bytes(recipe) + (compute_bytes if compute_bytes < 4 else 0)) * shapes.parameters
     layer = _layer_activations(shapes, rows, max_length, compute_bytes, kind)
     if recipe.gradient_checkpointing:
         activations = layer + shapes.layers * rows * max_length * shapes.hidden * compute_bytes
     else:
         activations = shapes.layers * layer
     return state + activations + _loss(shapes, rows * max_length, kind, compute_bytes)
+
+
+def optimizer_bytes(recipe: TrainingRecipe) -> int:
+    """Bytes a parameter of masters, gradients and moments. Paged moments count as if they stayed on the device."""
+    return 16 if recipe.optimizer == "adamw" else 10
 
 
 def nf4_bytes(shapes: Shapes) -> int:

@@ -344,3 +344,42 @@ def test_corrected_teacher(tmp_path: Path) -> None:
     assert after.config.vocab_size == VOCABULARY
     assert _score(after.float(), dataset) < _score(before.float(), dataset)
     assert not (tmp_path / "teacher" / "masters").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_8_bits_train_almost_as_float32_ones_do_and_resume(tmp_path: Path, optimizer: str) -> None:
+    dataset = tiny_dataset(14)
+    recipe = _recipe(batch_size=2, warmup_steps=2)
+    eight = recipe.model_copy(update={"optimizer": optimizer})
+    # bitsandbytes narrows the moments of tensors of 4,096 elements and more: here the embedding.
+    exact, narrow, resumed = (tiny_model(vocabulary=256) for _ in range(3))
+    started = exact.model.embed_tokens.weight.detach().clone()
+    finetune(exact, dataset, recipe, 5)
+    report = finetune(narrow, dataset, eight, 5)
+    assert any("pages on CUDA only" in note for note in report.notes) == (optimizer != "adamw_8bit")
+    moved, kept = (model.model.embed_tokens.weight.detach() for model in (exact, narrow))
+    difference = ((moved - kept).norm() / (moved - started).norm()).item()
+    assert 0 < difference < 0.1
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done > total * 0.7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(copy.deepcopy(resumed), dataset, eight, 5, "cpu", kill, _checkpoints(tmp_path))
+    finetune(resumed, dataset, eight, 5, checkpoints=_checkpoints(tmp_path))
+    assert torch.equal(resumed.model.embed_tokens.weight, kept)
+
+
+def test_a_limit_on_tokens_ends_training_and_its_schedule() -> None:
+    dataset = tiny_dataset(14)
+    recipe = _recipe(batch_size=2, epochs=3)
+    whole = loop.plan(dataset, recipe, 0)
+    tokens = [sum(dataset[row].n_predicted for rows in step for row in rows) for step in whole]
+    limited = recipe.model_copy(update={"max_tokens": sum(tokens[:4]) - 1})
+    assert loop.plan(dataset, limited, 0) == whole[:4]
+    report = finetune(tiny_model(), dataset, limited, 0)
+    assert report.tokens_seen == sum(tokens[:4]) and report.steps == 4
+    assert report.loss_curve[-1]["lr"] < recipe.learning_rate / 2
+    with pytest.raises(StudyError, match=r"max_tokens is .* raise epochs"):
+        loop.plan(dataset, recipe.model_copy(update={"max_tokens": 10 * sum(tokens)}), 0)

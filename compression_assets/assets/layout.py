@@ -21,7 +21,8 @@ DATASETS_OP = "datasets"
 """Name of the one step that makes all of them."""
 
 REPORT = "report"
-TABLES = ("paper_table_1", "leaderboard", REPORT)
+PLAN = "plan"
+TABLES = ("paper_table_1", "leaderboard", REPORT, PLAN)
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
 OWNERS = ["team:compression"]

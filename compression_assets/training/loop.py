@@ -22,7 +22,7 @@ from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.batches import collate, length_buckets
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
-from compression_assets.training.masters import MasterWeights
+from compression_assets.training.masters import MasterWeights, Optimizer
 from compression_assets.training.precision import compute_dtype
 from compression_assets.training.resuming import Checkpoints
 
@@ -40,6 +40,9 @@ class TrainingRecipe(Strict):
 
     A step covers batch_size x gradient_accumulation rows; the last step of an epoch may cover fewer. The learning
     rate rises over `warmup_steps` (the first step already has 1/warmup of it), then falls linearly to 0.
+    optimizer: moments in float32 (8 bytes a parameter) or in 8 bits by bitsandbytes (2 bytes), the latter paged out to
+    the host's memory where CUDA runs short of its own. max_tokens: training ends with the step that reaches so many
+    content tokens, the schedule with it, so that two steps of a study can be given the same budget.
     """
 
     epochs: int = Field(ge=1)
@@ -52,6 +55,8 @@ class TrainingRecipe(Strict):
         default=0.0, ge=0, description="of matrices; norms and biases are never decayed"
     )
     schedule: Literal["linear"] = "linear"
+    optimizer: Optimizer = "adamw"
+    max_tokens: int | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
 
 
@@ -131,7 +136,7 @@ def train(
         steps=len(steps),
         seconds=run.seconds(),
         padding=run.padding(),
-        notes=_notes(recipe, len(steps), first),
+        notes=_notes(recipe, len(steps), first, device),
     )
 
 
@@ -146,7 +151,19 @@ def plan(dataset: TokenDataset, recipe: TrainingRecipe, seed: int) -> list[list[
         steps += [kept[start : start + size] for start in range(0, len(kept), size)]
     if not steps:
         raise StudyError("the dataset has no content token to train on: check its source and max_length.")
-    return steps
+    return steps if recipe.max_tokens is None else _within(dataset, steps, recipe.max_tokens)
+
+
+def _within(dataset: TokenDataset, steps: list[list[list[int]]], max_tokens: int) -> list[list[list[int]]]:
+    """The steps up to the one that reaches `max_tokens`. StudyError when all of them together do not."""
+    tokens = 0
+    for index, step in enumerate(steps):
+        tokens += sum(dataset[row].n_predicted for rows in step for row in rows)
+        if tokens >= max_tokens:
+            return steps[: index + 1]
+    raise StudyError(
+        f"max_tokens is {max_tokens:,}, but all epochs have {tokens:,} content tokens: raise epochs, or ask for fewer"
+    )
 
 
 def learning_rate(recipe: TrainingRecipe, step: int, steps: int) -> float:
@@ -204,7 +221,9 @@ class _Run:
         )
         self.steps = steps
         self.body, self.head = body_and_head(model)
-        self.masters = MasterWeights(model, compute_dtype(device), recipe.learning_rate, recipe.weight_decay)
+        self.masters = MasterWeights(
+            model, compute_dtype(device), recipe.learning_rate, recipe.weight_decay, recipe.optimizer
+        )
         model.train()
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -312,8 +331,10 @@ class _Run:
         self.model.eval()
 
 
-def _notes(recipe: TrainingRecipe, steps: int, first: int) -> list[str]:
+def _notes(recipe: TrainingRecipe, steps: int, first: int, device: str) -> list[str]:
     notes = []
+    if recipe.optimizer.startswith("paged") and not device.startswith("cuda"):
+        notes.append(f"{recipe.optimizer} pages on CUDA only: its moments stayed in memory")
     if recipe.warmup_steps >= steps:
         notes.append(
             f"warm-up of {recipe.warmup_steps} steps, training of {steps}: learning_rate was never reached"

@@ -5,11 +5,15 @@ optimiser therefore works on float32 copies, which are rounded into the model af
 data and losses belong to `loop`.
 """
 
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 class MasterWeights:
@@ -23,7 +27,12 @@ class MasterWeights:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", dtype: "torch.dtype", learning_rate: float, weight_decay: float
+        self,
+        model: "PreTrainedModel",
+        dtype: "torch.dtype",
+        learning_rate: float,
+        weight_decay: float,
+        optimizer: Optimizer = "adamw",
     ) -> None:
         import torch
 
@@ -46,7 +55,7 @@ class MasterWeights:
             {"params": [m for m in self.masters if m.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+        self.optimizer = _optimizer(optimizer, groups, learning_rate)
 
     def gradient(self, parameter: "torch.nn.Parameter") -> "torch.Tensor | None":
         """The float32 gradient sum of a parameter, to add to directly; None if it is not trained."""
@@ -96,25 +105,52 @@ class MasterWeights:
         return model
 
     def state(self) -> "dict[str, torch.Tensor]":
-        """Masters and optimiser moments by name, for a checkpoint."""
+        """Masters and the optimiser's state by name, for a checkpoint."""
+        import torch
+
         tensors = {}
         for name, master in zip(self.names, self.masters, strict=True):
             tensors[f"master.{name}"] = master
             for key, value in self.optimizer.state.get(master, {}).items():
-                tensors[f"{key}.{name}"] = value
+                # bitsandbytes counts steps in a plain number.
+                tensors[f"{key}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value)
         return tensors
 
     def load_state(self, tensors: "dict[str, torch.Tensor]") -> None:
         """Take over what `state` returned; KeyError if a parameter is missing from it."""
         for name, master in zip(self.names, self.masters, strict=True):
             master.copy_(tensors[f"master.{name}"])
-            if f"step.{name}" in tensors:
-                self.optimizer.state[master] = {
-                    "step": tensors[f"step.{name}"].clone(),
-                    "exp_avg": tensors[f"exp_avg.{name}"].to(master.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(master.device),
-                }
+            found = {
+                key.removesuffix(f".{name}"): value
+                for key, value in tensors.items()
+                if key.partition(".")[2] == name and not key.startswith("master.")
+            }
+            if "exp_avg" in found:
+                step = found.pop("step").clone()
+                moments = {key: value.to(master.device) for key, value in found.items()}
+                self.optimizer.state[master] = {"step": step, **moments}
+            elif found:
+                moments = {key: value.to(master.device) for key, value in found.items() if key != "step"}
+                self.optimizer.state[master] = {"step": int(found["step"]), **moments}
         self.round_into_model()
+
+
+def _optimizer(
+    kind: Optimizer, groups: list[dict[str, Any]], learning_rate: float
+) -> "torch.optim.Optimizer":
+    """AdamW with moments in float32, or in 8 bits by bitsandbytes (arXiv 2110.02861), there paged or not."""
+    import torch
+
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    import bitsandbytes
+
+    made = bitsandbytes.optim.AdamW8bit if kind == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
+    with warnings.catch_warnings():
+        # Paging needs CUDA; elsewhere the same moments simply stay where they are, and the run's notes say so.
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported")
+        optimizer: torch.optim.Optimizer = made(groups, lr=learning_rate)
+    return optimizer
 
 
 def _collector(master: "torch.Tensor") -> Any:

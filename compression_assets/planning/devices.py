@@ -1,0 +1,89 @@
+"""What a device can do: memory, arithmetic, and the share of it that training reaches. No study in here."""
+
+import os
+import time
+from dataclasses import dataclass
+
+from compression_assets.errors import StudyError
+from compression_assets.strict import near_match
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """kind: "cpu" or "cuda". memory: bytes. flops: sustained FLOP/s in bfloat16 matrix products, all of it together.
+
+    training, scoring: share of `flops` that steps of that kind reach. disk: bytes a second when a model is written and
+    hashed. why: where the figures come from.
+    """
+
+    name: str
+    kind: str
+    memory: int
+    flops: float
+    training: float
+    scoring: float
+    disk: float
+    why: str
+
+
+def _card(name: str, gib: int, tera: float) -> Device:
+    why = f"{tera:g} TFLOP/s of dense bfloat16 (data sheet); 40 % of it in training and 30 % in scoring, assumed"
+    return Device(name, "cuda", gib * GIB, tera * 1e12, 0.40, 0.30, 1e9, why)
+
+
+CARDS = {
+    "a6000": _card("NVIDIA RTX A6000", 48, 154.8),
+    "a100": _card("NVIDIA A100 80 GB", 80, 312.0),
+    "h100": _card("NVIDIA H100 SXM 80 GB", 80, 989.0),
+}
+CPU = "cpu"
+NAMES = (*CARDS, CPU)
+DEFAULT_CPU_FLOPS = 340e9
+"""Two cores with bfloat16 instructions."""
+
+
+def device(name: str, measure: bool = False) -> Device:
+    """A device by its name. measure: time this machine's CPU for a moment (it imports torch) instead of a default.
+
+    Raises StudyError for a name that is not listed.
+    """
+    lower = name.lower()
+    if lower in CARDS:
+        return CARDS[lower]
+    if lower == CPU:
+        return this_cpu(measure)
+    raise StudyError(f"no figures are known for the device {name!r}: {near_match(name, NAMES)}")
+
+
+def this_cpu(measure: bool = False) -> Device:
+    """This machine. The shares were measured with SmolLM2-135M on 2 cores: small matrices, memory-bound softmax."""
+    cores = len(os.sched_getaffinity(0))
+    flops = matmul_rate() if measure else DEFAULT_CPU_FLOPS
+    how = "measured" if measure else "assumed"
+    why = f"{flops / 1e9:,.0f} GFLOP/s of matrix products ({how}, {cores} cores)"
+    return Device("this CPU", "cpu", _memory(), flops, 0.50, 0.50, 150e6, why)
+
+
+def matmul_rate(seconds: float = 0.5) -> float:
+    """FLOP/s of a matrix product of a small language model's shape, in the format that this CPU computes with."""
+    import torch
+
+    from compression_assets.training.precision import compute_dtype
+
+    dtype = compute_dtype("cpu")
+    rows, inner, columns = 512, 576, 1536
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+    best = 0.0
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        started = time.perf_counter()
+        for _ in range(8):
+            torch.nn.functional.linear(a, b)
+        best = max(best, 8 * 2.0 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

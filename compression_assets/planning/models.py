@@ -1,0 +1,119 @@
+"""The config of a study's models without their weights: from what ships with the package, or what is on this disk."""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from compression_assets.errors import StudyError
+from compression_assets.planning.shapes import Config
+from compression_assets.sources.models import (
+    DirectoryModel,
+    GgufModel,
+    HubModel,
+    ModelSource,
+    RandomModel,
+    WheelModel,
+)
+from compression_assets.sources.random_model import VOCABULARY_SIZE
+
+GGUF_NAMES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+}
+
+
+@cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """Hub id, or file inside a wheel -> the shapes in its public config.json. For planning without a network."""
+    text = (resources.files("compression_assets") / "data" / "known_models.json").read_text()
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
+
+
+def config_of(source: ModelSource, downloads: Path, built: Path | None = None) -> Config:
+    """The config of a model that may never have been on this machine; nothing is downloaded.
+
+    downloads: where hub models and wheels are kept. built: the model's directory in the study's storage, if it has
+    been fetched before. Raises StudyError when its shapes are known nowhere.
+    """
+    if isinstance(source, RandomModel):
+        return _random(source)
+    if isinstance(source, DirectoryModel):
+        return _read(Path(source.path).expanduser() / "config.json")
+    if isinstance(source, GgufModel):
+        return _gguf(Path(source.path).expanduser())
+    name = source.repo if isinstance(source, HubModel) else source.file
+    if name in known_models():
+        return known_models()[name]
+    cached = (
+        _hub_config(source, downloads) if isinstance(source, HubModel) else _wheel_member(source, downloads)
+    )
+    if cached is not None:
+        return _gguf(cached) if cached.suffix == ".gguf" else _read(cached)
+    if built is not None and (built / "config.json").is_file():
+        return _read(built / "config.json")
+    raise StudyError(
+        f"the shapes of {name} are not known without its config.json: run the study once to fetch it "
+        "(compression run --select base_model), or add them to compression_assets/data/known_models.json"
+    )
+
+
+def _read(file: Path) -> Config:
+    try:
+        found: Config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{file} cannot be read ({error}): correct the path in the study") from error
+    return found
+
+
+def _random(source: RandomModel) -> Config:
+    config = source.model_dump(exclude={"kind", "architecture", "seed"})
+    return config | {"model_type": source.architecture, "vocab_size": source.vocab_size or VOCABULARY_SIZE}
+
+
+def _gguf(file: Path) -> Config:
+    import gguf
+
+    from compression_assets.sources.model_files import gguf_header
+
+    header = gguf_header(file)
+    architecture = str(header["general.architecture"])
+    names = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    try:
+        config = {key: int(header[f"{architecture}.{name}"]) for key, name in GGUF_NAMES.items()}
+        # GGUF lists dimensions from the fastest: [hidden, vocabulary].
+        vocabulary = int(names["token_embd.weight"].shape[1])
+    except KeyError as error:
+        raise StudyError(
+            f"the GGUF file {file} does not state {error}: nothing can be planned for it"
+        ) from error
+    return config | {
+        "model_type": architecture,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+
+
+def _hub_config(source: HubModel, downloads: Path) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for cache_dir in (downloads / "hub", None):
+        found = try_to_load_from_cache(
+            source.repo, "config.json", cache_dir=cache_dir, revision=source.revision
+        )
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _wheel_member(source: WheelModel, downloads: Path) -> Path | None:
+    """The file of a wheel (or the config of a directory in it), if the wheel has been fetched before."""
+    archive = f"{source.package}-{source.version}-{source.sha256[:16]}"
+    file = downloads / "extracted" / archive / source.file
+    file = file / "config.json" if file.is_dir() else file
+    return file if file.is_file() else None

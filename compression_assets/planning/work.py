@@ -1,0 +1,109 @@
+"""Tokens, arithmetic and bytes of each step of a study. Times are made of them in `plan`; memory is in `memory`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compression_assets.assets.layout import DATASETS, relative_directory
+from compression_assets.planning.shapes import Config, linear_parameters
+from compression_assets.resources.artifact_store import ArtifactStore
+from compression_assets.study import Study
+from compression_assets.training.loop import TrainingRecipe
+from compression_assets.training.teacher_logits import TeacherLogitsRecipe
+
+CONTENT_SHARE = 0.75
+"""Content tokens among all tokens of a rendered chat: 0.72 in the demo's short chats, more in long ones."""
+ROW_FILL = 0.95
+"""Tokens of a conversation over max_length, where a split is given in conversations: long chats are cut there."""
+VALUE_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A split: its conversations, tokens with template, and predicted content tokens. measured: read from disk."""
+
+    rows: int
+    tokens: int
+    content: int
+    measured: bool = False
+
+    @property
+    def row_length(self) -> float:
+        return self.tokens / self.rows if self.rows else 0.0
+
+
+def volumes(study: Study, root: Path | None = None) -> dict[str, Volume]:
+    """Split -> its volume: as prepared under `root`, where it is, else what the study asks for."""
+    return {split: _prepared(split, root) or _asked(study, split) for split in study.data.splits.sizes()}
+
+
+def _prepared(split: str, root: Path | None) -> Volume | None:
+    if root is None:
+        return None
+    asset = DATASETS[split]
+    manifest = ArtifactStore(root).manifest(root / relative_directory(asset), asset)
+    if manifest is None:
+        return None
+    found = manifest.metadata
+    return Volume(found["rows"], found["tokens"], found["predicted_tokens"], measured=True)
+
+
+def _asked(study: Study, split: str) -> Volume:
+    size, longest = study.data.splits.sizes()[split], study.data.max_length
+    if size.conversations is not None:
+        tokens = int(size.conversations * longest * ROW_FILL)
+        return Volume(size.conversations, tokens, int(tokens * CONTENT_SHARE))
+    content = size.tokens or 0
+    tokens = int(content / CONTENT_SHARE)
+    return Volume(max(1, round(tokens / (longest * 0.7))), tokens, content)
+
+
+def epochs_of(recipe: TrainingRecipe, volume: Volume) -> float:
+    """Passes over the data, a limit on tokens included."""
+    limit = getattr(recipe, "max_tokens", None)
+    return min(recipe.epochs, limit / volume.content) if limit and volume.content else recipe.epochs
+
+
+def forward_flops(config: Config, volume: Volume) -> float:
+    """One pass over a split without the output layer: 2 a weight and token, and attention over whole rows."""
+    attention = 4.0 * volume.row_length * config["num_hidden_layers"] * _attention_width(config)
+    return volume.tokens * (2.0 * linear_parameters(config) + attention)
+
+
+def head_flops(config: Config, volume: Volume) -> float:
+    """The output layer over a split's content tokens, the only ones that logits are made for."""
+    return 2.0 * volume.content * config["vocab_size"] * config["hidden_size"]
+
+
+def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> float:
+    """Forward and twice as much backward; checkpointing runs forward once more."""
+    body = forward_flops(config, volume) * (4 if recipe.gradient_checkpointing else 3)
+    return epochs_of(recipe, volume) * (body + 3 * head_flops(config, volume))
+
+
+def scoring_flops(config: Config, volume: Volume) -> float:
+    return forward_flops(config, volume) + head_flops(config, volume)
+
+
+def teacher_head_flops(recipe: TeacherLogitsRecipe, teacher: Config, volume: Volume, epochs: float) -> float:
+    """What a student's step spends on the teacher: its output layer, where hidden states are stored."""
+    return epochs * head_flops(teacher, volume) if recipe.coding == "hidden" else 0.0
+
+
+def logits_bytes(recipe: TeacherLogitsRecipe, teacher: Config, student: Config, volume: Volume) -> int:
+    """Bytes of the stored distributions over a split's content tokens."""
+    vocabulary = min(teacher["vocab_size"], student["vocab_size"])
+    if recipe.coding == "dense":
+        return volume.content * VALUE_BYTES * vocabulary
+    if recipe.coding == "hidden":
+        return VALUE_BYTES * teacher["hidden_size"] * (volume.content + vocabulary)
+    identity = 2 if vocabulary <= 1 << 16 else 3
+    entry = recipe.k * (identity + VALUE_BYTES) + 4
+    drawn = recipe.samples * identity + 4 if recipe.coding == "sampled" else 0
+    return volume.content * (entry + drawn)
+
+
+def _attention_width(config: Config) -> int:
+    heads = int(config["num_attention_heads"])
+    head: Any = config.get("head_dim") or config["hidden_size"] // heads
+    return heads * int(head)
