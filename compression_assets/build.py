@@ -13,10 +13,11 @@ from compression_assets.assets.page import page_asset, unread
 from compression_assets.assets.plan import plan_asset
 from compression_assets.assets.report import report_assets
 from compression_assets.assets.teacher import teacher_assets
-from compression_assets.resources.gpu import Gpu, executor_kind
+from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.settings import study_root
 from compression_assets.study import Study
+from compression_assets.workers import PRELOADED, workers
 
 
 def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -39,6 +40,8 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
 
 
 def _executor() -> dg.ExecutorDefinition:
-    if executor_kind() == "in_process":
+    plan = workers()
+    if plan.start == "in_process":
         return dg.in_process_executor
-    return dg.multiprocess_executor.configured({"max_concurrent": 1, "start_method": {"spawn": {}}})
+    start = {"forkserver": {"preload_modules": [PRELOADED]}} if plan.start == "forkserver" else {"spawn": {}}
+    return dg.multiprocess_executor.configured({"max_concurrent": plan.count, "start_method": start})

@@ -40,20 +40,29 @@ class ProgressLog:
 
 
 @dataclass
+class _Running:
+    """A step at work: when it began, and how much of it is done (0 to 1)."""
+
+    started: float
+    share: float = 0.0
+
+
+@dataclass
 class ProgressView:
-    """Turns events into lines for a terminal.
+    """Turns events into lines for a terminal. Several steps may be at work at once.
 
     costs: asset -> expected seconds on some machine; only their proportions matter once work has been
-    done, because what is left is scaled by how long the finished work really took. (The first steps are short and
-    say little, hence TRUST.)
+    done, because what is left is scaled by how long the finished work really took: the run's own time, in which
+    steps overlap, without that of steps found unchanged. (The first steps are short and say little, hence TRUST.)
     """
 
     costs: dict[str, float]
     every: float = 10.0
     finished: set[str] = field(default_factory=set)
-    _started: dict[str, float] = field(default_factory=dict)
-    _spent: float = 0.0
+    _running: dict[str, _Running] = field(default_factory=dict)
     _worked_off: float = 0.0
+    _busy: float = 0.0
+    _busy_until: float = 0.0
     _last_line: float = 0.0
 
     def line(self, event: dict[str, Any]) -> str | None:
@@ -62,45 +71,54 @@ class ProgressView:
         if asset not in self.costs:
             return None
         if kind == "started":
-            self._started[asset] = now
+            self._running[asset] = _Running(now)
             return None
+        step = self._running.setdefault(asset, _Running(now))
         if kind == "working":
-            return self._working_line(event)
+            return self._working_line(event, step)
         self.finished.add(asset)
-        seconds = now - self._started.get(asset, now)
+        del self._running[asset]
         if not event.get("cached"):
-            self._spent += seconds
+            self._was_busy(step.started, now)
             self._worked_off += self.costs[asset]
         self._last_line = now
-        how = "failed" if kind == "failed" else "unchanged" if event.get("cached") else f"{_clock(seconds)}"
+        how = (
+            "failed"
+            if kind == "failed"
+            else "unchanged"
+            if event.get("cached")
+            else _clock(now - step.started)
+        )
         note = f" · {event['note']}" if event.get("note") else ""
-        return f"{self._position()} {asset:<24} {how}{note} · {self._left(0.0)} left in all"
+        return f"{self._position()} {asset:<24} {how}{note} · {self._left()} left in all"
 
-    def _working_line(self, event: dict[str, Any]) -> str | None:
+    def _working_line(self, event: dict[str, Any], step: "_Running") -> str | None:
         now, asset = event["time"], event["asset"]
+        if event["total"] > 0:
+            step.share = event["done"] / event["total"]
+            self._was_busy(step.started, now)
         if now - self._last_line < self.every or event["total"] <= 0:
             return None
         self._last_line = now
-        share = event["done"] / event["total"]
-        spent = now - self._started.get(asset, now)
-        step_left = spent / share - spent if share > 0 else self.costs[asset]
+        spent = now - step.started
+        step_left = spent / step.share - spent if step.share > 0 else self.costs[asset]
         note = f" · {event['note']}" if event["note"] else ""
         return (
             f"{self._position(1)} {asset:<24} {event['done']:,} of {event['total']:,}{note} · "
-            f"{_clock(step_left)} left in this step, {self._left(share, asset, spent)} in all"
+            f"{_clock(step_left)} left in this step, {self._left()} in all"
         )
+
+    def _was_busy(self, start: float, end: float) -> None:
+        self._busy += max(0.0, end - max(start, self._busy_until))
+        self._busy_until = max(self._busy_until, end)
 
     def _position(self, ahead: int = 0) -> str:
         return f"[{len(self.finished) + ahead:>2}/{len(self.costs)}]"
 
-    def _left(self, share: float, running: str | None = None, spent: float = 0.0) -> str:
-        waiting = sum(cost for asset, cost in self.costs.items() if asset not in self.finished)
-        worked_off, seconds = self._worked_off, self._spent
-        if running is not None:
-            waiting -= share * self.costs[running]
-            worked_off += share * self.costs[running]
-            seconds += spent
-        scale = (seconds + TRUST) / (worked_off + TRUST)
+    def _left(self) -> str:
+        part = sum(step.share * self.costs[asset] for asset, step in self._running.items())
+        waiting = sum(cost for asset, cost in self.costs.items() if asset not in self.finished) - part
+        scale = (self._busy + TRUST) / (self._worked_off + part + TRUST)
         return f"about {_clock(waiting * scale)}"
 
 

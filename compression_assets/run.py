@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from compression_assets.assets.jobs import FULL_STUDY, selection_of
 from compression_assets.assets.layout import DATASETS, DATASETS_OP, TABLES
 from compression_assets.costs import expected_seconds
 from compression_assets.errors import StudyError
+from compression_assets.fingerprints import fingerprint, library_versions
 from compression_assets.progress import ProgressView
 from compression_assets.settings import current_study, dagster_home, study_root
 from compression_assets.strict import near_match
@@ -32,6 +33,11 @@ def full_study_job() -> dg.JobDefinition:
     from compression_assets import defs
 
     return defs.resolve_job_def(FULL_STUDY)
+
+
+def full_study_job_in_process() -> dg.JobDefinition:
+    """The same without processes: for a run that has nothing to do, where starting them is all of its time."""
+    return full_study_job().with_executor_def(dg.in_process_executor)
 
 
 def run_study(
@@ -51,19 +57,26 @@ def run_study(
     print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
     with dg.DagsterInstance.get() as instance:
         _close_abandoned_runs(instance)
+        stamp = _Stamp(study, chosen)
+        job = full_study_job_in_process if stamp.is_there() and not rebuild else full_study_job
         with _Watcher(study_root(study) / "progress", view):
-            result = launch(instance, chosen, QUIET | _rebuild_config(rebuild))
+            result = launch(instance, chosen, QUIET | _rebuild_config(rebuild), job)
+        if result.success:
+            stamp.leave()
     for cause in causes(result):
         print(f"failed: {cause}", file=sys.stderr)
     return result.success
 
 
 def launch(
-    instance: dg.DagsterInstance, assets: Iterable[dg.AssetKey], run_config: dict[str, Any] | None = None
+    instance: dg.DagsterInstance,
+    assets: Iterable[dg.AssetKey],
+    run_config: dict[str, Any] | None = None,
+    job: Callable[[], dg.JobDefinition] = full_study_job,
 ) -> dg.JobExecutionResult:
     """Run some assets of the current study and wait; tagged with this process, so that a killed run is recognised."""
     return dg.execute_job(
-        dg.reconstructable(full_study_job),
+        dg.reconstructable(job),
         instance=instance,
         run_config=run_config,
         tags={PROCESS_TAG: str(os.getpid())},
@@ -129,6 +142,28 @@ def _close_abandoned_runs(instance: dg.DagsterInstance) -> None:
         if process and not Path(f"/proc/{process}").exists():
             instance.report_run_failed(run, f"process {process} of this run is gone")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+class _Stamp:
+    """What the last successful run of these assets was made of. Only a guess at whether the next has work to do.
+
+    Every step still looks for itself; a wrong guess costs time, never a result.
+    """
+
+    def __init__(self, study: Study, assets: AbstractSet[dg.AssetKey]):
+        from compression_assets.definitions import defs
+
+        graph = defs.resolve_asset_graph()
+        versions = {key.to_user_string(): graph.get(key).code_version for key in assets}
+        self._content = fingerprint({"assets": versions, "libraries": library_versions()})
+        self._file = study_root(study) / "progress" / "last_success"
+
+    def is_there(self) -> bool:
+        return self._file.exists() and self._file.read_text() == self._content
+
+    def leave(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(self._content)
 
 
 class _Watcher:

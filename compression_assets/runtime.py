@@ -3,6 +3,8 @@
 import logging
 import os
 
+from compression_assets.workers import use_threads
+
 
 def prepare_process() -> None:
     """Environment and log levels of a process that runs steps; what the user has set already stays.
@@ -13,5 +15,6 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    use_threads()
     # It warns that optional kernels from a model hub are missing, at every import.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

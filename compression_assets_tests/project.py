@@ -18,6 +18,9 @@ from compression_assets.study import PRESETS
 class Project:
     """A study file of a user's own and a storage directory, driven through the command line."""
 
+    workers = "1"
+    """Steps of these tiny models take less time than a process each."""
+
     def __init__(self, folder: Path, **settings: Any):
         self.study_file = folder / "tiny.yaml"
         self.storage = folder / "my storage"
@@ -39,6 +42,7 @@ class Project:
             **os.environ,
             "COMPRESSION_STORAGE": str(self.storage),
             "COMPRESSION_STUDY": str(self.study_file),
+            "COMPRESSION_WORKERS": self.workers,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from compression_assets.errors import StudyError
-from compression_assets.resources.gpu import Gpu, _try_lock, cuda_is_likely
+from compression_assets.resources.gpu import Gpu, _try_lock
 from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
+from compression_assets.workers import cuda_devices
 from compression_assets_tests.tiny_models import tiny_directory
 
 
@@ -34,7 +35,7 @@ def test_a_lease_of_the_cpu_measures_its_own_peak() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_cuda_device_that_is_not_there_is_refused() -> None:
-    assert not cuda_is_likely()
+    assert not cuda_devices()
     with pytest.raises(StudyError, match="final_q asks for cuda:0, but torch finds no CUDA device"):
         Gpu(device="cuda:0").lease("final_q").__enter__()
 

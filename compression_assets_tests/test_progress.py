@@ -46,6 +46,18 @@ def test_a_working_step_tells_how_far_it_is_and_counts_what_it_has_done() -> Non
     assert shown.line(event("b", "working", 116.0, done=510, total=1000, note="")) is None
 
 
+def test_steps_that_overlap_count_their_common_time_once() -> None:
+    shown = view()
+    shown.line(event("a", "started", 0.0))
+    shown.line(event("b", "started", 0.0))
+    shown.line(event("a", "finished", 10.0, cached=False, note=""))
+    line = shown.line(event("b", "finished", 20.0, cached=False, note=""))
+    # 40 s of expected work took 20 s, since two steps ran at once: c's 60 become 60 * (20 + 60) / (40 + 60).
+    assert line is not None
+    assert line.startswith("[ 2/3] b")
+    assert line.endswith("0:20 · about 0:48 left in all")
+
+
 def test_assets_outside_the_run_are_ignored() -> None:
     assert view().line(event("other", "finished", 1.0, cached=False)) is None
 

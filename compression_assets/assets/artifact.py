@@ -22,6 +22,7 @@ from compression_assets.resources.artifact_store import Manifest, sha256_of
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.techniques.step import Check, Report, StepReport
+from compression_assets.workers import die_with_the_run
 
 LOG_EVERY = 20
 """One log line for so many progress events (about one a second), so that logs stay readable."""
@@ -105,6 +106,7 @@ def make(
 @contextmanager
 def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str) -> Iterator[dict[str, Any]]:
     """Progress events around a piece of work, and its errors in a sentence; what is put into the dict is shown."""
+    die_with_the_run()
     progress = storage.progress(context.run_id)
     progress.event(asset, "started")
     outcome: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from compression_assets.assets.layout import (
     model_key,
     relative_directory,
 )
+from compression_assets.assets.priority import MEASURE, PRIORITY
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.orderings import Ordering
 from compression_assets.resources.artifact_store import ArtifactStore, Manifest
@@ -61,8 +62,7 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
         owners=OWNERS,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
-        # A finished model is measured before the next one is built, so that the leaderboard fills early.
-        op_tags={"dagster/priority": "10"},
+        op_tags={PRIORITY: MEASURE},
     )
     def metrics(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu

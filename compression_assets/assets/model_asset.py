@@ -29,6 +29,7 @@ def model_asset(
     description: str,
     tags: dict[str, str],
     quantized: bool = False,
+    priority: dict[str, str] | None = None,
 ) -> dg.AssetsDefinition:
     """An asset that leaves a model directory, written by `build`."""
 
@@ -40,6 +41,7 @@ def model_asset(
         kinds={"pytorch", "bitsandbytes" if quantized else "huggingface"},
         tags=tags,
         owners=OWNERS,
+        op_tags=priority,
         code_version=artifact.code_version,
         check_specs=[
             *artifact.check_specs(),

@@ -5,6 +5,7 @@ import dagster as dg
 from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import BASE_MODEL, model_key
 from compression_assets.assets.model_asset import model_asset, released_model_asset
+from compression_assets.assets.priority import model_priority
 from compression_assets.orderings import Node, StepPath, last_quantized
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -90,4 +91,5 @@ def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
             **({"ordering": node.final.key} if node.final else {}),
         },
         quantized=technique.quantizes,
+        priority=model_priority(study, node.path),
     )

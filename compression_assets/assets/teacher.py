@@ -14,6 +14,7 @@ from compression_assets.assets.layout import (
     relative_directory,
 )
 from compression_assets.assets.model_asset import model_asset, released_model_asset
+from compression_assets.assets.priority import teacher_priority
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import CorrectedTeacher, ModelTeacher, Study
@@ -66,6 +67,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         group="teacher",
         description="The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
         tags=TAGS,
+        priority=teacher_priority(study),
     )
 
 
@@ -102,6 +104,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         kinds={"safetensors"},
         tags=TAGS,
         owners=OWNERS,
+        op_tags=teacher_priority(study),
         code_version=artifact.code_version,
     )
     def teacher_logits(

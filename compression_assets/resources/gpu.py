@@ -9,18 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import dagster as dg
 
 from compression_assets.errors import StudyError
-
-
-def cuda_is_likely() -> bool:
-    """Whether this machine has an NVIDIA device, told without importing torch (which takes seconds)."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return False
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+from compression_assets.workers import cuda_devices
 
 
 @dataclass
@@ -63,7 +57,7 @@ class Gpu(dg.ConfigurableResource):
 
 @contextmanager
 def _device(wanted: str, holder: str) -> Iterator[str]:
-    if wanted == "cpu" or (wanted == "auto" and not cuda_is_likely()):
+    if wanted == "cpu" or (wanted == "auto" and not cuda_devices()):
         yield "cpu"
         return
     import torch
@@ -136,15 +130,3 @@ def _free(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-ExecutorKind = Literal["in_process", "spawn"]
-
-
-def executor_kind() -> ExecutorKind:
-    """One process a step on CUDA, so that its memory returns; one process for all on a CPU.
-
-    On 2 CPU cores 40 trivial steps took 77 s in a process each, 6 s in one process; steps there run one
-    after the other anyway, each using every core.
-    """
-    return "spawn" if cuda_is_likely() else "in_process"

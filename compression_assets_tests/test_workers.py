@@ -1,0 +1,89 @@
+"""How many processes work at once, and that none outlives its run."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from compression_assets.assets.priority import longest_way
+from compression_assets.costs import expected_seconds
+from compression_assets.errors import StudyError
+from compression_assets.study import load_study
+from compression_assets.workers import workers
+from compression_assets_tests.project import Project, changed
+
+WORKING = """
+import multiprocessing, time
+from compression_assets.workers import die_with_the_run
+def work():
+    die_with_the_run()
+    print("working", flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    child = multiprocessing.get_context("forkserver").Process(target=work)
+    child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+
+
+def test_workers_follow_the_machine_and_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMPRESSION_WORKERS", raising=False)
+    monkeypatch.setattr("compression_assets.workers.cuda_devices", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert (workers().start, workers().count, workers().threads) == ("forkserver", 2, 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert (workers().start, workers().count, workers().threads) == ("in_process", 1, 1)
+    monkeypatch.setattr("compression_assets.workers.cuda_devices", lambda: 3)
+    assert (workers().start, workers().count) == ("spawn", 3)
+    monkeypatch.setenv("COMPRESSION_WORKERS", "1")
+    assert (workers().start, workers().count) == ("spawn", 1)
+    monkeypatch.setenv("COMPRESSION_WORKERS", "two")
+    with pytest.raises(StudyError, match="COMPRESSION_WORKERS is 'two'"):
+        workers()
+
+
+def test_a_step_dies_with_its_run(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(WORKING)
+    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    lines = {run.stdout.readline().strip(), run.stdout.readline().strip()}
+    (pid,) = (int(line) for line in lines - {"working"})
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
+
+
+def test_the_longest_way_goes_first() -> None:
+    study = load_study("demo")
+    costs = expected_seconds(study)
+    assert longest_way(study, ("P", "KD", "Q")) == round(costs["final_p_kd_q"])
+    assert (
+        longest_way(study, ("Q", "D")) > longest_way(study, ("Q", "D", "KD")) > longest_way(study, ("P",)) / 2
+    )
+    assert longest_way(study, ("Q",)) == round(
+        sum(costs[key] for key in ("final_q", "model_q_d", "model_q_d_kd", "model_q_d_kd_p", "final_q_kd_p"))
+    )
+
+
+@pytest.mark.timeout(200)
+def test_two_workers_make_a_study_that_one_finds_finished(tmp_path: Path) -> None:
+    project = Project(tmp_path, orderings=["P"])
+    project.workers = "2"
+    code, output = project.compression("run")
+    assert code == 0, output
+    made = project.versions()
+    assert project.query("SELECT count(*) FROM leaderboard") == [(2,)]
+    project.workers = "1"
+    code, output = project.compression("run")
+    assert code == 0, output
+    assert changed(output) == set()
+    assert project.versions() == made
