@@ -4,17 +4,12 @@ import argparse
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 
-BESIDE_THE_PAPER = """
-SELECT ours.ordering, round(ours.perplexity, 2) AS perplexity, round(ours.size_mib, 2) AS size_mib,
-       round(ours.compression_ratio, 2) AS ratio,
-       paper.perplexity AS paper_perplexity, paper.size_mib AS paper_size_mib,
-       round((SELECT size_mib FROM paper_table_1 WHERE model = 'base') / paper.size_mib, 2) AS paper_ratio
-FROM leaderboard AS ours JOIN models USING (model) LEFT JOIN paper_table_1 AS paper USING (model)
-ORDER BY models.position
-"""
+if TYPE_CHECKING:
+    from compression_assets.resources.metrics_db import MetricsDatabase
 
 
 def main() -> None:
@@ -86,34 +81,45 @@ def _rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(_: argparse.Namespace) -> int:
-    return _print(BESIDE_THE_PAPER)
+    from compression_assets.leaderboard import read_leaderboard
+    from compression_assets.tables import plain
+
+    columns, rows = read_leaderboard(_database(), paper=True)
+    print(plain(columns, rows))
+    return 0
 
 
 def _query(arguments: argparse.Namespace) -> int:
-    return _print(arguments.sql)
-
-
-def _print(sql: str) -> int:
-    from compression_assets.resources.metrics_db import MetricsDatabase
-    from compression_assets.settings import current_study, database_file
     from compression_assets.tables import plain
 
-    database = MetricsDatabase(database_file(current_study()))
-    print(plain(*database.query(sql)))
+    print(plain(*_database().query(arguments.sql)))
     return 0
 
 
 def _report(_: argparse.Namespace) -> int:
     from compression_assets.reporting.page import write_report
     from compression_assets.reporting.read import read_report_data
-    from compression_assets.resources.metrics_db import MetricsDatabase
-    from compression_assets.settings import current_study, database_file, study_root
+    from compression_assets.settings import current_study, study_root
 
     study = current_study()
     root = study_root(study)
-    file, _same = write_report(read_report_data(study, root, MetricsDatabase(database_file(study))), root)
+    file, _same = write_report(read_report_data(study, root, _database()), root)
     print(file)
     return 0
+
+
+def _database() -> "MetricsDatabase":
+    """The study's database, with everything that waited for it; what still waits is said on stderr."""
+    from compression_assets.resources.metrics_db import MetricsDatabase
+    from compression_assets.settings import current_study, database_file
+
+    database = MetricsDatabase(database_file(current_study()))
+    merged = database.merge()
+    if merged.waiting:
+        print(f"{merged.waiting} writes wait in {database.outbox.folder}: {merged.why}", file=sys.stderr)
+    if rejected := database.outbox.rejected():
+        print(f"{len(rejected)} writes were rejected; see {rejected[0].parent}", file=sys.stderr)
+    return database
 
 
 def _check(_: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1e5 else f"{value:,.3f}"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1e3 else f"{value:,.3f}"
     return str(value)
 
 
@@ -24,10 +24,7 @@ def plain(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in columns of equal width; numbers to the right."""
     cells = [list(columns), *([shown(value) for value in row] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    numeric = [
-        bool(rows) and all(row[index] is None or isinstance(row[index], int | float) for row in rows)
-        for index in range(len(columns))
-    ]
+    numeric = [bool(rows) and all(_numeric(row[index]) for row in rows) for index in range(len(columns))]
 
     def line(values: Sequence[str]) -> str:
         return "  ".join(
@@ -38,3 +35,8 @@ def plain(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(
         [line(cells[0]), line(["─" * width for width in widths]), *(line(row) for row in cells[1:])]
     )
+
+
+def _numeric(value: Any) -> bool:
+    """Numbers, what is not measured, and text that starts with a number ("0.53 ±0.04")."""
+    return value is None or isinstance(value, int | float) or (isinstance(value, str) and value[:1].isdigit())

@@ -76,6 +76,7 @@ def test_metrics_tables_say_what_they_rest_on(project: Project) -> None:
         "higher_is_better",
         "aggregate",
         "note",
+        "part",
         "data_version",
         "run_id",
         "measured_at",

@@ -1,8 +1,6 @@
 """One metrics asset a finished model: measured once into an artifact, then copied into DuckDB."""
 
 import json
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -18,17 +16,16 @@ from compression_assets.assets.layout import (
     model_key,
     relative_directory,
 )
+from compression_assets.assets.measured import Row, record, write_measured
 from compression_assets.assets.priority import MEASURE, PRIORITY
-from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.orderings import Ordering
-from compression_assets.resources.artifact_store import ArtifactStore, Manifest
+from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.techniques import registry
 from compression_assets.techniques.step import Check, StepReport
 
-MEASURED = "metrics.json"
 CHECK = "perplexity_below_uniform_guess"
 
 
@@ -44,7 +41,7 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
     data = DATASETS["evaluation"]
     artifact = Artifact(
         asset=metrics_key(ordering),
-        settings=study.evaluation.model_dump(mode="json"),
+        settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
         code="compression_assets.evaluation.measure",
         inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
         parent=model,
@@ -88,36 +85,13 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
 
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
-        rows, samples = read_measured(directory, manifest)
         with as_failure(artifact.asset):
+            place = Row(ordering.key, ordering.text, position)
             lineage = lineage_rows(study, ordering, storage.artifacts)
-            storage.database.write_model(ordering.key, ordering.text, position, rows, samples, lineage)
-        values = {row["metric"]: row["value"] for row in rows}
-        sql = f"SELECT * FROM metrics.{ordering.key}"
-        return result(manifest, cached, directory, **values, sql=dg.MetadataValue.md(f"`{sql}`"))
+            shown = record(study, storage, place, "metrics", directory, manifest, lineage)
+        return result(manifest, cached, directory, **shown)
 
     return metrics
-
-
-def write_measured(directory: Path, rows: list[MetricRow], samples: list[Sample], run_id: str) -> None:
-    """What was measured as one JSON file; the database is filled from it and can be filled again."""
-    content = {
-        "run_id": run_id,
-        "rows": [asdict(row) for row in rows],
-        "samples": [asdict(sample) for sample in samples],
-    }
-    (directory / MEASURED).write_text(json.dumps(content, indent=1, allow_nan=False))
-
-
-def read_measured(directory: Path, manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows for the tables metrics.<model> and samples.<model>."""
-    content = json.loads((directory / MEASURED).read_text())
-    about = {
-        "data_version": manifest.inputs[str(relative_directory(str(manifest.parent)))],
-        "run_id": content["run_id"],
-        "measured_at": manifest.created_at,
-    }
-    return [{**row, **about} for row in content["rows"]], content["samples"]
 
 
 def lineage_rows(study: Study, ordering: Ordering, store: ArtifactStore) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ from compression_assets.resources.metrics_db import MetricsDatabase
 class StudyStorage(dg.ConfigurableResource):
     """Everything below storage/<study>/, and the downloads that studies share.
 
-    root: directory of the study. database_patience: seconds to wait while another process has the
-    database open.
+    root: directory of the study. database_patience: seconds that a step waits for another one to write to the
+    database, or for somebody who has it open for writing.
     """
 
     root: str
-    database_patience: float = 60.0
+    database_patience: float = 5.0
 
     @property
     def artifacts(self) -> ArtifactStore:

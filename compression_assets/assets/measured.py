@@ -1,0 +1,88 @@
+"""Measurements between an artifact and the database: written once as a file, recorded with their intervals.
+
+An artifact keeps what was measured; the database is filled from it and can be filled again. Intervals are computed on
+the way, so that another confidence level measures nothing anew.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.layout import relative_directory
+from compression_assets.evaluation.rows import MetricRow, Sample
+from compression_assets.evaluation.statistics import with_intervals
+from compression_assets.resources.artifact_store import Manifest
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.study import Study
+
+MEASURED = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the leaderboard. key: as in the table names; ordering: as a reader knows it; position: from the top."""
+
+    key: str
+    ordering: str
+    position: int
+
+
+def write_measured(
+    directory: Path, rows: Sequence[MetricRow], samples: Sequence[Sample], run_id: str
+) -> None:
+    """What was measured as one JSON file in the artifact's directory."""
+    content = {
+        "run_id": run_id,
+        "rows": [asdict(row) for row in rows],
+        "samples": [asdict(sample) for sample in samples],
+    }
+    (directory / MEASURED).write_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def read_measured(directory: Path) -> tuple[list[MetricRow], list[Sample], str]:
+    """Rows, samples and the run that measured them."""
+    content = json.loads((directory / MEASURED).read_text())
+    rows = [MetricRow(**row) for row in content["rows"]]
+    return rows, [Sample(**sample) for sample in content["samples"]], content["run_id"]
+
+
+def record(
+    study: Study,
+    storage: StudyStorage,
+    row: Row,
+    part: str,
+    directory: Path,
+    manifest: Manifest,
+    lineage: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Copy one artifact's measurements into the database, with intervals; returns metadata for Dagster.
+
+    part: which of a model's artifacts this is ("metrics", "quality", …). manifest.parent: the model measured.
+    """
+    measured, samples, run_id = read_measured(directory)
+    filled = with_intervals(measured, samples, study.evaluation.statistics, study.seed)
+    about = {
+        "data_version": manifest.inputs[str(relative_directory(str(manifest.parent)))],
+        "run_id": run_id,
+        "measured_at": manifest.created_at,
+    }
+    merged = storage.database.write_part(
+        row.key,
+        row.ordering,
+        row.position,
+        part,
+        [asdict(one) | about for one in filled],
+        [asdict(sample) for sample in samples],
+        lineage,
+    )
+    shown: dict[str, Any] = {one.metric: one.value for one in filled}
+    shown |= {f"{one.metric}_note": one.note for one in filled if one.note}
+    return {
+        **shown,
+        "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{row.key}`"),
+        "waiting_writes": merged.waiting,
+    }

@@ -1,0 +1,57 @@
+"""The leaderboard as people read it: what was measured, each figure with the half-width of its interval."""
+
+from typing import Any
+
+from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.tables import shown
+
+PAPER = {
+    "g_eval": "g_eval",
+    "prompt_alignment": "prompt_alignment",
+    "clarity": "clarity",
+    "size_mib": "size_mib",
+    "perplexity": "perplexity",
+    "compression_ratio": "round((SELECT size_mib FROM paper_table_1 WHERE model = 'base') / size_mib, 3)",
+}
+"""Metric -> the expression for it over paper_table_1."""
+
+
+def read_leaderboard(
+    database: MetricsDatabase, *, paper: bool = False
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows, in the study's order; metrics that no model has are left out.
+
+    paper: put the paper's figure (arXiv 2511.19495, Table 1) after each of ours that it has.
+    Raises StudyError when nothing has been measured yet.
+    """
+    columns, found = database.query("SELECT * FROM leaderboard")
+    records = [dict(zip(columns, row, strict=True)) for row in found]
+    metrics = [
+        name
+        for name in columns
+        if f"{name}_hi" in columns and any(record[name] is not None for record in records)
+    ]
+    theirs = _paper(database) if paper else {}
+    header, cells = ["ordering"], [[record["ordering"]] for record in records]
+    for metric in metrics:
+        header.append(metric)
+        for cell, record in zip(cells, records, strict=True):
+            cell.append(_with_half_width(record, metric))
+        if theirs and metric in PAPER:
+            header.append("paper")
+            for cell, record in zip(cells, records, strict=True):
+                cell.append(theirs.get(record["model"], {}).get(metric))
+    return header, [tuple(cell) for cell in cells]
+
+
+def _paper(database: MetricsDatabase) -> dict[str, dict[str, float]]:
+    columns = ", ".join(f"{expression} AS {name}" for name, expression in PAPER.items())
+    names, rows = database.query(f"SELECT model, {columns} FROM paper_table_1")
+    return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+
+
+def _with_half_width(record: dict[str, Any], metric: str) -> str | None:
+    value, lo, hi = (record[metric + suffix] for suffix in ("", "_lo", "_hi"))
+    if value is None:
+        return None
+    return shown(value) if lo is None else f"{shown(value)} ±{shown((hi - lo) / 2)}"
