@@ -1,7 +1,9 @@
 """The grammar of orderings: from "Q-P-KD" to steps, keys and the prefix tree. Pure: no Dagster, no torch, no files.
 
-A step token is a technique's name, or a name and a variant: "Q", "Q:stochastic". A path is the tuple of all steps
-that run, with the implicit ones: "Q-P-KD" is ("Q", "D", "P", "KD", "Q"), as the paper has it in section 2.2.1.
+A step token is a technique's name, or a name and a variant: "Q", "Q:stochastic". An ordering may end in a seed of its
+own, "P-KD@1": its steps are then the tokens "P@1" and "KD@1", which share nothing with those of another seed, and its
+key is p_kd_s1. A path is the tuple of all steps that run, with the implicit ones: "Q-P-KD" is
+("Q", "D", "P", "KD", "Q"), as the paper has it in section 2.2.1.
 Which techniques quantize and which need full precision is asked of the registry.
 """
 
@@ -21,6 +23,8 @@ MAX_LENGTH = 120  # a key names a directory, and file systems allow 255 bytes in
 StepPath = tuple[str, ...]
 
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9]*(:[A-Za-z][A-Za-z0-9]*)?")
+_SEED = re.compile(r"0|[1-9][0-9]{0,8}")
+_LOOKS_LIKE_A_SEED = re.compile(r"s[0-9]+")
 
 
 class Rules(Protocol):
@@ -45,6 +49,17 @@ class Ordering:
         """What names its assets, directories and tables: "Q-P-KD" is q_p_kd."""
         return _key(self.text.split("-"))
 
+    @property
+    def seed(self) -> int | None:
+        """Its own seed; None for the study's."""
+        _, _, seed = self.text.partition("@")
+        return int(seed) if seed else None
+
+    @property
+    def sequence(self) -> str:
+        """The text without the seed: what repeats of an ordering have in common."""
+        return self.text.partition("@")[0]
+
 
 BASE_ORDERING = Ordering(BASE, ())
 
@@ -67,6 +82,11 @@ class Node:
         """The last step's technique, without its variant."""
         return technique_of(self.step) if self.step else None
 
+    @property
+    def seed(self) -> int | None:
+        """The seed of its ordering; None for the study's."""
+        return next((seed for token in self.path if (seed := seed_of(token)) is not None), None)
+
 
 def parse_ordering(
     text: str, techniques: Mapping[str, Rules] | None = None, variants: Collection[str] | None = None
@@ -74,7 +94,8 @@ def parse_ordering(
     """Read an ordering in any accepted spelling.
 
     Args:
-        text: "base", or step tokens joined by "-", in any case, with or without the implicit steps.
+        text: "base", or step tokens joined by "-", in any case, with or without the implicit steps, and perhaps "@"
+            and a seed.
         techniques: the registry's unless given.
         variants: the step tokens that have a recipe; None allows every technique, without variants. D has no
             choice of recipe and is always allowed.
@@ -85,9 +106,13 @@ def parse_ordering(
     techniques = registry.techniques() if techniques is None else techniques
     shown = repr(text if len(text) <= 60 else text[:57] + "...")
     try:
-        steps = _tokens(text, techniques, variants)
+        sequence, at, seed = text.partition("@")
+        steps = _tokens(sequence, techniques, variants)
+        if at:
+            steps = _seeded(steps, seed)
         path = _expand(steps, techniques)
-        return Ordering("-".join(_compact(path, techniques)) or BASE, path)
+        short = "-".join(recipe_token(token) for token in _compact(path, techniques))
+        return Ordering(f"{short}{at}{seed}" if short else BASE, path)
     except StudyError as error:
         raise StudyError(f"ordering {shown}: {error}") from None
 
@@ -163,7 +188,18 @@ def prefix_tree(
 
 def technique_of(token: str) -> str:
     """ "Q:stochastic" -> "Q"."""
-    return token.partition(":")[0]
+    return recipe_token(token).partition(":")[0]
+
+
+def recipe_token(token: str) -> str:
+    """ "Q:stochastic@1" -> "Q:stochastic": what a study lists a recipe under."""
+    return token.partition("@")[0]
+
+
+def seed_of(token: str) -> int | None:
+    """ "Q:stochastic@1" -> 1; None where the study's seed is meant."""
+    seed = token.partition("@")[2]
+    return int(seed) if seed else None
 
 
 def canonical_token(text: str, techniques: Collection[str] | None = None) -> str:
@@ -189,6 +225,8 @@ def canonical_token(text: str, techniques: Collection[str] | None = None) -> str
         raise StudyError(
             f"the variant '{variant}' of {name} has the name of a technique or of the base: rename it"
         )
+    if _LOOKS_LIKE_A_SEED.fullmatch(variant):
+        raise StudyError(f"the variant '{variant}' of {name} would be taken for a seed: rename it")
     return f"{name}:{variant}" if variant else name
 
 
@@ -214,6 +252,14 @@ def _tokens(text: str, techniques: Mapping[str, Rules], variants: Collection[str
     for token in tokens:
         _refuse_without_recipe(token, variants)
     return tokens
+
+
+def _seeded(steps: StepPath, seed: str) -> StepPath:
+    if not _SEED.fullmatch(seed):
+        raise StudyError(f"its seed {seed!r} is no whole number; write it as in 'P-KD@1'")
+    if not steps:
+        raise StudyError("the base has no seed: nothing in it is random")
+    return tuple(token if token == DEQUANTIZATION else f"{token}@{seed}" for token in steps)
 
 
 def _refuse_without_recipe(token: str, variants: Collection[str] | None) -> None:
@@ -280,4 +326,7 @@ def _compact(path: StepPath, techniques: Mapping[str, Rules]) -> StepPath:
 
 
 def _key(tokens: Iterable[str]) -> str:
-    return "_".join(tokens).replace(":", "_").lower() or BASE
+    """ "Q@1", "KD:short@1" -> q_kd_short_s1: the seed, which all of them share, goes to the end."""
+    tokens = list(tokens)
+    seeds = {f"s{seed}" for token in tokens if (seed := token.partition("@")[2])}
+    return "_".join([*map(recipe_token, tokens), *seeds]).replace(":", "_").lower() or BASE

@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.settings import EvaluationSettings
 from compression_assets.orderings import (
+    BASE,
     DEQUANTIZATION,
     Node,
     Ordering,
@@ -25,6 +26,7 @@ from compression_assets.orderings import (
     parse_ordering,
     parse_orderings,
     prefix_tree,
+    recipe_token,
     technique_of,
 )
 from compression_assets.sources.chat import ChatSource, check_chat_source
@@ -33,6 +35,7 @@ from compression_assets.sources.questions import QuestionSettings, check_questio
 from compression_assets.strict import Strict, near_match
 from compression_assets.study_errors import failure, sentence
 from compression_assets.study_recipes import read_recipes
+from compression_assets.study_sweeps import Sweep, expanded
 from compression_assets.study_yaml import read_mapping
 from compression_assets.techniques.registry import technique
 from compression_assets.text.splits import SplitSize
@@ -104,18 +107,22 @@ class Study(Strict):
 
     name: directory of everything the study writes, storage/<name>. recipes: step token -> recipe, the file's key
     `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
-    as written; the base is always measured. Raises pydantic.ValidationError; use `load_study` for sentences.
+    as written; the base is always measured. seeds: every ordering is made once with each of them, `seed` among them;
+    data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`.
+    Raises pydantic.ValidationError; use `load_study` for sentences.
     """
 
     name: str
     description: str = Field(default="", max_length=1000)
     seed: int = Field(ge=0, lt=2**32)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=10**9)], ...] = ()
     base_model: ModelSource
     teacher: Teacher | None = None
     data: Data
     recipes: dict[str, SerializeAsAny[Strict]] = Field(alias="techniques")
     teacher_logits: TeacherLogitsRecipe = TeacherLogitsRecipe()
     orderings: tuple[str, ...] = Field(min_length=1)
+    sweep: tuple[Sweep, ...] = ()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @field_validator("name")
@@ -132,11 +139,26 @@ class Study(Strict):
     def _known_recipes(cls, entries: Any) -> dict[str, Strict]:
         return read_recipes(entries)
 
-    @field_validator("orderings", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _listed(cls, orderings: Any) -> Any:
+    def _write_sweeps_out(cls, data: Any) -> Any:
+        return expanded(data)
+
+    @field_validator("orderings", "seeds", "sweep", mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
         # A file has lists only, and strict validation takes no list for a tuple.
-        return tuple(orderings) if isinstance(orderings, list) else orderings
+        return tuple(values) if isinstance(values, list) else values
+
+    @model_validator(mode="after")
+    def _seeds_repeat_the_seed(self) -> Self:
+        if self.seeds and self.seed not in self.seeds:
+            raise failure(
+                ("seeds",), f"must have {self.seed} in it, the study's seed, whose models have plain names"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise failure(("seeds",), "must be different")
+        return self
 
     @model_validator(mode="after")
     def _orderings_can_run(self) -> Self:
@@ -145,10 +167,12 @@ class Study(Strict):
                 ordering = parse_ordering(text, variants=self.recipes)
             except StudyError as error:
                 raise failure(("orderings", index), f"cannot run: {error}") from None
+            if ordering.seed == self.seed:
+                raise failure(("orderings", index), f"names the study's own seed {self.seed}: leave it out")
             self._refuse_missing_inputs(ordering)
             self._refuse_missing_grid(ordering, index)
         try:
-            parse_orderings(self.orderings, variants=self.recipes)
+            parse_orderings(self._texts(), variants=self.recipes)
         except StudyError as error:
             raise failure(("orderings",), f"must be different: {error}") from None
         if self.teacher_logits.coding not in ("dense", "hidden") and len(self._temperatures()) > 1:
@@ -182,8 +206,14 @@ class Study(Strict):
 
     @cached_property
     def parsed_orderings(self) -> tuple[Ordering, ...]:
-        """The base first, then the orderings as listed."""
-        return parse_orderings(self.orderings, variants=self.recipes)
+        """The base first, then the orderings as listed, then the same with each further seed."""
+        return parse_orderings(self._texts(), variants=self.recipes)
+
+    def _texts(self) -> list[str]:
+        """Orderings as written, and again with every seed but the study's own."""
+        repeated = [text for text in self.orderings if "@" not in text and text.strip().lower() != BASE]
+        others = [seed for seed in self.seeds if seed != self.seed]
+        return [*self.orderings, *(f"{text}@{seed}" for seed in others for text in repeated)]
 
     @cached_property
     def nodes(self) -> dict[StepPath, Node]:
@@ -208,6 +238,7 @@ class Study(Strict):
 
     def recipe(self, token: str) -> Any:
         """The recipe of a step token, an instance of its technique's Recipe. StudyError if the study has none."""
+        token = recipe_token(token)
         if token in self.recipes:
             return self.recipes[token]
         if token == DEQUANTIZATION:
@@ -216,7 +247,9 @@ class Study(Strict):
 
     def _temperatures(self) -> list[float]:
         used = {
-            node.step for node in self.nodes.values() if node.step and TEACHER_LOGITS in _inputs(node.step)
+            recipe_token(node.step)
+            for node in self.nodes.values()
+            if node.step and TEACHER_LOGITS in _inputs(node.step)
         }
         return list(
             dict.fromkeys(float(self.recipe(token).temperature) for token in self.recipes if token in used)

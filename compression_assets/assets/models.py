@@ -6,7 +6,7 @@ from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import BASE_MODEL, model_key
 from compression_assets.assets.model_asset import model_asset, released_model_asset
 from compression_assets.assets.priority import model_priority
-from compression_assets.orderings import Node, StepPath, last_quantized
+from compression_assets.orderings import Node, StepPath, last_quantized, recipe_token
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.techniques import registry
@@ -40,7 +40,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
         settings=study.recipe(node.step).model_dump(mode="json"),
         code=technique.__module__,
         inputs=(parent_key, *technique.inputs, *grid),
-        seed=study.seed,
+        seed=study.seed if node.seed is None else node.seed,
         parent=parent_key,
         technique=node.step,
         path=node.path,
@@ -70,7 +70,7 @@ def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
                 output=place.output,
                 recipe=recipe,
                 data={asset: place.inputs[asset] for asset in technique.inputs},
-                seed=study.seed,
+                seed=study.seed if node.seed is None else node.seed,
                 device=place.device,
                 report=place.report,
                 scratch=place.scratch,
@@ -82,14 +82,32 @@ def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
     return model_asset(
         artifact,
         build,
-        group="final_models" if node.final else "intermediate_models",
+        group=_group(node),
         description=f"{technique.title} of {parent_key}. Steps so far: {' → '.join(node.path)}.",
         tags={
             "stage": "model",
             "technique": (node.technique or "").lower(),
             "depth": str(len(node.path)),
+            "seed": str(study.seed if node.seed is None else node.seed),
+            **_variants(node),
             **({"ordering": node.final.key} if node.final else {}),
         },
         quantized=technique.quantizes,
         priority=model_priority(study, node.path),
     )
+
+
+def _group(node: Node) -> str:
+    """Repeats with another seed, and variants of a recipe, stand apart: a study may have hundreds of them."""
+    if node.seed is not None:
+        return f"seed_{node.seed}"
+    if variants := _variants(node):
+        return f"variants_{variants['variant'].partition('-')[0].partition('.')[0]}"
+    return "final_models" if node.final else "intermediate_models"
+
+
+def _variants(node: Node) -> dict[str, str]:
+    """The tag `variant` of a model some of whose steps are variants, such as "q.stochastic"."""
+    tokens = (recipe_token(token).lower().replace(":", ".") for token in node.path if ":" in token)
+    named = "-".join(dict.fromkeys(tokens))
+    return {"variant": named[:63].rstrip("-.")} if named else {}
