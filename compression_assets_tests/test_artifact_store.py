@@ -11,6 +11,7 @@ import pytest
 
 from compression_assets.errors import StudyError
 from compression_assets.resources.artifact_store import ArtifactStore
+from compression_assets.resources.locks import try_lock
 
 ABOUT = {"asset": "model_p", "fingerprint": "f1", "created_at": "2026-01-01T00:00:00+00:00"}
 
@@ -62,16 +63,56 @@ def test_a_failed_build_leaves_nothing_and_keeps_the_old_artifact(store: Artifac
 
 
 def test_what_a_killed_process_left_is_removed(store: ArtifactStore) -> None:
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], check=True, capture_output=True, text=True
+    directory = publish(store)
+    models = directory.parent
+    with store.exclusive(models / "kd", "model_kd"):
+        for name in (".building-p", ".building-q", ".building-kd", ".building-old.4711"):
+            (models / name).mkdir()
+        directory.rename(models / ".replaced-p")
+        with store.exclusive(directory, "model_p"):
+            left = {path.name for path in models.iterdir()}
+    assert left == {"p", ".building-kd"}
+    manifest = store.finished(directory, "f1", "model_p")
+    assert manifest is not None
+
+
+def test_scratch_goes_with_the_artifact_it_was_for(store: ArtifactStore) -> None:
+    directory = publish(store)
+    scratch = store.scratch(directory, "f1")
+    assert store.finished(directory, "f2", "model_p") is None
+    assert scratch.exists()
+    assert store.finished(directory, "f1", "model_p") is not None
+    assert not scratch.parent.exists()
+
+
+def test_two_processes_never_make_the_same_artifact_at_once(store: ArtifactStore) -> None:
+    directory = store.root / "models" / "p"
+    waits: list[str] = []
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from compression_assets.resources.artifact_store import ArtifactStore\n"
+        "store = ArtifactStore(Path(sys.argv[1]))\n"
+        "with store.exclusive(store.root / 'models' / 'p', 'model_p'):\n"
+        "    print('held', flush=True); time.sleep(60)\n"
     )
-    leftover = store.root / "models" / f".building-q.{gone.stdout.strip()}"
-    leftover.mkdir(parents=True)
-    alive = store.root / "models" / f".building-kd.{os.getppid()}"
-    alive.mkdir()
-    publish(store)
-    assert not leftover.exists()
-    assert alive.exists()
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(store.root)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+
+    def waiting(holder: str) -> None:
+        waits.append(holder)
+        other.kill()
+
+    with store.exclusive(directory, "final_p", waiting=waiting):
+        assert waits == [f"model_p (process {other.pid})"]
+    with (
+        store.exclusive(store.root / "models" / "p_q", "model_p_q", [directory]),
+        store.exclusive(store.root / "models" / "p_kd", "model_p_kd", [directory]),
+    ):
+        assert try_lock(store._lock(directory), "a rebuild of an input in use") is None
+    other.wait()
+    other.stdout.close()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "masters/model.safetensors"])

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.timeout(400)
 
 SPAWN = """
 if __name__ == "__main__":
-    from compression_assets.resources import gpu
-    gpu.cuda_is_likely = lambda: True
+    from compression_assets import workers
+    workers.cuda_devices = lambda: 1
     from compression_assets.run import run_study
     raise SystemExit(0 if run_study('+key:"evaluation_set"') else 1)
 """

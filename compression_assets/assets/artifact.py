@@ -3,10 +3,9 @@
 Every asset that leaves a directory goes through `make`; what is inside the directory is up to its `build`.
 """
 
-import errno
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -18,9 +17,10 @@ import dagster as dg
 from compression_assets.assets.layout import relative_directory
 from compression_assets.errors import StudyError
 from compression_assets.fingerprints import code_fingerprint, fingerprint, library_versions
-from compression_assets.resources.artifact_store import Manifest, sha256_of
+from compression_assets.resources.artifact_store import ArtifactStore, Manifest, sha256_of
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
+from compression_assets.resources.write_errors import storage_problem
 from compression_assets.techniques.step import Check, Report, StepReport
 from compression_assets.workers import die_with_the_run
 
@@ -42,6 +42,7 @@ class Artifact:
     that makes it. inputs: asset keys it reads. checks: names of its integrity checks,
     which stop a run when they fail; warnings: names of its quality checks, which do not.
     sources: model or chat sources that it reads; the content of those on this machine counts as well.
+    needs: what it is expected to take of a device's memory, told from the inputs' directories; None: not known.
     """
 
     asset: str
@@ -55,6 +56,7 @@ class Artifact:
     checks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: tuple[Any, ...] = ()
+    needs: "MemoryNeeds | None" = None
 
     @property
     def code_version(self) -> str:
@@ -83,6 +85,8 @@ class Workplace:
 
 
 Build = Callable[[Workplace], StepReport]
+MemoryNeeds = Callable[[Mapping[str, Path], str], int | None]
+"""Peak bytes of a step from its inputs (asset -> directory) on a device ("cpu" or "cuda"); see `memory`."""
 
 
 def make(
@@ -108,15 +112,17 @@ def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str
     """Progress events around a piece of work, and its errors in a sentence; what is put into the dict is shown."""
     die_with_the_run()
     progress = storage.progress(context.run_id)
-    progress.event(asset, "started")
     outcome: dict[str, Any] = {}
     try:
         with as_failure(asset):
+            progress.event(asset, "started")
             yield outcome
+            progress.event(asset, "finished", **outcome)
     except BaseException:
-        progress.event(asset, "failed")
+        # The error itself counts, and a full disk takes no event either.
+        with suppress(OSError):
+            progress.event(asset, "failed")
         raise
-    progress.event(asset, "finished", **outcome)
 
 
 def result(
@@ -163,12 +169,43 @@ def _find_or_build(
     store = storage.artifacts
     directory = store.root / relative_directory(artifact.asset)
     inputs = {asset: store.root / relative_directory(asset) for asset in artifact.inputs}
-    # By directory, not by key: a model that an ordering of the study comes to end in is still the same model.
-    versions = {
+    report = _reporter(context, artifact.asset, storage)
+
+    def waiting(what: str) -> None:
+        context.log.info(f"{artifact.asset} waits for {what}")
+        report(0, 1, f"waits for {what}")
+
+    with store.exclusive(directory, artifact.asset, inputs.values(), waiting):
+        versions = _versions(artifact, inputs, store)
+        wanted = _wanted(artifact, versions)
+        if not rebuild and (manifest := store.finished(directory, wanted, artifact.asset)):
+            context.log.info(f"{artifact.asset} is unchanged since {manifest.created_at}")
+            return replace(manifest, asset=artifact.asset, parent=artifact.parent), True
+        needs = artifact.needs
+        expected = (lambda device: needs(inputs, device)) if needs else (lambda device: None)
+        with gpu.lease(artifact.asset, expected, waiting) as lease:
+            for asset, path in inputs.items():
+                store.require(path, asset, artifact.asset)
+            with store.building(directory) as work:
+                place = Workplace(work, store.scratch(directory, wanted), inputs, lease.device, report)
+                step = build(place)
+                _refuse_unreported(artifact, step)
+                about = _about(artifact, wanted, versions, step)
+                about["metadata"] |= lease.about()
+                return store.publish(work, directory, **about, **lease.so_far()), False
+
+
+def _versions(artifact: Artifact, inputs: Mapping[str, Path], store: ArtifactStore) -> dict[str, str]:
+    """Data versions of the inputs. By directory, not by key: a model that an ordering comes to end in is the same."""
+    return {
         str(relative_directory(asset)): store.require(path, asset, artifact.asset, verify=False).data_version
         for asset, path in inputs.items()
     }
-    wanted = fingerprint(
+
+
+def _wanted(artifact: Artifact, versions: Mapping[str, str]) -> str:
+    """The fingerprint that the artifact has to have."""
+    return fingerprint(
         {
             "code_version": artifact.code_version,
             "inputs": versions,
@@ -176,35 +213,32 @@ def _find_or_build(
             "sources": _contents(artifact.sources),
         }
     )
-    if not rebuild and (manifest := store.finished(directory, wanted, artifact.asset)):
-        context.log.info(f"{artifact.asset} is unchanged since {manifest.created_at}")
-        return replace(manifest, asset=artifact.asset, parent=artifact.parent), True
-    for asset, path in inputs.items():
-        store.require(path, asset, artifact.asset)
-    report = _reporter(context, artifact.asset, storage)
-    with gpu.lease(artifact.asset) as lease, store.building(directory) as work:
-        step = build(Workplace(work, store.scratch(directory, wanted), inputs, lease.device, report))
-        made_by = {
-            "asset": artifact.asset,
-            "fingerprint": wanted,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent": artifact.parent,
-            "technique": artifact.technique,
-            "path": list(artifact.path),
-            "recipe": dict(artifact.settings),
-            "recipe_fingerprint": fingerprint(artifact.settings),
-            "inputs": versions,
-            "seed": artifact.seed,
-            "libraries": library_versions(),
-            "git_revision": _git_revision(),
-            "tokens_seen": step.tokens_seen,
-            "checks": [asdict(check) for check in step.checks],
-            "metadata": step.metadata,
-        }
-        manifest = store.publish(work, directory, **made_by, **lease.so_far())
-    if missing := {*artifact.checks, *artifact.warnings} - {check["name"] for check in manifest.checks}:
+
+
+def _refuse_unreported(artifact: Artifact, step: StepReport) -> None:
+    if missing := {*artifact.checks, *artifact.warnings} - {check.name for check in step.checks}:
         raise RuntimeError(f"{artifact.asset} did not report its checks {sorted(missing)}")
-    return manifest, False
+
+
+def _about(artifact: Artifact, wanted: str, versions: Mapping[str, str], step: StepReport) -> dict[str, Any]:
+    """Fields of the manifest."""
+    return {
+        "asset": artifact.asset,
+        "fingerprint": wanted,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parent": artifact.parent,
+        "technique": artifact.technique,
+        "path": list(artifact.path),
+        "recipe": dict(artifact.settings),
+        "recipe_fingerprint": fingerprint(artifact.settings),
+        "inputs": versions,
+        "seed": artifact.seed,
+        "libraries": library_versions(),
+        "git_revision": _git_revision(),
+        "tokens_seen": step.tokens_seen,
+        "checks": [asdict(check) for check in step.checks],
+        "metadata": dict(step.metadata),
+    }
 
 
 def _contents(sources: tuple[Any, ...]) -> dict[str, str]:
@@ -236,13 +270,9 @@ def as_failure(asset: str) -> Iterator[None]:
     except StudyError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if (sentence := storage_problem(error)) is None:
             raise
-        raise dg.Failure(
-            f"{asset} could not be written ({error.strerror}: {error.filename}); make room and run again, "
-            "finished work is kept",
-            allow_retries=False,
-        ) from error
+        raise dg.Failure(f"{asset} could not be written: {sentence}", allow_retries=False) from error
 
 
 @cache

@@ -17,6 +17,7 @@ from compression_assets.assets.layout import (
     relative_directory,
 )
 from compression_assets.assets.measured import Row, record, write_measured
+from compression_assets.assets.needs import of_scoring
 from compression_assets.assets.priority import MEASURE, PRIORITY
 from compression_assets.orderings import Ordering
 from compression_assets.resources.artifact_store import ArtifactStore
@@ -47,6 +48,7 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
         parent=model,
         path=ordering.path,
         warnings=(CHECK,),
+        needs=of_scoring(model, study),
     )
 
     @dg.asset(

@@ -5,6 +5,7 @@ import dagster as dg
 from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import BASE_MODEL, model_key
 from compression_assets.assets.model_asset import model_asset, released_model_asset
+from compression_assets.assets.needs import of_step
 from compression_assets.assets.priority import model_priority
 from compression_assets.orderings import Node, StepPath, last_quantized, recipe_token
 from compression_assets.resources.storage import StudyStorage
@@ -45,6 +46,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
         technique=node.step,
         path=node.path,
         checks=technique.checks,
+        needs=of_step(parent_key, study.recipe(node.step), study),
     )
 
 

@@ -14,6 +14,7 @@ from compression_assets.assets.layout import (
     relative_directory,
 )
 from compression_assets.assets.model_asset import model_asset, released_model_asset
+from compression_assets.assets.needs import of_logits, of_step
 from compression_assets.assets.priority import teacher_priority
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
@@ -43,6 +44,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         seed=study.seed,
         parent=BASE_MODEL,
         checks=("weights_finite", "size_as_asked"),
+        needs=of_step(BASE_MODEL, teacher.finetune, study),
     )
 
     def build(place: Workplace, _: StudyStorage) -> StepReport:
@@ -94,6 +96,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         code="compression_assets.training.teacher_logits",
         inputs=(TEACHER_MODEL, BASE_MODEL, data),
         seed=study.seed,
+        needs=of_logits(study),
     )
 
     @dg.asset(

@@ -8,20 +8,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.fingerprints import fingerprint
+from compression_assets.resources.locks import Waiting, locked, try_lock
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 _BUILDING = ".building-"
 _REPLACED = ".replaced-"
 _SCRATCH = ".scratch-"
+_LOCKS = ".locks"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Manifest:
         return [check["name"] for check in self.checks if check["blocking"] and not check["passed"]]
 
 
+def _say_nothing(holder: str) -> None:
+    """For whoever does not care what is waited for."""
+
+
 class ArtifactStore:
     """Artifacts of one study under `root`, as <root>/<kind>/<name>."""
 
@@ -139,6 +145,7 @@ class ArtifactStore:
         if manifest is None or manifest.fingerprint != wanted or manifest.failed_checks:
             return None
         self._refuse_damage(directory, manifest, asset, thorough=False)
+        shutil.rmtree(_scratch_root(directory), ignore_errors=True)
         return manifest
 
     def require(self, directory: Path, asset: str, needed_by: str, *, verify: bool = True) -> Manifest:
@@ -163,6 +170,23 @@ class ArtifactStore:
         if problem := self.damage(directory, manifest, thorough=thorough):
             raise StudyError(f"{directory} is damaged: {problem}; {_rebuild_hint(asset)}")
 
+    @contextmanager
+    def exclusive(
+        self, directory: Path, asset: str, inputs: Iterable[Path] = (), waiting: Waiting = _say_nothing
+    ) -> Iterator[None]:
+        """Nobody else makes this artifact, or makes one of its inputs again, until the end of this context.
+
+        asset: who holds the locks, for whoever waits for them. waiting: told what this call itself waits for. What a
+        killed process left of this or another artifact is removed first. An artifact is locked before its inputs, and
+        inputs are made by nobody who holds an artifact that needs them, so two processes never wait for each other.
+        """
+        with ExitStack() as held:
+            held.enter_context(locked(self._lock(directory), asset, waiting))
+            for path in inputs:
+                held.enter_context(locked(self._lock(path), asset, waiting, shared=True))
+            self._remove_leftovers(directory)
+            yield
+
     def scratch(self, directory: Path, wanted: str) -> Path:
         """A directory for what an attempt at `wanted` wants to find again if it is killed; `publish` removes it.
 
@@ -178,14 +202,12 @@ class ArtifactStore:
 
     @contextmanager
     def building(self, directory: Path) -> Iterator[Path]:
-        """A temporary directory beside `directory`; the caller fills it and calls `publish`.
+        """A temporary directory beside `directory`; the caller, inside `exclusive`, fills it and calls `publish`.
 
-        It is removed on any error. What a killed process left behind is removed first.
+        It is removed on any error.
         """
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(directory.parent)
-        work = directory.parent / f"{_BUILDING}{directory.name}.{os.getpid()}"
-        work.mkdir()
+        work = directory.parent / f"{_BUILDING}{directory.name}"
+        work.mkdir(parents=True)
         try:
             yield work
         finally:
@@ -205,27 +227,33 @@ class ArtifactStore:
         shutil.rmtree(_scratch_root(directory), ignore_errors=True)
         return manifest
 
+    def _remove_leftovers(self, directory: Path) -> None:
+        """Remove what killed processes left beside an artifact whose lock is held.
+
+        An artifact that was being replaced when its process was killed is put back if nothing took its place.
+        """
+        folder = directory.parent
+        for path in [*folder.glob(f"{_REPLACED}*"), *folder.glob(f"{_BUILDING}*")]:
+            original = folder / path.name.removeprefix(_REPLACED).removeprefix(_BUILDING).partition(".")[0]
+            with ExitStack() as held:
+                if original != directory:
+                    lock = try_lock(self._lock(original), "cleaning up")
+                    if lock is None:  # somebody is at work there
+                        continue
+                    held.enter_context(lock)
+                if path.name.startswith(_REPLACED) and not original.exists():
+                    path.rename(original)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _lock(self, directory: Path) -> Path:
+        return self.root / _LOCKS / ".".join(directory.relative_to(self.root).parts)
+
 
 def sha256_of(file: Path) -> str:
     """SHA-256 (hex) of a file."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary directories in `folder` whose process is gone.
-
-    An artifact that was being replaced when its process was killed is put back if nothing took its place.
-    """
-    for path in [*folder.glob(f"{_REPLACED}*"), *folder.glob(f"{_BUILDING}*")]:
-        name, _, pid = path.name.rpartition(".")
-        if pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
-            continue
-        original = folder / name.removeprefix(_REPLACED)
-        if name.startswith(_REPLACED) and not original.exists():
-            path.rename(original)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -245,7 +273,7 @@ def _write_durably(file: Path, text: str) -> None:
 
 
 def _replace(work: Path, directory: Path) -> None:
-    replaced = directory.parent / f"{_REPLACED}{directory.name}.{os.getpid()}"
+    replaced = directory.parent / f"{_REPLACED}{directory.name}"
     if directory.exists():
         directory.rename(replaced)
     work.rename(directory)
