@@ -3,11 +3,14 @@
 Fixtures that several test modules share belong here too; what one module needs stays in that module.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 
 import pytest
+
+from compression_assets_tests.project import Project
 
 # Libraries read these when they are first imported, which is after this module.
 os.environ.update(
@@ -30,6 +33,24 @@ _STORAGE = tempfile.mkdtemp(prefix="compression_assets_tests_")
 os.environ["COMPRESSION_STORAGE"] = _STORAGE
 os.environ["COMPRESSION_STUDY"] = "smoke"
 os.environ.pop("DAGSTER_HOME", None)
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The smoke study, finished. For reading only: every worker of the session shares the one that is made."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    home = folder / "finished study"
+    with (folder / "finished_study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        home.mkdir(exist_ok=True)
+        project = Project(home)
+        if not (home / "done").exists():
+            code, output = project.compression("run")
+            assert code == 0, output
+            (home / "done").write_text(output)
+    return project
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,9 @@ class Project:
         self.write({**raw, "name": "tiny", **settings})
 
     def write(self, study: dict[str, Any]) -> None:
-        self.study_file.write_text(yaml.safe_dump(study, sort_keys=False))
+        text = yaml.safe_dump(study, sort_keys=False)
+        if not self.study_file.exists() or self.study_file.read_text() != text:
+            self.study_file.write_text(text)
 
     def read(self) -> dict[str, Any]:
         content: dict[str, Any] = yaml.safe_load(self.study_file.read_text())

@@ -39,11 +39,8 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = Project(tmp_path_factory.mktemp("whole study"))
-    code, output = made.compression("run")
-    assert code == 0, output
-    return made
+def project(finished_study: Project) -> Project:
+    return finished_study
 
 
 def test_ten_models_and_a_leaderboard(project: Project) -> None:

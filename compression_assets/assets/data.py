@@ -123,6 +123,7 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
                 key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")
             }
             directory = storage.artifacts.root / relative_directory(artifact.asset)
-            yield result(manifest, cached, directory, **shown)
+            sql = f"SELECT * FROM '{directory / 'rows.parquet'}' LIMIT 5"
+            yield result(manifest, cached, directory, **shown, sql=dg.MetadataValue.md(f"`{sql}`"))
 
     return datasets

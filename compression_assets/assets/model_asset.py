@@ -7,6 +7,7 @@ import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
 from compression_assets.assets.layout import OWNERS, relative_directory
+from compression_assets.reporting.sparkline import loss_picture
 from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
@@ -95,6 +96,10 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
         "recipe": dg.MetadataValue.json(dict(manifest.recipe)),
         "size_mib": round(manifest.weight_bytes / 2**20, 2),
     }
+    model = relative_directory(manifest.asset).name
+    shown["sql"] = dg.MetadataValue.md(f"`SELECT * FROM lineage WHERE model = '{model}'`")
+    if curve := manifest.metadata.get("loss_curve"):
+        shown["loss"] = dg.MetadataValue.md(loss_picture(curve))
     if manifest.seed is not None:
         shown["seed"] = manifest.seed
     if manifest.parent:

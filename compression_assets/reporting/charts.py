@@ -35,11 +35,11 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
 
 def plain_log_axis(axis: Any) -> None:
     """Numbers rather than powers of ten on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_y: bool) -> "Figure":
@@ -116,7 +116,7 @@ def beside_paper(rows: Sequence[tuple[str, str, float | None, float | None]], la
 def by_step(panels: Mapping[str, Sequence[tuple[str, float | None]]], label: str) -> "Figure":
     """One panel an ordering: (step, value) along it, None where a step was not measured.
 
-    The step with the largest rise is drawn thick and named.
+    The step with the largest rise is drawn thick and named in the panel's title.
     """
     columns = 2
     rows = -(-len(panels) // columns)
@@ -131,8 +131,7 @@ def by_step(panels: Mapping[str, Sequence[tuple[str, float | None]]], label: str
         for place, value in known:
             (line,) = ax.plot([place], [value], marker="o", linestyle="none", color=colour(0))
             mark(line, f"{name}.{place}", f"{name}, after {steps[place][0]}: {value:.4g}")
-        _show_break(ax, known, [step for step, _ in steps])
-        ax.set_title(name, loc="left")
+        ax.set_title(name + _show_break(ax, known, [step for step, _ in steps]), loc="left")
         ax.set_xticks(range(len(steps)), [step for step, _ in steps])
         ax.set_xlim(-0.3, len(steps) - 0.7)
         ax.set_yscale("log")
@@ -147,18 +146,11 @@ def largest_rise(known: Sequence[tuple[int, float]]) -> tuple[tuple[int, float],
     return max(pairs, key=lambda pair: pair[1][1] / pair[0][1], default=None)
 
 
-def _show_break(ax: Any, known: Sequence[tuple[int, float]], steps: Sequence[str]) -> None:
+def _show_break(ax: Any, known: Sequence[tuple[int, float]], steps: Sequence[str]) -> str:
+    """Draw the largest rise; what it is in a few words, or nothing where no step raises the value."""
     rise = largest_rise(known)
     if rise is None:
-        return
+        return ""
     (start, low), (end, high) = rise
-    ax.plot([start, end], [low, high], color=colour(1), linewidth=3, solid_capstyle="butt", zorder=0)
-    text = f"{steps[end]}: ×{high / low:.2f}"
-    ax.annotate(
-        text,
-        ((start + end) / 2, (low * high) ** 0.5),
-        xytext=(-4, 6),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-    )
+    ax.plot([start, end], [low, high], color=colour(1), linewidth=4, solid_capstyle="butt", zorder=0)
+    return f"   {steps[end]}: ×{high / low:.3g}"

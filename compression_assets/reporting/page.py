@@ -15,7 +15,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def write_report(data: ReportData, root: Path) -> tuple[Path, bool]:
     """Write reports/report.html below the study's root: (its path, whether the same page was there already)."""
-    print_of_data = _fingerprint(data)
+    print_of_data = fingerprint_of(data)
     file = root / "reports" / REPORT
     if file.exists() and print_of_data in file.read_text(encoding="utf-8")[:4000]:
         return file, True
@@ -88,7 +88,8 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
-def _fingerprint(data: ReportData) -> str:
+def fingerprint_of(data: ReportData) -> str:
+    """Changes with anything that the page shows and with the code that draws it."""
     known = {
         "study": data.study.model_dump(mode="json"),
         "metrics": data.metrics,

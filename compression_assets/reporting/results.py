@@ -6,6 +6,7 @@ from compression_assets.reporting.caveats import JUDGED, caveats, untrusted_judg
 from compression_assets.reporting.charts import Point, beside_paper, by_step, scatter
 from compression_assets.reporting.parts import Cell, Section, Table, drawn, head, number, significant
 from compression_assets.reporting.read import ReportData
+from compression_assets.reporting.svg import chart_style, to_png
 
 PAPER_METRICS = ("perplexity", "size_mib", "g_eval", "prompt_alignment", "clarity")
 LABELS = {
@@ -179,6 +180,14 @@ def points_of(data: ReportData, metric: str, *, low: bool) -> list[Point]:
         Point(model, data.name(model), size, value, data.interval(model, metric), on)
         for (model, size, value), on in zip(known, front, strict=True)
     ]
+
+
+def overview(data: ReportData) -> bytes:
+    """Perplexity against size of every measured model, as a small PNG."""
+    with chart_style():
+        return to_png(
+            scatter(points_of(data, "perplexity", low=True), "size (MiB)", "perplexity", log_y=True)
+        )
 
 
 def _point_table(points: list[Point], metric: str) -> Table:

@@ -14,6 +14,8 @@ Curve = Sequence[tuple[float, float]]
 
 def lines(panels: Mapping[str, Mapping[str, Curve]], x_label: str, y_labels: Mapping[str, str]) -> "Figure":
     """A panel for each entry, a line for each of its curves."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_figure(0.6 + 2.3 * len(panels), len(panels), 1)
     for ax, (panel, curves) in zip(axes.flat, panels.items(), strict=True):
         for index, (name, curve) in enumerate(curves.items()):
@@ -23,25 +25,8 @@ def lines(panels: Mapping[str, Mapping[str, Curve]], x_label: str, y_labels: Map
         ax.set_title(panel, loc="left")
         ax.set_ylabel(y_labels[panel])
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.flat[-1].set_xlabel(x_label)
-    return figure
-
-
-def loss_chart(curve: Sequence[Mapping[str, float]]) -> "Figure":
-    """The loss of one model over its optimiser steps, small, for an asset's page."""
-    figure, axes = new_figure(2.6)
-    ax = axes[0][0]
-    for index, name in enumerate(key for key in ("loss", "ce", "kl") if key in curve[0]):
-        ax.plot(
-            [row["step"] for row in curve],
-            [row[name] for row in curve],
-            label=name,
-            markevery=max(1, len(curve) // 8),
-            **series_style(index),
-        )
-    ax.set_xlabel("optimiser step")
-    ax.set_ylabel("nats a token")
-    ax.legend()
     return figure
 
 
