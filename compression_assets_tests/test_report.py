@@ -171,7 +171,7 @@ def test_the_same_data_give_the_same_page(data: ReportData, html: str, tmp_path:
 
 def test_nothing_measured_is_a_sentence(tmp_path: Path) -> None:
     database = MetricsDatabase(tmp_path / "compression.duckdb")
-    database.write_paper_table([])
+    database.write_table("notes", [{"note": "nothing"}])
     with pytest.raises(StudyError, match="no measured model"):
         read_report_data(load_study("smoke"), tmp_path, database)
 
