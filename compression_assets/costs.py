@@ -46,7 +46,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
 
 def _step_seconds(study: Study, node: Node) -> float:
     recipe = study.recipe(node.step or "")
-    if node.technique == "KD":
+    if node.technique in ("KD", "FT"):
         return SAVING + recipe.epochs * _tokens(study, "distillation") / TRAINED_PER_SECOND
     if node.technique == "P":
         trained = recipe.finetune.epochs * _tokens(study, "finetuning") / TRAINED_PER_SECOND

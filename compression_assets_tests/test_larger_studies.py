@@ -1,16 +1,22 @@
 """Studies beyond the paper's: seeds, sweeps, controls with equal tokens, and hundreds of orderings."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import dagster as dg
 import pytest
 import yaml
+from scipy import stats
 
 from compression_assets.build import build_defs
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.rows import MetricRow
 from compression_assets.orderings import parse_ordering
+from compression_assets.resources import metrics_schema
+from compression_assets.resources.metrics_db import MetricsDatabase
 from compression_assets.study import PRESETS, Study, load_study
 
 
@@ -110,3 +116,23 @@ def _without_rounding() -> dict[str, Any]:
     techniques: dict[str, Any] = yaml.safe_load((PRESETS / "smoke.yaml").read_text())["techniques"]
     techniques["P"]["multiple_of"] = 1
     return techniques
+
+
+def test_seeds_are_summed_up_with_an_interval(tmp_path: Path) -> None:
+    database = MetricsDatabase(tmp_path / "compression.duckdb")
+    values = {"P": 10.0, "P@1": 12.0, "P@2": 17.0, "base": 9.0}
+    for position, (ordering, value) in enumerate(values.items()):
+        row = MetricRow("perplexity", value, "1", 100, higher_is_better=False)
+        key = parse_ordering(ordering).key
+        about = {"data_version": "x", "run_id": "r", "measured_at": "2026-01-01T00:00:00+00:00"}
+        database.write_part(key, ordering, position, "metrics", [asdict(row) | about], [])
+    columns, rows = database.query("SELECT * FROM leaderboard_seeds WHERE metric = 'perplexity'")
+    found = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    mean, spread = fmean((10, 12, 17)), stdev((10, 12, 17))
+    half = stats.t.ppf(0.975, 2) * spread / 3**0.5
+    assert found["P"]["mean"] == pytest.approx(mean) and found["P"]["sd"] == pytest.approx(spread)
+    assert found["P"]["n"] == 3
+    assert (found["P"]["lo"], found["P"]["hi"]) == pytest.approx((mean - half, mean + half), rel=1e-3)
+    assert found["base"]["n"] == 1 and found["base"]["sd"] is None and found["base"]["lo"] is None
+    quantiles = [stats.t.ppf(0.975, df) for df in range(1, 31)]
+    assert list(metrics_schema.T_QUANTILES) == pytest.approx(quantiles, abs=6e-4)

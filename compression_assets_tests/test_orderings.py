@@ -145,7 +145,7 @@ def test_a_shared_prefix_is_one_node_whatever_the_order_of_listing() -> None:
         ("P--Q", "no step on one side"),
         ("P-", "no step on one side"),
         ("KDD-Q", "unknown technique 'KDD': did you mean 'KD'"),
-        ("X", "unknown technique 'X': allowed: KD, P, Q, D"),
+        ("X", "unknown technique 'X': allowed: KD, FT, P, Q, D"),
         ("D", "D before any quantization"),
         ("KD-D-P", "D before any quantization"),
         ("D-Q", "D before any quantization"),

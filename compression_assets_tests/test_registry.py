@@ -37,7 +37,7 @@ def test_a_recipe_has_defaults_and_refuses_unknown_keys(name: str) -> None:
 def test_an_unknown_name_is_answered_with_a_near_match() -> None:
     with pytest.raises(StudyError, match="unknown technique 'KDD': did you mean 'KD'"):
         technique("KDD")
-    with pytest.raises(StudyError, match="unknown technique 'XYZ': allowed: KD, P, Q, D"):
+    with pytest.raises(StudyError, match="unknown technique 'XYZ': allowed: KD, FT, P, Q, D"):
         technique("XYZ")
 
 

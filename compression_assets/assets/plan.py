@@ -27,7 +27,7 @@ def plan_asset(study: Study) -> dg.AssetsDefinition:
     def plan(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
         from compression_assets.planning.devices import device
         from compression_assets.planning.plan import default_device, make_plan
-        from compression_assets.planning.summary import as_markdown
+        from compression_assets.planning.summary import as_markdown, database_rows
 
         with tracked(context, storage, PLAN):
             try:
@@ -36,6 +36,7 @@ def plan_asset(study: Study) -> dg.AssetsDefinition:
                 )
             except StudyError as error:
                 return dg.MaterializeResult(check_results=[_check(False, str(error))])
+            storage.database.write_table(PLAN, database_rows(made))
         return dg.MaterializeResult(
             check_results=[_check(not made.misfits, "; ".join(made.misfits) or "every step fits")],
             metadata={

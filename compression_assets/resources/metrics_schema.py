@@ -30,6 +30,57 @@ CREATE TABLE IF NOT EXISTS samples."{key}" (
     PRIMARY KEY (metric, item))
 """
 
+T_QUANTILES = (
+    *(
+        12.706,
+        4.303,
+        3.182,
+        2.776,
+        2.571,
+        2.447,
+        2.365,
+        2.306,
+        2.262,
+        2.228,
+        2.201,
+        2.179,
+        2.160,
+        2.145,
+        2.131,
+    ),
+    *(
+        2.120,
+        2.110,
+        2.101,
+        2.093,
+        2.086,
+        2.080,
+        2.074,
+        2.069,
+        2.064,
+        2.060,
+        2.056,
+        2.052,
+        2.048,
+        2.045,
+        2.042,
+    ),
+)
+"""97.5 % quantiles of Student's t with 1 to 30 degrees of freedom; the last serves for more."""
+
+_OVER_SEEDS = """
+CREATE OR REPLACE VIEW leaderboard_seeds AS
+SELECT ordering, metric, mean, sd, n, mean - half AS lo, mean + half AS hi FROM (
+    SELECT split_part(models.ordering, '@', 1) AS ordering, metric, avg(value) AS mean, stddev_samp(value) AS sd,
+           count(value) AS n, min(position) AS position,
+           list_extract({quantiles}, least(count(value) - 1, {last})) * stddev_samp(value) / sqrt(count(value)) AS half
+    FROM models JOIN ({measured}) AS measured USING (model) GROUP BY split_part(models.ordering, '@', 1), metric
+    HAVING count(value) > 0
+) ORDER BY position, metric
+"""
+"""A row an ordering and metric over seeds: mean, standard deviation, 95 % interval of the mean by Student's t.
+It says how much training varies; the intervals of `leaderboard` say how much the items of a measurement do."""
+
 _SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS metrics;
 CREATE SCHEMA IF NOT EXISTS samples;
@@ -90,6 +141,7 @@ def create_leaderboard(db: "duckdb.DuckDBPyConnection") -> None:
     keys = _model_keys(db)
     if not keys:
         db.execute("DROP VIEW IF EXISTS leaderboard")
+        db.execute("DROP VIEW IF EXISTS leaderboard_seeds")
         return
     measured = " UNION ALL ".join(
         f"SELECT '{key}' AS model, metric, value, lo, hi, note FROM metrics.\"{key}\"" for key in keys
@@ -106,6 +158,7 @@ def create_leaderboard(db: "duckdb.DuckDBPyConnection") -> None:
         f"FROM models JOIN ({measured}) AS measured USING (model) "
         "GROUP BY models.model, models.ordering, models.position ORDER BY models.position, models.model"
     )
+    db.execute(_OVER_SEEDS.format(measured=measured, quantiles=list(T_QUANTILES), last=len(T_QUANTILES)))
 
 
 def _model_keys(db: "duckdb.DuckDBPyConnection") -> list[str]:

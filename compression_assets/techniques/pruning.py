@@ -6,7 +6,7 @@ nothing but its own contribution, so the pruned model equals the original with t
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ class PruningRecipe(Strict):
     multiple_of: the kept width is the nearest positive multiple (ties up). 1 is the paper's; 64 is what
         bitsandbytes' CPU kernels need once the model is quantized.
     weight_share: weight of the weight magnitude in the importance; the rest goes to the activation.
+    activation: where it is taken: the input of down_proj, which is what a neuron contributes, or the output of
+        gate_proj before its non-linearity, as the authors' scripts have it.
     finetune: training after the cut.
     calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
     """
@@ -39,6 +41,7 @@ class PruningRecipe(Strict):
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
     multiple_of: int = Field(default=1, ge=1)
     weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
     finetune: FinetuneRecipe = FinetuneRecipe()
     calibration_batch_size: int = Field(default=8, ge=1)
 
@@ -168,13 +171,15 @@ def ffn_importance(
     """Importance of every neuron, fp64 [intermediate_size] on the CPU for each layer.
 
     s · w / max(w) + (1 - s) · a / max(a) with s = weight_share, w = Σ|gate row| + Σ|up row| and
-    a = mean |input of down_proj| over the content tokens of `dataset`. The form is the authors' scripts'; the
-    activation is taken where it matters, behind the gate, and without template and padding. Runs in the
-    model's own dtype on `device`.
+    a = mean |activation| over the content tokens of `dataset`, by default of the input of down_proj. The form is the
+    authors' scripts'; the activation is taken where it matters, behind the gate, and without template and padding.
+    Runs in the model's own dtype on `device`.
     Raises StudyError when the data has no content, or a layer's magnitudes are all zero or not finite.
     """
     weights = [_weight_magnitude(block) for block in ffn_blocks(model)]
-    activations = _activation_magnitudes(model, dataset, recipe.calibration_batch_size, device)
+    activations = _activation_magnitudes(
+        model, dataset, recipe.calibration_batch_size, device, recipe.activation
+    )
     scores = []
     for layer, (weight, activation) in enumerate(zip(weights, activations, strict=True)):
         for name, magnitude in (("weights", weight), ("activations", activation)):
@@ -229,9 +234,13 @@ def _weight_magnitude(block: Any) -> "torch.Tensor":
 
 
 def _activation_magnitudes(
-    model: "PreTrainedModel", dataset: TokenDataset, batch_size: int, device: str
+    model: "PreTrainedModel",
+    dataset: TokenDataset,
+    batch_size: int,
+    device: str,
+    where: str = "down_proj_input",
 ) -> "list[torch.Tensor]":
-    """Mean |input of down_proj| over content tokens, fp64 [intermediate_size] for each layer."""
+    """Mean |activation| over content tokens, fp64 [intermediate_size] for each layer."""
     import torch
 
     n_content = sum(sum(row.content) for row in dataset)
@@ -242,11 +251,13 @@ def _activation_magnitudes(
     content = torch.empty(0)
 
     def listen(layer: int) -> Any:
-        def add(_module: Any, inputs: tuple["torch.Tensor"]) -> None:
+        def add(values: "torch.Tensor") -> None:
             # fp32 within a batch, fp64 across batches: bf16 sums would depend on the batch size.
-            sums[layer] += inputs[0][content].float().abs().sum(0).double().cpu()
+            sums[layer] += values[content].float().abs().sum(0).double().cpu()
 
-        return blocks[layer].down_proj.register_forward_pre_hook(add)
+        if where == "gate_proj_output":
+            return blocks[layer].gate_proj.register_forward_hook(lambda _module, _inputs, output: add(output))
+        return blocks[layer].down_proj.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
 
     hooks = [listen(layer) for layer in range(len(blocks))]
     try:

@@ -16,6 +16,7 @@ from compression_assets.techniques.step import StepInputs, StepReport
 
 TECHNIQUES: dict[str, str] = {
     "KD": "compression_assets.techniques.distillation:Distillation",
+    "FT": "compression_assets.techniques.plain_finetuning:PlainFinetuning",
     "P": "compression_assets.techniques.pruning:Pruning",
     "Q": "compression_assets.techniques.quantization:Quantization",
     "D": "compression_assets.techniques.dequantization:Dequantization",
