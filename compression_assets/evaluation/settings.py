@@ -1,6 +1,6 @@
 """What a study file says about evaluation. Light: imported with the study, before torch."""
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from compression_assets.strict import Strict
 
@@ -22,8 +22,24 @@ class StatisticsSettings(Strict):
     significance: float = Field(default=0.05, gt=0, lt=0.5)
 
 
+class AnswerSettings(Strict):
+    """How every model answers the questions of `data.questions`.
+
+    questions: how many of the question set are answered, from its beginning; all of them when left out.
+    max_new_tokens: an answer that is not finished by then is cut off. temperature: 0 takes the likeliest token each
+    time; above it answers are drawn, by the study's seed. batch_size: answers generated together; it changes speed, and
+    answers by rounding only.
+    """
+
+    questions: PositiveInt | None = None
+    max_new_tokens: int = Field(default=64, ge=1, le=4096)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    batch_size: int = Field(default=64, ge=1)
+
+
 class EvaluationSettings(Strict):
-    """Measurements of every finished model."""
+    """Measurements of every finished model. answers: left out, no model is asked anything."""
 
     perplexity: PerplexitySettings = PerplexitySettings()
+    answers: AnswerSettings | None = None
     statistics: StatisticsSettings = StatisticsSettings()

@@ -1,0 +1,132 @@
+"""Asking one model directory the study's questions: prompts in, answers and speed out.
+
+How tokens are generated belongs to `generation`, how the true 4-bit model compares to `four_bit`.
+
+Precision policy, as for perplexity: weights in the compute dtype, NF4 ones exactly dequantized to it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compression_assets.errors import StudyError
+from compression_assets.evaluation.answers import Answer, Speed
+from compression_assets.evaluation.four_bit import Agreement, compare_with_four_bit
+from compression_assets.evaluation.generation import generate
+from compression_assets.evaluation.settings import AnswerSettings
+from compression_assets.techniques.step import Report, no_report
+from compression_assets.text.questions import Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FIRST_TOKEN_PROMPTS = 5
+"""Prompts whose time to the first token is taken, after one to warm up."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers in the order of the questions. four_bit: None for a model that is not quantized."""
+
+    answers: list[Answer]
+    speed: Speed
+    four_bit: Agreement | None
+
+
+def answer_questions(
+    model_dir: Path,
+    questions: Sequence[Question],
+    settings: AnswerSettings,
+    seed: int,
+    device: str = "cpu",
+    report: Report = no_report,
+) -> Answered:
+    """Let a model directory, whoever made it, answer questions; a model that says nothing gives empty answers.
+
+    StudyError for fewer questions than the settings ask for, and for a prompt that the model has no room for.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from compression_assets.checkpoints import is_quantized, load_for_scoring
+    from compression_assets.evaluation.prompts import prompt_tokens, question_prompt, stop_tokens
+    from compression_assets.training.precision import compute_dtype
+
+    asked = _first(questions, settings.questions)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+    model = load_for_scoring(model_dir, device, compute_dtype(device))
+    prompts = [question_prompt(tokenizer, question.question, question.context) for question in asked]
+    tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
+    _refuse_too_long(model, tokens, settings.max_new_tokens, asked)
+    stop = stop_tokens(tokenizer, model)
+    first_token_seconds = time_to_first_token(model, tokens[:FIRST_TOKEN_PROMPTS])
+    started = time.perf_counter()
+    generated = generate(
+        model,
+        tokens,
+        stop,
+        settings.max_new_tokens,
+        settings.batch_size,
+        settings.temperature,
+        seed,
+        report,
+    )
+    seconds = time.perf_counter() - started
+    answers = [
+        Answer(
+            id=question.id,
+            question=question.question,
+            context=question.context,
+            expected=question.answers,
+            prompt=prompt,
+            answer=tokenizer.decode(new.tokens, skip_special_tokens=True).strip(),
+            n_tokens=new.n_tokens,
+            finished=new.finished,
+        )
+        for question, prompt, new in zip(asked, prompts, generated, strict=True)
+    ]
+    speed = Speed(
+        new_tokens=sum(answer.n_tokens for answer in answers),
+        seconds=seconds,
+        first_token_seconds=first_token_seconds,
+        batch_size=settings.batch_size,
+        device=device,
+        precision=str(model.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+    four_bit = compare_with_four_bit(model, model_dir, tokens, device) if is_quantized(model_dir) else None
+    return Answered(answers, speed, four_bit)
+
+
+def time_to_first_token(model: "PreTrainedModel", prompts: Sequence[list[int]]) -> tuple[float, ...]:
+    """Wall seconds from each prompt's tokens to its first new one, each prompt alone, warmed up on the first."""
+    seconds = []
+    for prompt in [prompts[0], *prompts]:
+        started = time.perf_counter()
+        # The token is an int on the host when this returns, so an asynchronous device has finished as well.
+        generate(model, [prompt], set(), max_new_tokens=1)
+        seconds.append(time.perf_counter() - started)
+    return tuple(seconds[1:])
+
+
+def _first(questions: Sequence[Question], count: int | None) -> Sequence[Question]:
+    if count is not None and count > len(questions):
+        raise StudyError(
+            f"evaluation.answers.questions asks for {count:,} questions, but the question set has {len(questions):,}: "
+            "raise data.questions.count or ask for fewer."
+        )
+    return questions[:count]
+
+
+def _refuse_too_long(
+    model: "PreTrainedModel", prompts: Sequence[list[int]], new: int, questions: Sequence[Question]
+) -> None:
+    room = getattr(model.config, "max_position_embeddings", None)
+    for prompt, question in zip(prompts, questions, strict=True):
+        if room is not None and len(prompt) + new > room:
+            raise StudyError(
+                f"question {question.id!r} takes {len(prompt):,} tokens and its answer up to {new:,} more, but the "
+                f"model reads {room:,}: lower evaluation.answers.max_new_tokens or choose shorter passages."
+            )
