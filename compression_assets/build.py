@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from compression_assets.assets.comparisons import comparisons_asset
 from compression_assets.assets.data import dataset_assets, question_assets
 from compression_assets.assets.jobs import study_jobs
 from compression_assets.assets.metrics import metrics_assets
@@ -29,6 +30,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *teacher_assets(study),
         *metrics_assets(study),
         *report_assets(study),
+        comparisons_asset(study),
         plan_asset(study),
     ]
     return dg.Definitions(

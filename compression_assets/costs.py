@@ -5,15 +5,16 @@ Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every
 
 from compression_assets.assets.layout import (
     BASE_MODEL,
+    COMPARISONS,
     DATASETS,
     PLAN,
     QUESTION_SET,
     REPORT,
     TEACHER_LOGITS,
     TEACHER_MODEL,
-    metrics_key,
     model_key,
 )
+from compression_assets.assets.subjects import subjects
 from compression_assets.orderings import Node
 from compression_assets.study import CorrectedTeacher, Study
 from compression_assets.text.splits import SplitSize
@@ -39,9 +40,10 @@ def expected_seconds(study: Study) -> dict[str, float]:
     for node in study.nodes.values():
         if node.parent is not None:
             costs[model_key(node)] = _step_seconds(study, node)
-    for ordering in study.parsed_orderings:
-        costs[metrics_key(ordering)] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
-    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT, REPORT: 5.0, PLAN: LIGHT}
+    costs |= {f"external_{model.name}": 30.0 for model in study.external_models}
+    for subject in subjects(study):
+        costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
+    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT, COMPARISONS: 3.0, REPORT: 5.0, PLAN: LIGHT}
 
 
 def _step_seconds(study: Study, node: Node) -> float:

@@ -102,6 +102,13 @@ class Data(Strict):
     splits: SplitSizes
 
 
+class ExternalModel(Strict):
+    """A model that somebody else made, to be measured beside the study's own: the row `external_<name>`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
+    source: ModelSource
+
+
 class Study(Strict):
     """One study: a base model, the data, a recipe for each technique, and the orderings to compare.
 
@@ -124,6 +131,7 @@ class Study(Strict):
     orderings: tuple[str, ...] = Field(min_length=1)
     sweep: tuple[Sweep, ...] = ()
     evaluation: EvaluationSettings = EvaluationSettings()
+    external_models: tuple[ExternalModel, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -340,6 +348,8 @@ def _refuse_missing_sources(study: Study) -> None:
     _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
     questions = study.data.questions.source if study.data.questions else None
     _check("data.questions.source", check_question_source, questions)
+    for index, external in enumerate(study.external_models):
+        _check(f"external_models[{index}].source", check_model_source, external.source)
 
 
 def _check(where: str, check: Callable[[Any], None], source: Any) -> None:

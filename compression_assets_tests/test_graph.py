@@ -64,7 +64,8 @@ def test_selections_that_the_readme_promises() -> None:
     assert names('key:"final_*"') == {
         f"final_{key}" for key in ("kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
     }
-    assert names("final_p_kd_q*") == {"final_p_kd_q", "metrics_p_kd_q", "leaderboard", "report"}
+    reports = {"leaderboard", "comparisons", "report"}
+    assert names("final_p_kd_q*") == {"final_p_kd_q", "metrics_p_kd_q", *reports}
     upstream = {"base_model", "final_p", "model_p_kd", "final_p_kd_q", "teacher_model", "teacher_logits"}
     assert upstream <= names("*final_p_kd_q*")
     assert "final_q" not in names("*final_p_kd_q*")

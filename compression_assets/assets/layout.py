@@ -22,7 +22,8 @@ DATASETS_OP = "datasets"
 
 REPORT = "report"
 PLAN = "plan"
-TABLES = ("paper_table_1", "leaderboard", REPORT, PLAN)
+COMPARISONS = "comparisons"
+TABLES = ("paper_table_1", "leaderboard", COMPARISONS, REPORT, PLAN)
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
 OWNERS = ["team:compression"]
@@ -52,4 +53,6 @@ def relative_directory(asset: str) -> Path:
     if asset in (BASE_MODEL, TEACHER_MODEL):
         return Path("models") / asset.removesuffix("_model")
     kind, _, name = asset.partition("_")
+    if kind == "external":
+        return Path("models") / asset
     return Path("metrics" if kind == "metrics" else "models") / name

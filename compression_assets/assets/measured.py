@@ -6,13 +6,14 @@ the way, so that another confidence level measures nothing anew.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from compression_assets.assets.layout import relative_directory
+from compression_assets.assets.subjects import Subject
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.statistics import with_intervals
 from compression_assets.resources.artifact_store import Manifest
@@ -20,15 +21,6 @@ from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 
 MEASURED = "metrics.json"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the leaderboard. key: as in the table names; ordering: as a reader knows it; position: from the top."""
-
-    key: str
-    ordering: str
-    position: int
 
 
 def write_measured(
@@ -53,27 +45,30 @@ def read_measured(directory: Path) -> tuple[list[MetricRow], list[Sample], str]:
 def record(
     study: Study,
     storage: StudyStorage,
-    row: Row,
+    subject: Subject,
     part: str,
-    directory: Path,
     manifest: Manifest,
     lineage: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Copy one artifact's measurements into the database, with intervals; returns metadata for Dagster.
 
-    part: which of a model's artifacts this is ("metrics", "quality", …). manifest.parent: the model measured.
+    part: which of a model's artifacts this is ("metrics", "quality", …), whose manifest is `manifest`.
     """
-    measured, samples, run_id = read_measured(directory)
+    root = storage.artifacts.root
+    model = storage.artifacts.require(
+        root / relative_directory(subject.model), subject.model, manifest.asset, verify=False
+    )
+    measured, samples, run_id = read_measured(root / relative_directory(subject.asset(part)))
     filled = with_intervals(measured, samples, study.evaluation.statistics, study.seed)
     about = {
-        "data_version": manifest.inputs[str(relative_directory(str(manifest.parent)))],
+        "data_version": model.data_version,
         "run_id": run_id,
         "measured_at": manifest.created_at,
     }
     merged = storage.database.write_part(
-        row.key,
-        row.ordering,
-        row.position,
+        subject.key,
+        subject.title,
+        subject.position,
         part,
         [asdict(one) | about for one in filled],
         [asdict(sample) for sample in samples],
@@ -83,6 +78,6 @@ def record(
     shown |= {f"{one.metric}_note": one.note for one in filled if one.note}
     return {
         **shown,
-        "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{row.key}`"),
+        "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{subject.key}`"),
         "waiting_writes": merged.waiting,
     }

@@ -12,14 +12,13 @@ from compression_assets.assets.layout import (
     OWNERS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
-    metrics_key,
     model_key,
     relative_directory,
 )
-from compression_assets.assets.measured import Row, record, write_measured
+from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.needs import of_scoring
 from compression_assets.assets.priority import MEASURE, PRIORITY
-from compression_assets.orderings import Ordering
+from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
@@ -31,22 +30,20 @@ CHECK = "perplexity_below_uniform_guess"
 
 
 def metrics_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """`metrics_<ordering>` for every ordering of the study, the base included."""
-    return [
-        _metrics_asset(study, ordering, position) for position, ordering in enumerate(study.parsed_orderings)
-    ]
+    """`metrics_<subject>` for every ordering of the study, the base included, and every external model."""
+    return [_metrics_asset(study, subject) for subject in subjects(study)]
 
 
-def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.AssetsDefinition:
-    model = model_key(study.nodes[ordering.path])
+def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
+    model = subject.model
     data = DATASETS["evaluation"]
     artifact = Artifact(
-        asset=metrics_key(ordering),
+        asset=subject.asset("metrics"),
         settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
         code="compression_assets.evaluation.measure",
         inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
         parent=model,
-        path=ordering.path,
+        path=subject.path,
         warnings=(CHECK,),
         needs=of_scoring(model, study),
     )
@@ -55,9 +52,9 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
         key=artifact.asset,
         deps=list(artifact.inputs),
         group_name="metrics",
-        description=f"Perplexity, size and compression ratio of {model}, in DuckDB table metrics.{ordering.key}.",
+        description=f"Perplexity, size and compression ratio of {model}, in DuckDB table metrics.{subject.key}.",
         kinds={"duckdb"},
-        tags={"stage": "metrics", "ordering": ordering.key},
+        tags={"stage": "metrics", "ordering": subject.key},
         owners=OWNERS,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
@@ -88,16 +85,18 @@ def _metrics_asset(study: Study, ordering: Ordering, position: int) -> dg.Assets
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
         with as_failure(artifact.asset):
-            place = Row(ordering.key, ordering.text, position)
-            lineage = lineage_rows(study, ordering, storage.artifacts)
-            shown = record(study, storage, place, "metrics", directory, manifest, lineage)
+            lineage = lineage_rows(study, subject, storage.artifacts)
+            shown = record(study, storage, subject, "metrics", manifest, lineage)
         return result(manifest, cached, directory, **shown)
 
     return metrics
 
 
-def lineage_rows(study: Study, ordering: Ordering, store: ArtifactStore) -> list[dict[str, Any]]:
-    """A row for every model on the way from the base to the end of `ordering`, and for the teacher of a KD step."""
+def lineage_rows(study: Study, subject: Subject, store: ArtifactStore) -> list[dict[str, Any]]:
+    """A row for every model on the way from the base to this one, and for the teacher of a KD step."""
+    ordering = subject.ordering
+    if ordering is None:
+        return [_lineage_row(subject.model, subject.key, None, None, store)]
     nodes = [study.nodes[ordering.path[:length]] for length in range(len(ordering.path) + 1)]
     rows = []
     for node, parent in zip(nodes, [None, *nodes], strict=False):

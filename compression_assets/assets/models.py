@@ -15,7 +15,7 @@ from compression_assets.techniques.step import StepInputs, StepReport
 
 
 def model_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """The base model and every step result that the study's orderings need, each once."""
+    """The base model, every step result that the study's orderings need, each once, and the external models."""
     nodes = study.nodes
     steps = [
         _step_asset(study, node, nodes[node.parent]) for node in nodes.values() if node.parent is not None
@@ -27,7 +27,17 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
         description="The student before any compression, in bfloat16.",
         tags={"stage": "base", "depth": "0"},
     )
-    return [base, *steps]
+    external = [
+        released_model_asset(
+            f"external_{model.name}",
+            model.source,
+            group="external_models",
+            description="A model from elsewhere, in bfloat16: measured, never compressed.",
+            tags={"stage": "external"},
+        )
+        for model in study.external_models
+    ]
+    return [base, *steps, *external]
 
 
 def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:

@@ -14,11 +14,13 @@ class PerplexitySettings(Strict):
 class StatisticsSettings(Strict):
     """Bootstrap over items. confidence: of every interval. resamples: draws of all items, with replacement.
 
-    significance: of a difference between two models, after the correction for the number of pairs.
+    permutations: random exchanges of two models' results, for the p-value of their difference; a p-value is at least
+    1 / (permutations + 1). significance: of a difference, after the correction for the number of pairs.
     """
 
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     resamples: int = Field(default=2000, ge=100, le=100_000)
+    permutations: int = Field(default=9_999, ge=99, le=1_000_000)
     significance: float = Field(default=0.05, gt=0, lt=0.5)
 
 

@@ -70,24 +70,35 @@ def aggregate(mean: Any, how: str) -> Any:
 def bootstrap(
     data: "tuple[np.ndarray, ...]", statistic: Any, settings: StatisticsSettings, seed: int
 ) -> "tuple[np.ndarray, np.ndarray]":
-    """Ends of the BCa interval of a statistic of paired arrays, each [..., items]; the same draws for all rows."""
+    """Ends of the BCa interval of a statistic of paired arrays, each [..., items]; the same draws for all rows.
+
+    Where BCa is not defined (every draw lies on one side of the estimate), the percentiles of the draws.
+    """
+    import warnings
+
     import numpy as np
     from scipy import stats
 
     elements = max(array.size for array in data)
-    found = stats.bootstrap(
-        data,
-        statistic,
-        n_resamples=settings.resamples,
-        batch=max(1, BATCH // elements),
-        vectorized=True,
-        paired=True,
-        axis=-1,
-        confidence_level=settings.confidence,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return found.low, found.high
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            data,
+            statistic,
+            n_resamples=settings.resamples,
+            batch=max(1, BATCH // elements),
+            vectorized=True,
+            paired=True,
+            axis=-1,
+            confidence_level=settings.confidence,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    tail = (1 - settings.confidence) / 2
+    percentiles = np.quantile(found.bootstrap_distribution, [tail, 1 - tail], axis=-1)
+    ends = found.confidence_interval.low, found.confidence_interval.high
+    lo, hi = (np.where(np.isnan(end), fallback, end) for end, fallback in zip(ends, percentiles, strict=True))
+    return lo, hi
 
 
 def _of_agreeing_items(
