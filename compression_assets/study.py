@@ -152,7 +152,7 @@ class Study(Strict):
     def _write_sweeps_out(cls, data: Any) -> Any:
         return expanded(data)
 
-    @field_validator("orderings", "seeds", "sweep", mode="before")
+    @field_validator("orderings", "seeds", "sweep", "external_models", mode="before")
     @classmethod
     def _listed(cls, values: Any) -> Any:
         # A file has lists only, and strict validation takes no list for a tuple.
