@@ -21,6 +21,7 @@ from compression_assets.strict import Strict
 from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.batches import collate, length_buckets
 from compression_assets.text.datasets import TokenDataset
+from compression_assets.training.attention import short_row_attention
 from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
 from compression_assets.training.masters import MasterWeights, Optimizer
 from compression_assets.training.precision import compute_dtype
@@ -121,7 +122,11 @@ def train(
     steps = plan(dataset, recipe, seed)
     run = _Run(model.to(device), dataset, recipe, distil, device, len(steps))
     total = sum(dataset[row].n_predicted for step in steps for rows in step for row in rows)
-    with torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]):
+    longest = max(len(row.input_ids) for row in dataset)
+    with (
+        torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]),
+        short_row_attention(model, device, longest, compute_dtype(device)),
+    ):
         torch.manual_seed(seed)
         first = run.resume(checkpoints)
         for index in range(first, len(steps)):
