@@ -13,17 +13,18 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.assets.jobs import FULL_STUDY, selection_of
-from compression_assets.assets.layout import DATASETS, DATASETS_OP, TABLES
+from compression_assets.assets.layout import DATASETS, DATASETS_OP, POOL, TABLES
 from compression_assets.costs import expected_seconds
 from compression_assets.errors import StudyError
 from compression_assets.fingerprints import fingerprint, library_versions
+from compression_assets.launcher import close_abandoned_runs
 from compression_assets.progress import ProgressView
 from compression_assets.settings import current_study, dagster_home, study_root
 from compression_assets.strict import near_match
 from compression_assets.study import Study
+from compression_assets.workers import workers
 
 POLL_SECONDS = 0.5
-PROCESS_TAG = "compression/process"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own console log is kept in its history; the terminal shows progress and errors."""
 
@@ -56,7 +57,8 @@ def run_study(
     view = ProgressView({key.to_user_string(): costs[key.to_user_string()] for key in chosen})
     print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
     with dg.DagsterInstance.get() as instance:
-        _close_abandoned_runs(instance)
+        close_abandoned_runs(instance)
+        instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
         stamp = _Stamp(study, chosen)
         job = full_study_job_in_process if stamp.is_there() and not rebuild else full_study_job
         with _Watcher(study_root(study) / "progress", view):
@@ -74,12 +76,11 @@ def launch(
     run_config: dict[str, Any] | None = None,
     job: Callable[[], dg.JobDefinition] = full_study_job,
 ) -> dg.JobExecutionResult:
-    """Run some assets of the current study and wait; tagged with this process, so that a killed run is recognised."""
+    """Run some assets of the current study and wait."""
     return dg.execute_job(
         dg.reconstructable(job),
         instance=instance,
         run_config=run_config,
-        tags={PROCESS_TAG: str(os.getpid())},
         asset_selection=sorted(assets),
     )
 
@@ -132,16 +133,6 @@ def _cause(event: dg.DagsterEvent) -> str:
         deepest = data.error.cause or data.error
         error = deepest.message.strip()
     return error or "see the run in the UI (make ui)"
-
-
-def _close_abandoned_runs(instance: dg.DagsterInstance) -> None:
-    """A run whose process was killed stays 'started' for ever unless somebody says that it failed."""
-    running = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
-    for run in instance.get_runs(running):
-        process = run.tags.get(PROCESS_TAG)
-        if process and not Path(f"/proc/{process}").exists():
-            instance.report_run_failed(run, f"process {process} of this run is gone")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 class _Stamp:

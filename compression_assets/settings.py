@@ -2,12 +2,18 @@
 
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 from compression_assets.errors import StudyError
 from compression_assets.study import Study, load_study
 
 DEFAULT_STUDY = "demo"
+EARLIER_TEMPLATES = {
+    "900890398d4117a7522712a261660ed584c293b485d182bf1307e3e56d49369d",
+}
+"""SHA-256 of what storage/dagster.yaml used to be: a home that still has it was changed by nobody."""
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -31,15 +37,16 @@ def database_file(study: Study) -> Path:
 
 
 def dagster_home(study: Study) -> Path:
-    """DAGSTER_HOME of a study, made from the template on first use.
+    """DAGSTER_HOME of a study, made from the template on first use; a copy of an earlier template is made anew.
 
     Raises StudyError when there is no template to make it from.
     """
     home = study_root(study) / "dagster_home"
-    if not (home / "dagster.yaml").exists():
+    config = home / "dagster.yaml"
+    if not config.exists() or sha256(config.read_bytes()).hexdigest() in EARLIER_TEMPLATES:
         template = _template()
         home.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(template, home / "dagster.yaml")
+        shutil.copyfile(template, config)
     return home
 
 

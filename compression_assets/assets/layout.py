@@ -26,6 +26,9 @@ COMPARISONS = "comparisons"
 TABLES = ("paper_table_1", "leaderboard", COMPARISONS, REPORT, PLAN)
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
+POOL = "gpu"
+"""Dagster pool of the steps that compute for long; its limit is said in storage/dagster.yaml."""
+
 OWNERS = ["team:compression"]
 
 

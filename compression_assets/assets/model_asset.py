@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
-from compression_assets.assets.layout import OWNERS, relative_directory
+from compression_assets.assets.layout import OWNERS, POOL, relative_directory
 from compression_assets.reporting.sparkline import loss_picture
 from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
@@ -42,6 +42,7 @@ def model_asset(
         kinds={"pytorch", "bitsandbytes" if quantized else "huggingface"},
         tags=tags,
         owners=OWNERS,
+        pool=POOL,
         op_tags=priority,
         code_version=artifact.code_version,
         check_specs=[

@@ -9,6 +9,7 @@ from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
     OWNERS,
+    POOL,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     relative_directory,
@@ -107,6 +108,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         kinds={"safetensors"},
         tags=TAGS,
         owners=OWNERS,
+        pool=POOL,
         op_tags=teacher_priority(study),
         code_version=artifact.code_version,
     )
