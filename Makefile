@@ -16,10 +16,10 @@ export STUDY SQL PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query report plan ui check test update_snapshot lint format lock clean
+.PHONY: help setup demo run query report plan ui check test test-faults update_snapshot lint format lock clean
 
 help: ## list these commands
-	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo "  STUDY=NAME|PATH picks the study of run, query, report, plan, ui and check (default: demo)."
 
@@ -53,6 +53,9 @@ check: setup ## load the definitions and validate them
 
 test: setup ## run the tests; ARGS="-k orderings" narrows them
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+test-faults: setup ## kill runs, fill disks: what make test has no time for
+	@$(BIN)/python -m pytest -q -n 2 --dist load -m faults $(ARGS)
 
 update_snapshot: setup ## write the asset graph's snapshot anew (read the diff before committing it)
 	@UPDATE_SNAPSHOT=1 $(BIN)/python -m pytest -q compression_assets_tests/test_graph.py $(ARGS)

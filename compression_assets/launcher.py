@@ -4,15 +4,10 @@ Dagster's own local launcher cannot tell, so that a run whose process was killed
 the queue and keeps its pool's slots.
 """
 
-import os
-import time
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-
-SLACK_SECONDS = 5.0
-"""A process that began this much later than its run is another one with the same number."""
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -31,13 +26,8 @@ class WatchedRunLauncher(DefaultRunLauncher):
 def gone_process(instance: dg.DagsterInstance, run_id: str) -> int | None:
     """The process that began a run, if it is no longer there; None also for a run that has not begun."""
     starts = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_START, limit=1).records
-    if not starts:
-        return None
-    entry = starts[0].event_log_entry
-    process = entry.get_dagster_event().pid
-    if process is None or _began(process, before=entry.timestamp + SLACK_SECONDS):
-        return None
-    return process
+    process = starts[0].event_log_entry.get_dagster_event().pid if starts else None
+    return None if process is None or _is_python(process) else process
 
 
 def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
@@ -49,13 +39,16 @@ def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def _began(process: int, before: float) -> bool:
-    """Whether there is a process of this number that began before a time (seconds since 1970) and still works."""
+def _is_python(process: int) -> bool:
+    """Whether a process is there and runs Python: its number may have gone to another program.
+
+    Not by its age: a clock that was set forward would make every process too young.
+    """
+    folder = Path(f"/proc/{process}")
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and (folder / "exe").readlink().name.startswith("python")
+    except PermissionError:  # another user's process, which this one cannot look into
+        return True
     except OSError:
         return False
-    state, ticks = fields[0], int(fields[19])
-    since_boot = float(Path("/proc/uptime").read_text().split()[0])
-    began = time.time() - since_boot + ticks / os.sysconf("SC_CLK_TCK")
-    return state != "Z" and began <= before
