@@ -2,6 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
+from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.strict import Strict
 
 
@@ -40,8 +41,12 @@ class AnswerSettings(Strict):
 
 
 class EvaluationSettings(Strict):
-    """Measurements of every finished model. answers: left out, no model is asked anything."""
+    """Measurements of every finished model.
+
+    answers: left out, no model is asked anything. judge: left out, nobody judges what they answer.
+    """
 
     perplexity: PerplexitySettings = PerplexitySettings()
     answers: AnswerSettings | None = None
     statistics: StatisticsSettings = StatisticsSettings()
+    judge: JudgeSettings | None = None

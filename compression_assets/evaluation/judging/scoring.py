@@ -1,0 +1,76 @@
+"""Judging many answers with one judge: a score or a reason for each, and for each a metric. No tables in here."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compression_assets.evaluation.judging.asking import Asker
+from compression_assets.evaluation.judging.judges import dead_judge, deepeval_model
+from compression_assets.evaluation.judging.prompts import METRICS, Case, deepeval_case, import_deepeval, metric
+from compression_assets.evaluation.judging.replies import JudgeError
+from compression_assets.techniques.step import Report, no_report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One metric of one case: `value` in 0..1, or None and why the judge has none."""
+
+    metric: str
+    case: str
+    value: float | None
+    error: str = ""
+
+
+def judge_cases(
+    cases: Sequence[Case],
+    asker: Asker,
+    max_characters: int,
+    asset: str,
+    report: Report = no_report,
+) -> list[Outcome]:
+    """Every metric of every case, in the order METRICS x cases; a case has to have an answer that is not empty.
+
+    asset: for the sentence. Raises StudyError when the judge answers none of the first questions; what it answered
+    before is in the cache.
+    """
+    return asyncio.run(_judge_all(cases, asker, max_characters, asset, report))
+
+
+async def _judge_all(
+    cases: Sequence[Case], asker: Asker, max_characters: int, asset: str, report: Report
+) -> list[Outcome]:
+    import_deepeval()
+    judge = deepeval_model(asker)
+    gate = asyncio.Semaphore(asker.patience.concurrency if asker.backend.parallel else 1)
+    total = len(METRICS) * len(cases)
+    done = 0
+
+    async def one(name: str, case: Case) -> Outcome | None:
+        nonlocal done
+        async with gate:
+            if asker.dead:
+                return None
+            outcome = await _judge(name, case, judge, max_characters)
+        done += 1
+        report(done, total, "judging")
+        return outcome
+
+    try:
+        outcomes = await asyncio.gather(*(one(name, case) for name in METRICS for case in cases))
+    finally:
+        await asker.backend.close()
+    if asker.dead:
+        raise dead_judge(asker, asset)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+async def _judge(name: str, case: Case, judge: Any, max_characters: int) -> Outcome:
+    measured = metric(name, judge)
+    try:
+        value = await measured.a_measure(deepeval_case(name, case, max_characters), _show_indicator=False)
+    except JudgeError as error:
+        return Outcome(name, case.id, None, error.reason)
+    if not 0 <= value <= 1:
+        raise RuntimeError(f"DeepEval scores {name} of {case.id} {value}, outside 0..1")
+    return Outcome(name, case.id, float(value))
