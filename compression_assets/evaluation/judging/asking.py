@@ -1,4 +1,4 @@
-"""Asking a judge until it answers: the cache, retries with backoff, budgets, and giving up. No metrics, no transport."""
+"""Asking a judge until it answers: cache, retries with backoff, budgets, giving up. No metrics, no transport."""
 
 import asyncio
 import time

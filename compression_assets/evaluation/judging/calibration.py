@@ -36,12 +36,13 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Pairwise accuracy of a column: `right` of `pairs`, 95 % interval lo..hi; failed: pairs that were not judged.
+    """Pairwise accuracy of one column of the leaderboard: `right` of `pairs`, 95 % interval lo..hi.
 
-    accuracy, lo and hi are None when no pair was judged. detail: "correctness right>wrong: 3 of 24" and the like.
+    failed: pairs that were not judged; accuracy, lo and hi are None when none was.
+    detail: "correctness right>wrong: 3 of 24" and the like.
     """
 
-    column: str
+    metric: str
     pairs: int
     right: int
     failed: int
@@ -62,7 +63,7 @@ class Calibration:
     scores: tuple[Accuracy, ...]
 
     def of(self, column: str) -> Accuracy:
-        return next(score for score in self.scores if score.column == column)
+        return next(score for score in self.scores if score.metric == column)
 
     def doubt(self, column: str) -> str:
         """Why a column is not to be trusted, "" when it is."""
@@ -95,7 +96,13 @@ def planted_cases(questions: int) -> list[Case]:
     text = (resources.files("compression_assets") / "data" / FILE).read_text()
     rows = [json.loads(line) for line in text.splitlines()[:questions]]
     return [
-        Case(_id(row["id"], kind), row["question"], row["context"], (row["expected"],), row.get(kind) or SHOWN_EMPTY)
+        Case(
+            _id(row["id"], kind),
+            row["question"],
+            row["context"],
+            (row["expected"],),
+            row.get(kind) or SHOWN_EMPTY,
+        )
         for row in rows
         for kind in KINDS
     ]
@@ -144,7 +151,9 @@ def _accuracy(column: str, by_question: list[list[Pair]], threshold: float, seed
     counts = {name: [ordered for other, ordered in judged if other == name] for name in names}
     detail = ", ".join(f"{name}: {sum(found)} of {len(found)}" for name, found in counts.items())
     trusted = lo >= threshold
-    return Accuracy(column, len(judged), right, failed, right / len(judged), lo, hi, threshold, trusted, detail)
+    return Accuracy(
+        column, len(judged), right, failed, right / len(judged), lo, hi, threshold, trusted, detail
+    )
 
 
 def _interval(by_question: list[list[Pair]], right: int, pairs: int, seed: int) -> tuple[float, float]:

@@ -19,7 +19,11 @@ class GeminiBackend:
     def __init__(self, settings: GeminiJudge, key: str):
         self.name = settings.model
         self.secret = key
-        self.identity = {**settings.model_dump(mode="json", exclude={"api_key_env"}), "temperature": 0, "seed": 0}
+        self.identity = {
+            **settings.model_dump(mode="json", exclude={"api_key_env"}),
+            "temperature": 0,
+            "seed": 0,
+        }
         self._model_name = settings.model
         self._model: Any = None
 
@@ -71,7 +75,7 @@ def _answer_class(shape: Shape) -> Any:
     if shape.kind == "score":
         return create_model("Score", reason=(str, ...), score=(int, ...))
     verdict = create_model("Verdict", reason=(str, ...), verdict=(str, ...))
-    return create_model("Verdicts", verdicts=(list[verdict], ...))  # type: ignore[valid-type]
+    return create_model("Verdicts", verdicts=(list[verdict], ...))
 
 
 def _api_error(error: Any) -> JudgeError:

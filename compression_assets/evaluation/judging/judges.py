@@ -98,10 +98,14 @@ def _key(variable: str | None, judge: str) -> str:
     if variable is None:
         return ""
     if not (key := os.environ.get(variable, "").strip()):
-        raise StudyError(f"the judge {judge} needs its key in the environment: export {variable}=… and run again")
+        raise StudyError(
+            f"the judge {judge} needs its key in the environment: export {variable}=… and run again"
+        )
     return key
 
 
 def _source_name(source: Any) -> str:
     settings = source.model_dump(mode="json")
-    return str(next(settings[name] for name in ("repo", "file", "path", "architecture") if settings.get(name)))
+    return str(
+        next(settings[name] for name in ("repo", "file", "path", "architecture") if settings.get(name))
+    )

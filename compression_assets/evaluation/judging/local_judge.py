@@ -96,7 +96,9 @@ class _Reader:
         self._held: list[list[int]] = []
         self._before, self._after = self._template()
 
-    def probabilities(self, prompt: str, begun: list[str], labels: tuple[str, ...]) -> list[tuple[str, float]]:
+    def probabilities(
+        self, prompt: str, begun: list[str], labels: tuple[str, ...]
+    ) -> list[tuple[str, float]]:
         """(label, log-probability) where the answer goes on after `begun` (its parts so far), over `labels` alone.
 
         Raises JudgeError when the prompt is longer than the model can read.
@@ -107,10 +109,12 @@ class _Reader:
         opening, choices = self._branch(begun[-1], labels)
         # The last part's end may belong to the label's token, so only earlier parts are written out.
         parts = [*map(self._plain, begun[:-1]), opening]
-        pieces = [head, rest + parts[0], *parts[1:]]
+        pieces = [piece for piece in (head, rest + parts[0], *parts[1:]) if piece]
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit and sum(map(len, pieces)) >= limit:
-            raise JudgeError(f"the prompt has more than the {limit:,} tokens that it can read", transient=False)
+            raise JudgeError(
+                f"the prompt has more than the {limit:,} tokens that it can read", transient=False
+            )
         logits = self._read(pieces)[torch.tensor(choices, device=self._model.device)]
         return list(zip(labels, logits.log_softmax(0).tolist(), strict=True))
 
@@ -138,7 +142,9 @@ class _Reader:
         place = next((at + len(mark) for mark in CASE_MARKS if (at := prompt.find(mark)) >= 0), 0)
         # What a model answered is data: a role header inside it stays text.
         head, rest = (
-            self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
+            self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+            if text
+            else []
             for text in (prompt[:place], prompt[place:])
         )
         return self._before + head, rest + self._after

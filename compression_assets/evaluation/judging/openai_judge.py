@@ -29,7 +29,11 @@ class OpenAiBackend:
         self.name = f"{settings.model} at {settings.base_url}"
         self.log_probs = settings.log_probs
         self.secret = key
-        self.identity = {**settings.model_dump(mode="json", exclude={"api_key_env"}), "temperature": 0, "seed": 0}
+        self.identity = {
+            **settings.model_dump(mode="json", exclude={"api_key_env"}),
+            "temperature": 0,
+            "seed": 0,
+        }
         self._settings = settings
         self._client: httpx.AsyncClient | None = None
 
@@ -95,5 +99,7 @@ def _top(choice: dict[str, Any]) -> tuple[tuple[str, float], ...] | None:
     """Alternatives at the last token that is a number: the score, which the schema puts after the reason."""
     for token in reversed(((choice.get("logprobs") or {}).get("content")) or []):
         if str(token["token"]).strip().isdecimal():
-            return tuple((str(other["token"]).strip(), float(other["logprob"])) for other in token["top_logprobs"])
+            return tuple(
+                (str(other["token"]).strip(), float(other["logprob"])) for other in token["top_logprobs"]
+            )
     return None

@@ -21,12 +21,12 @@ STEPS = {
         "Read the Context and the Input, which is a question about it. The Expected Output is a right answer; "
         "where it lists several, separated by ' / ', each of them is right.",
         "Find the answer that the Actual Output gives, whatever its wording or length.",
-        "Judge whether that answer states the same fact as the Expected Output and nothing that the Context contradicts.",
+        "Judge whether it states the same fact as the Expected Output and nothing that the Context contradicts.",
         "A wrong fact, an answer to another question or no answer at all is not correct, however well it is written.",
     ),
     RELEVANCE: (
         "Read the Input, which is a question.",
-        "Judge whether the Actual Output tries to answer exactly this question, with the kind of answer that it asks for.",
+        "Judge whether the Actual Output tries to answer exactly this question, with the kind of answer it asks for.",
         "Whether the answer is true does not matter here; another topic, digressions or no answer at all do.",
     ),
 }
@@ -108,7 +108,9 @@ def deepeval_case(name: str, case: Case, max_characters: int) -> Any:
     """
     from deepeval.test_case import LLMTestCase
 
-    question, context, answer = (_cut(text, max_characters) for text in (case.question, case.context, case.answer))
+    question, context, answer = (
+        _cut(text, max_characters) for text in (case.question, case.context, case.answer)
+    )
     prompt = f"Answer this question based on the provided context.\nContext: {context}\nQuestion: {question}"
     return LLMTestCase(
         input=prompt if name == PROMPT_ALIGNMENT else question,

@@ -83,10 +83,10 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _score(value: dict[str, Any]) -> dict[str, Any]:
     score = value.get("score")
-    whole = isinstance(score, int | float) and not isinstance(score, bool) and str(score).partition(".")[0] in SCALE
-    if not whole or int(score) != score:
+    whole = type(score) is int or (isinstance(score, float) and score.is_integer())
+    if not whole or str(int(score or 0)) not in SCALE:
         raise _garbage(f"its score {str(score)[:40]!r} is not on the scale {SCALE[0]} to {SCALE[-1]}")
-    return {"reason": str(value.get("reason", "")), "score": int(score)}
+    return {"reason": str(value.get("reason", "")), "score": int(score or 0)}
 
 
 def _verdicts(value: dict[str, Any], count: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From answers and outcomes to typed rows: which answers are judged, what an empty one is worth, what counts as covered."""
+"""From answers and outcomes to typed rows: what is judged, what an empty answer is worth, what counts as covered."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,9 +6,15 @@ from dataclasses import replace
 
 from compression_assets.evaluation.answers import Answer
 from compression_assets.evaluation.judging.calibration import Calibration
-from compression_assets.evaluation.judging.prompts import CORRECTNESS, METRICS, PROMPT_ALIGNMENT, RELEVANCE, Case
+from compression_assets.evaluation.judging.prompts import (
+    CORRECTNESS,
+    METRICS,
+    PROMPT_ALIGNMENT,
+    RELEVANCE,
+    Case,
+)
 from compression_assets.evaluation.judging.scoring import Outcome
-from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
+from compression_assets.evaluation.rows import SCORE, MetricRow, Sample, mean_row
 
 G_EVAL = "g_eval"
 COLUMNS = (G_EVAL, *METRICS)
@@ -64,7 +70,9 @@ def to_rows(samples: Sequence[Sample], coverage: float, calibration: Calibration
 
 def coverage_problem(rows: Sequence[MetricRow]) -> str:
     """Why columns are NULL, in a few words; "" when none is."""
-    return "; ".join(f"{row.metric}: {row.note}" for row in rows if row.metric in COLUMNS and row.value is None)
+    return "; ".join(
+        f"{row.metric}: {row.note}" for row in rows if row.metric in COLUMNS and row.value is None
+    )
 
 
 def _why(row: MetricRow, samples: Sequence[Sample]) -> str:
@@ -82,6 +90,16 @@ def _test_rows(prefix: str, column: str, calibration: Calibration) -> list[Metri
     note = f"judge: {calibration.judge}"
     trusted = float(score.trusted)
     return [
-        MetricRow(f"{prefix}_accuracy", score.accuracy, "0..1", score.pairs, True, score.failed, score.lo, score.hi, note),
+        MetricRow(
+            f"{prefix}_accuracy",
+            score.accuracy,
+            SCORE,
+            score.pairs,
+            True,
+            score.failed,
+            score.lo,
+            score.hi,
+            note,
+        ),
         MetricRow(f"{prefix}_trusted", trusted, "1 or 0", score.pairs, True, score.failed, note=note),
     ]

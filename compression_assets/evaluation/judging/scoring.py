@@ -7,7 +7,13 @@ from typing import Any
 
 from compression_assets.evaluation.judging.asking import Asker
 from compression_assets.evaluation.judging.judges import dead_judge, deepeval_model
-from compression_assets.evaluation.judging.prompts import METRICS, Case, deepeval_case, import_deepeval, metric
+from compression_assets.evaluation.judging.prompts import (
+    METRICS,
+    Case,
+    deepeval_case,
+    import_deepeval,
+    metric,
+)
 from compression_assets.evaluation.judging.replies import JudgeError
 from compression_assets.techniques.step import Report, no_report
 

@@ -16,7 +16,9 @@ PLANTED_QUESTIONS = 24
 def _variable(name: str) -> str:
     # The value is not repeated in the message: somebody may have put the key itself here.
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-        raise ValueError("must be the NAME of an environment variable (capitals, digits, '_'), never the key itself")
+        raise ValueError(
+            "must be the NAME of an environment variable (capitals, digits, '_'), never the key itself"
+        )
     return name
 
 
@@ -25,7 +27,9 @@ def _plain_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http(s) address such as http://127.0.0.1:11434/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password, query or fragment; name the key's variable in api_key_env")
+        raise ValueError(
+            "must hold no user, password, query or fragment; name the key's variable in api_key_env"
+        )
     return url.rstrip("/")
 
 
