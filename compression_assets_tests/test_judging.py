@@ -344,6 +344,13 @@ def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.
     assert len(server.prompts) == len(METRICS) + 2 and asking.tokens == 30
     assert {headers["x-goog-api-key"] for headers in server.headers} == {KEY}
     assert all(KEY not in file.read_text() for file in tmp_path.iterdir())
+    # The server is gone now.
+    asking = Asker(
+        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu"), AnswerCache(tmp_path / "b"), QUICK
+    )
+    with pytest.raises(StudyError, match="answered none of the first") as caught:
+        judged(asking)
+    assert KEY not in str(caught.value)
 
 
 def test_retry_after_in_seconds_and_as_a_date() -> None:

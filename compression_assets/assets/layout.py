@@ -16,6 +16,8 @@ DATASETS = {
 }
 """Split of the study -> asset key."""
 
+JUDGE_MODEL = "judge_model"
+JUDGE_CALIBRATION = "judge_calibration"
 QUESTION_SET = "question_set"
 DATASETS_OP = "datasets"
 """Name of the one step that makes all of them."""
@@ -53,7 +55,9 @@ def relative_directory(asset: str) -> Path:
         return Path("data") / asset
     if asset == TEACHER_LOGITS:
         return Path("logits") / asset
-    if asset in (BASE_MODEL, TEACHER_MODEL):
+    if asset == JUDGE_CALIBRATION:
+        return Path("judge") / "calibration"
+    if asset in (BASE_MODEL, TEACHER_MODEL, JUDGE_MODEL):
         return Path("models") / asset.removesuffix("_model")
     kind, _, name = asset.partition("_")
     if kind == "external":

@@ -28,7 +28,9 @@ class GeminiBackend:
         self._model: Any = None
 
     async def ask(self, prompt: str, shape: Shape) -> Reply:
+        import aiohttp
         import httpx
+        import httpx2
         from google.genai.errors import APIError
 
         model = self._loaded()
@@ -36,7 +38,8 @@ class GeminiBackend:
             answer, cost = await model.a_generate(prompt, schema=_answer_class(shape))
         except APIError as error:
             problem = _api_error(error)
-        except (httpx.HTTPError, OSError) as error:
+        # Google's client takes whichever of these is installed.
+        except (httpx.HTTPError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             problem = JudgeError(f"{type(error).__name__}: {error}", transient=True)
         except ValueError as error:
             problem = JudgeError(f"its response cannot be read ({error})", transient=True)
