@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 
@@ -57,6 +58,18 @@ def _parser() -> argparse.ArgumentParser:
         "--device", help="a6000, a100, h100 or cpu (default: a6000 for a model from the hub, else cpu)"
     )
     plan.add_argument("--measure", action="store_true", help="time this machine's CPU first")
+    survival = _command(
+        commands,
+        "sweep-survival",
+        _sweep_survival,
+        "how much of a distillation survives quantization, by budget",
+    )
+    survival.add_argument("--lrs", required=True, help="learning rates, such as 5e-5,2e-4,1e-3")
+    survival.add_argument("--tokens", required=True, help="tokens of distillation, such as 6144,24576")
+    survival.add_argument("--seeds", default="0", help="of training and rounding, such as 0,1,2 (default: 0)")
+    survival.add_argument(
+        "--starts", default="q_d", help="models to start from, such as q_d,base (default: q_d)"
+    )
     _command(commands, "check", _check, "read the study file and say what it comes to")
     _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
     return parser
@@ -126,6 +139,28 @@ def _database() -> "MetricsDatabase":
     if rejected := database.outbox.rejected():
         print(f"{len(rejected)} writes were rejected; see {rejected[0].parent}", file=sys.stderr)
     return database
+
+
+def _sweep_survival(arguments: argparse.Namespace) -> int:
+    from compression_assets.settings import current_study
+    from compression_assets.survival_sweep import sweep
+    from compression_assets.survival_verdict import report
+
+    rates, tokens, seeds = (
+        _numbers(arguments.lrs, float, "--lrs"),
+        _numbers(arguments.tokens, int, "--tokens"),
+        _numbers(arguments.seeds, int, "--seeds"),
+    )
+    study = current_study()
+    print(report(study, sweep(study, arguments.starts.split(","), rates, tokens, seeds)))
+    return 0
+
+
+def _numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise StudyError(f"{option} {text}: write numbers joined by commas, such as 1,2") from None
 
 
 def _check(_: argparse.Namespace) -> int:

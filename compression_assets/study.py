@@ -202,7 +202,7 @@ class Study(Strict):
 
     def _refuse_missing_grid(self, ordering: Ordering, index: int) -> None:
         for length, token in enumerate(ordering.path, start=1):
-            keeps = token in self.recipes and getattr(self.recipes[token], "keep_absmax", False)
+            keeps = getattr(self.recipe(token), "keep_absmax", False)
             if keeps and last_quantized(ordering.path[:length]) is None:
                 why = f"cannot run: {token} says keep_absmax, but nothing is quantized before it"
                 raise failure(("orderings", index), why)

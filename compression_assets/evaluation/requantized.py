@@ -1,0 +1,91 @@
+"""A trained model as each way of rounding would leave it: scored in memory, without writing a checkpoint for each.
+
+What is scored is what the checkpoint would decode to. Which trainings are measured is not decided here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compression_assets import checkpoints
+from compression_assets.evaluation.perplexity import PerplexityResult, score
+from compression_assets.evaluation.survival import Survival, Update, measure_survival, measure_update
+from compression_assets.techniques import nf4
+from compression_assets.techniques.rounding import Rounding, quantize
+from compression_assets.text.datasets import TokenDataset
+from compression_assets.training.precision import compute_dtype
+from compression_assets.weights import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: every linear weight in full precision, and as it is or would be quantized.
+
+    on_grid: the weights are what `grid` decodes to; else nearest rounding has made `grid` of them.
+    """
+
+    origin: "Mapping[str, torch.Tensor]"
+    grid: Mapping[str, nf4.Stored]
+    on_grid: bool
+
+
+def start_of(directory: Path, quantized: Path | None) -> Start:
+    """The start in a model directory. quantized: the NF4 directory that it was dequantized from, if it was."""
+    if quantized is not None:
+        grid = {name: parts for name, parts in checkpoints.read_nf4(quantized) if isinstance(parts, dict)}
+        return Start({name: nf4.dequantize(parts) for name, parts in grid.items()}, grid, on_grid=True)
+    linear = _linear_names(checkpoints.empty_model(checkpoints.read_config(directory)))
+    weights = read_tensors(checkpoints.masters_or_published(directory))
+    origin = {name: weight.float() for name, weight in weights if name in linear}
+    return Start(origin, {name: nf4.quantize(weight) for name, weight in origin.items()}, on_grid=False)
+
+
+class Scorer:
+    """One trained model directory, scored on one data set as it is and as roundings would leave it."""
+
+    def __init__(
+        self, trained: Path, start: Start, dataset: TokenDataset, batch_size: int, device: str = "cpu"
+    ) -> None:
+        self._trained, self._start, self._dataset, self._batch_size = trained, start, dataset, batch_size
+        self._updates: dict[str, Update] = {}
+        self._model = checkpoints.load_for_scoring(trained, device, compute_dtype(device))
+        if device == "cpu":
+            # As in `measure_perplexity`: its rounding does not depend on who else is in the batch.
+            self._model.set_attn_implementation("eager")
+
+    def as_it_is(self) -> PerplexityResult:
+        """Score the published weights; only before any rounding."""
+        return score(self._model, self._dataset, self._batch_size)
+
+    def rounded(self, rounding: Rounding, keep_absmax: bool) -> tuple[PerplexityResult, dict[str, Survival]]:
+        """Score the model that a rounding of its masters gives, and compare every linear weight with the start."""
+        import torch
+
+        survival = {}
+        with torch.no_grad():
+            for name, weight in self._masters():
+                stored = quantize(weight, rounding, name, self._start.grid[name] if keep_absmax else None)
+                survival[name] = measure_survival(self._update(name, weight), stored)
+                self._model.get_parameter(name).copy_(nf4.dequantize(stored))
+        return score(self._model, self._dataset, self._batch_size), survival
+
+    def _update(self, name: str, weight: "torch.Tensor") -> Update:
+        if name not in self._updates:
+            start = self._start
+            self._updates[name] = measure_update(start.origin[name], start.grid[name], weight, start.on_grid)
+        return self._updates[name]
+
+    def _masters(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        linear = _linear_names(self._model)
+        for name, weight in read_tensors(checkpoints.masters_or_published(self._trained)):
+            if name in linear:
+                yield name, weight
+
+
+def _linear_names(model: "PreTrainedModel") -> set[str]:
+    return {f"{name}.weight" for name in nf4.linear_layers(model)}
