@@ -7,6 +7,7 @@ import dagster as dg
 
 from compression_assets.assets.comparisons import comparisons_asset
 from compression_assets.assets.data import dataset_assets, question_assets
+from compression_assets.assets.diagnostics import diagnostics_assets
 from compression_assets.assets.jobs import study_jobs
 from compression_assets.assets.metrics import metrics_assets
 from compression_assets.assets.models import model_assets
@@ -29,6 +30,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *model_assets(study),
         *teacher_assets(study),
         *metrics_assets(study),
+        *diagnostics_assets(study),
         *report_assets(study),
         comparisons_asset(study),
         plan_asset(study),

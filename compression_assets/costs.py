@@ -3,6 +3,7 @@
 Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every number alike.
 """
 
+from compression_assets.assets.diagnosed import diagnosed
 from compression_assets.assets.layout import (
     BASE_MODEL,
     COMPARISONS,
@@ -10,8 +11,10 @@ from compression_assets.assets.layout import (
     PLAN,
     QUESTION_SET,
     REPORT,
+    STEP_DIAGNOSTICS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
+    diagnostics_key,
     model_key,
 )
 from compression_assets.assets.subjects import subjects
@@ -43,7 +46,18 @@ def expected_seconds(study: Study) -> dict[str, float]:
     costs |= {f"external_{model.name}": 30.0 for model in study.external_models}
     for subject in subjects(study):
         costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
-    return costs | {"paper_table_1": LIGHT, "leaderboard": LIGHT, COMPARISONS: 3.0, REPORT: 5.0, PLAN: LIGHT}
+    if study.evaluation.diagnostics is not None:
+        tokens = study.evaluation.diagnostics.tokens or _tokens(study, "evaluation")
+        costs[STEP_DIAGNOSTICS] = LIGHT
+        for node in diagnosed(study):
+            costs[diagnostics_key(node)] = SAVING + tokens / SCORED_PER_SECOND
+    return costs | {
+        COMPARISONS: 3.0,
+        "paper_table_1": LIGHT,
+        "leaderboard": LIGHT,
+        REPORT: 5.0,
+        PLAN: LIGHT,
+    }
 
 
 def _step_seconds(study: Study, node: Node) -> float:

@@ -64,8 +64,9 @@ def test_selections_that_the_readme_promises() -> None:
     assert names('key:"final_*"') == {
         f"final_{key}" for key in ("kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
     }
-    reports = {"leaderboard", "comparisons", "report"}
-    assert names("final_p_kd_q*") == {"final_p_kd_q", "metrics_p_kd_q", *reports}
+    reports = {"leaderboard", "comparisons", "step_diagnostics", "report"}
+    measured = {"metrics_p_kd_q", "diagnostics_p_kd_q"}
+    assert names("final_p_kd_q*") == {"final_p_kd_q", *measured, *reports}
     upstream = {"base_model", "final_p", "model_p_kd", "final_p_kd_q", "teacher_model", "teacher_logits"}
     assert upstream <= names("*final_p_kd_q*")
     assert "final_q" not in names("*final_p_kd_q*")
@@ -77,7 +78,7 @@ def test_a_new_ordering_is_one_line_and_shares_its_prefix(tmp_path: Path) -> Non
     before = set(described(build_defs(load_study("demo"))))
     after = set(described(build_defs(load_study(tmp_path / "longer.yaml"))))
     assert after - before == {"final_p_kd", "metrics_p_kd"}
-    assert before - after == {"model_p_kd"}
+    assert before - after == {"model_p_kd", "diagnostics_p_kd"}
 
 
 def test_jobs() -> None:

@@ -25,7 +25,8 @@ DATASETS_OP = "datasets"
 REPORT = "report"
 PLAN = "plan"
 COMPARISONS = "comparisons"
-TABLES = ("paper_table_1", "leaderboard", COMPARISONS, REPORT, PLAN)
+STEP_DIAGNOSTICS = "step_diagnostics"
+TABLES = ("paper_table_1", "leaderboard", COMPARISONS, STEP_DIAGNOSTICS, REPORT, PLAN)
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
 POOL = "gpu"
@@ -45,6 +46,10 @@ def metrics_key(ordering: Ordering) -> str:
     return f"metrics_{ordering.key}"
 
 
+def diagnostics_key(node: Node) -> str:
+    return f"diagnostics_{node.key}"
+
+
 def relative_directory(asset: str) -> Path:
     """Directory of an asset below the study's root.
 
@@ -62,4 +67,4 @@ def relative_directory(asset: str) -> Path:
     kind, _, name = asset.partition("_")
     if kind == "external":
         return Path("models") / asset
-    return Path("metrics" if kind == "metrics" else "models") / name
+    return Path(kind if kind in ("metrics", "diagnostics") else "models") / name

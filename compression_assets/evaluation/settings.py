@@ -40,13 +40,26 @@ class AnswerSettings(Strict):
     batch_size: int = Field(default=64, ge=1)
 
 
+class DiagnosticsSettings(Strict):
+    """What each step did, in the table step_diagnostics: what every Q after training left of it, layer by layer.
+
+    perplexity_of_steps: score intermediate models as well. tokens: of the evaluation set, from its beginning, on which
+    steps are compared; None: all of it.
+    """
+
+    perplexity_of_steps: bool = True
+    tokens: int | None = Field(default=None, ge=1)
+
+
 class EvaluationSettings(Strict):
     """Measurements of every finished model.
 
     answers: left out, no model is asked anything. judge: left out, nobody judges what they answer.
+    diagnostics: left out, steps in between are not looked at.
     """
 
     perplexity: PerplexitySettings = PerplexitySettings()
     answers: AnswerSettings | None = None
     statistics: StatisticsSettings = StatisticsSettings()
     judge: JudgeSettings | None = None
+    diagnostics: DiagnosticsSettings | None = None

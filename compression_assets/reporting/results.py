@@ -255,8 +255,8 @@ def step_perplexities(data: ReportData) -> dict[str, float]:
     """Model of the prefix tree -> perplexity, from the metrics of finished models and from step_diagnostics."""
     found = {}
     for row in data.tables["step_diagnostics"]:
-        if row.get("metric") == "perplexity_after" and row.get("value") is not None:
-            found[row["model"]] = row["value"]
+        if row.get("perplexity_after") is not None:
+            found[row["model"]] = row["perplexity_after"]
     for model in data.models:
         value = data.value(model, "perplexity")
         if value is not None:

@@ -4,6 +4,7 @@ A neuron j of a block is row j of gate_proj and up_proj with column j of down_pr
 nothing but its own contribution, so the pruned model equals the original with the removed neurons at zero.
 """
 
+import json
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+KEPT_NEURONS = "kept_neurons.json"
+"""Beside the weights of a pruned model: name of each feed-forward block -> indices of the neurons that it kept."""
 
 
 class PruningRecipe(Strict):
@@ -82,6 +85,9 @@ class Pruning:
 
         model = checkpoints.load_full_precision(step.parent)
         keep = [most_important(scores, after) for scores in importance]
+        names = {module: name for name, module in model.named_modules()}
+        kept = {names[block]: own.tolist() for block, own in zip(ffn_blocks(model), keep, strict=True)}
+        (step.output / KEPT_NEURONS).write_text(json.dumps(kept))
         prune_ffn(model, keep)
         dataset = TokenDataset.load(step.data["finetuning_set"])
         recipe = step.recipe.finetune

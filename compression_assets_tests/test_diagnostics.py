@@ -1,0 +1,81 @@
+"""A Q after training compared with the grid before it: what matches over pruning, and what it is compared with."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from compression_assets import checkpoints
+from compression_assets.assets.diagnosed import compared_with, diagnosed, follows_training
+from compression_assets.evaluation.diagnostics import compare, rows_of
+from compression_assets.study import load_study
+from compression_assets.techniques import nf4
+from compression_assets.techniques.dequantization import dequantize_checkpoint
+from compression_assets.techniques.pruning import KEPT_NEURONS, prune_ffn
+from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
+from compression_assets_tests.tiny_models import tiny_directory
+
+KEEP = [torch.arange(0, 128, 2), torch.arange(64, 128)]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """base, q and d; moved: d with updates of 1e-4; pruned: the same without half of the neurons; q_ of both."""
+    base = tiny_directory(tmp_path / "base", hidden_size=64)
+    quantize_checkpoint(base, tmp_path / "q", QuantizationRecipe())
+    dequantize_checkpoint(tmp_path / "q", tmp_path / "d")
+    for name in ("pruned", "moved"):
+        model = checkpoints.load_full_precision(tmp_path / "d")
+        if name == "pruned":
+            prune_ffn(model, KEEP)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 1e-4 * torch.randn(parameter.shape, generator=generator)
+        checkpoints.save_full_precision(model, tmp_path / name, tokenizer_from=base, masters=True)
+        quantize_checkpoint(tmp_path / name, tmp_path / f"q_{name}", QuantizationRecipe())
+    kept = {f"model.layers.{i}.mlp": keep.tolist() for i, keep in enumerate(KEEP)}
+    (tmp_path / "pruned" / KEPT_NEURONS).write_text(json.dumps(kept))
+    return tmp_path
+
+
+def test_small_updates_are_undone_on_the_grid_and_nowhere_else(made: Path) -> None:
+    on = compare(made / "d", made / "q", made / "moved", made / "q_moved")
+    assert len(on.layers) == 14 and not on.left_out
+    for survival in on.layers.values():
+        assert survival.codes_changed == 0
+        assert survival.surviving is not None and survival.surviving < 0.05
+        assert survival.update_rms == pytest.approx(1e-4, rel=0.1)
+    never = compare(made / "base", None, made / "moved", made / "q_moved")
+    assert all(survival.predicted is None for survival in never.layers.values())
+
+
+def test_over_pruning_whole_rows_are_matched_and_shifted_blocks_left_out(made: Path) -> None:
+    found = compare(made / "d", made / "q", made / "pruned", made / "q_pruned", [made / "pruned"])
+    assert set(found.left_out) == {f"model.layers.{i}.mlp.down_proj" for i in range(2)}
+    gate = found.layers["model.layers.0.mlp.gate_proj"]
+    # Were the rows mismatched, the update would be as large as the weights (0.1).
+    assert gate.update_rms == pytest.approx(1e-4, rel=0.1)
+    assert gate.codes_changed == 0
+    assert gate.weights == len(KEEP[0]) * 64
+    assert len(found.layers) == 12
+
+
+def test_parts_of_some_rows_decode_to_those_rows() -> None:
+    stored = nf4.quantize(torch.randn(8, 128, generator=torch.Generator().manual_seed(0)))
+    rows = torch.tensor([5, 0, 7])
+    assert torch.equal(nf4.dequantize(rows_of(stored, rows)), nf4.dequantize(stored)[rows])
+
+
+def test_what_each_q_is_compared_with() -> None:
+    study = load_study("smoke")
+    nodes = {node.key: node for node in study.nodes.values()}
+    assert not follows_training(nodes["q"])
+    assert compared_with(study, nodes["q_p_kd"]) == (("Q", "D"), ("Q",), [("Q", "D", "P")])
+    assert compared_with(study, nodes["p_q_kd"]) == (("P", "Q", "D"), ("P", "Q"), [])
+    assert compared_with(study, nodes["kd_p_q"]) == (("KD",), None, [("KD", "P")])
+    assert compared_with(study, nodes["kd_q"]) == ((), None, [])
+    keys = {node.key for node in diagnosed(study)}
+    assert {"q_d_p", "kd_q", "p_kd_q"} <= keys
+    assert not keys & {"base", "q", "q_d", "kd"}
