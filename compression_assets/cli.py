@@ -23,7 +23,7 @@ def main() -> None:
         sys.exit(arguments.command(arguments))
     except StudyError as error:
         sys.exit(f"compression: {error}")
-    except OSError as error:
+    except Exception as error:
         from compression_assets.resources.write_errors import storage_problem
 
         if (sentence := storage_problem(error)) is None:

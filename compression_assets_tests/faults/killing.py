@@ -4,6 +4,7 @@ The processes are forked from a server that has imported the heavy libraries onc
 costs its work and not its imports.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -32,10 +33,12 @@ TEMPORARY = (".building-*", ".replaced-*", ".scratch-*", "*.partial", ".tmp*", "
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a run dies: before its `operation`-th change of the study's files, or `seconds` after it began to work."""
+    """What befalls a run: death before its `operation`-th change of the study's files, or `seconds` after it began to
+    work; a clock that jumps by a day, back and forth."""
 
     operation: int | None = None
     seconds: float | None = None
+    clock_jumps: bool = False
 
 
 def server() -> Any:
@@ -45,9 +48,9 @@ def server() -> Any:
     return context
 
 
-def run(project: Project, fault: Fault | None = None, limit: float = 120.0) -> int:
+def run(project: Project, fault: Fault | None = None, limit: float = 240.0, **extra: str) -> int:
     """One `compression run` of the project in a process of its own; its exit code (negative: killed by that signal)."""
-    environment = {**project.environment, "COMPRESSION_WORKERS": "1"}
+    environment = {**project.environment, "COMPRESSION_WORKERS": "1", **extra}
     process = server().Process(target=_run, args=(environment, str(project.root), fault))
     process.start()
     process.join(limit)
@@ -71,6 +74,8 @@ def _run(environment: dict[str, str], root: str, fault: Fault | None) -> None:
     sys.addaudithook(counter)
     if fault and fault.seconds is not None:
         threading.Thread(target=_die_later, args=(Path(root), fault.seconds), daemon=True).start()
+    if fault and fault.clock_jumps:
+        _let_the_clock_jump()
     from compression_assets.run import run_study
 
     succeeded = run_study()
@@ -86,6 +91,11 @@ def _die_later(root: Path, seconds: float) -> None:
         time.sleep(0.01)
     time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _let_the_clock_jump() -> None:
+    real, days = time.time, itertools.cycle((0, 1, -1, 30, 0, -30))
+    time.time = lambda: real() + 86_400 * next(days)
 
 
 class _Counter:
