@@ -13,6 +13,7 @@ from compression_assets.assets.metrics import metrics_assets
 from compression_assets.assets.models import model_assets
 from compression_assets.assets.page import page_asset, unread
 from compression_assets.assets.plan import plan_asset
+from compression_assets.assets.quality import quality_assets
 from compression_assets.assets.report import report_assets
 from compression_assets.assets.teacher import teacher_assets
 from compression_assets.resources.gpu import Gpu
@@ -30,6 +31,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *model_assets(study),
         *teacher_assets(study),
         *metrics_assets(study),
+        *quality_assets(study),
         *diagnostics_assets(study),
         *report_assets(study),
         comparisons_asset(study),

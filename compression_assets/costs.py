@@ -46,6 +46,8 @@ def expected_seconds(study: Study) -> dict[str, float]:
     costs |= {f"external_{model.name}": 30.0 for model in study.external_models}
     for subject in subjects(study):
         costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
+        if study.evaluation.answers is not None:
+            costs[subject.asset("quality")] = 8.0
     if study.evaluation.diagnostics is not None:
         tokens = study.evaluation.diagnostics.tokens or _tokens(study, "evaluation")
         costs[STEP_DIAGNOSTICS] = LIGHT

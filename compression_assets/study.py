@@ -348,6 +348,9 @@ def _refuse_missing_sources(study: Study) -> None:
     _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
     questions = study.data.questions.source if study.data.questions else None
     _check("data.questions.source", check_question_source, questions)
+    clarity = study.evaluation.clarity
+    if clarity is not None and clarity.fluency_model != "base":
+        _check("evaluation.clarity.fluency_model", check_model_source, clarity.fluency_model)
     for index, external in enumerate(study.external_models):
         _check(f"external_models[{index}].source", check_model_source, external.source)
 

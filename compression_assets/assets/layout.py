@@ -7,6 +7,7 @@ from compression_assets.orderings import Node, Ordering
 BASE_MODEL = "base_model"
 TEACHER_MODEL = "teacher_model"
 TEACHER_LOGITS = "teacher_logits"
+FLUENCY_MODEL = "fluency_model"
 DATASETS = {
     "calibration": "calibration_set",
     "finetuning": "finetuning_set",
@@ -24,6 +25,9 @@ DATASETS_OP = "datasets"
 
 REPORT = "report"
 PLAN = "plan"
+PARTS = ("metrics", "answers", "quality", "judged", "harness")
+"""Kinds of measurements: each is an asset `<part>_<subject>` for everything that is measured."""
+
 COMPARISONS = "comparisons"
 STEP_DIAGNOSTICS = "step_diagnostics"
 TABLES = ("paper_table_1", "leaderboard", COMPARISONS, STEP_DIAGNOSTICS, REPORT, PLAN)
@@ -62,9 +66,9 @@ def relative_directory(asset: str) -> Path:
         return Path("logits") / asset
     if asset == JUDGE_CALIBRATION:
         return Path("judge") / "calibration"
-    if asset in (BASE_MODEL, TEACHER_MODEL, JUDGE_MODEL):
+    if asset in (BASE_MODEL, TEACHER_MODEL, JUDGE_MODEL, FLUENCY_MODEL):
         return Path("models") / asset.removesuffix("_model")
     kind, _, name = asset.partition("_")
     if kind == "external":
         return Path("models") / asset
-    return Path(kind if kind in ("metrics", "diagnostics") else "models") / name
+    return Path(kind if kind in (*PARTS, "diagnostics") else "models") / name

@@ -48,7 +48,7 @@ def subjects(study: Study) -> list[Subject]:
 
 def parts(study: Study) -> tuple[str, ...]:
     """The measurements that the study asks for; each leaves a `measured` artifact for every subject."""
-    return ("metrics",)
+    return ("metrics", *(["quality"] if study.evaluation.answers else []))
 
 
 def measurements(study: Study) -> list[str]:

@@ -182,7 +182,7 @@ def _tables(models: Mapping[str, Measured], items: Sequence[str]) -> "tuple[np.n
 
 
 def _corrected(
-    found: list[Comparison], settings: StatisticsSettings, higher_is_better: bool
+    found: list[Comparison], settings: StatisticsSettings, higher_is_better: bool | None
 ) -> list[Comparison]:
     tested = [one for one in found if one.p_value is not None]
     adjusted = dict(
@@ -196,6 +196,7 @@ def _corrected(
         p_holm = adjusted[id(one)]
         significant = p_holm < settings.significance
         a_is_better = (one.difference > 0) == higher_is_better
-        winner = (one.model_a if a_is_better else one.model_b) if significant else None
+        decided = significant and higher_is_better is not None
+        winner = (one.model_a if a_is_better else one.model_b) if decided else None
         rows.append(replace(one, p_holm=p_holm, significant=significant, better=winner))
     return rows

@@ -17,7 +17,8 @@ class MetricRow:
     """One number about one model.
 
     value: None when it could not be measured, and `note` says why. n: how many tokens, items or files it rests on;
-    n_failed: items that were asked for and have no value. lo, hi: ends of its interval (`statistics.with_intervals`).
+    n_failed: items that were asked for and have no value.
+    higher_is_better: None where neither is. lo, hi: ends of its interval (`statistics.with_intervals`).
     aggregate: "mean" is sum(value) / sum(weight) of its samples, "exp_mean" the exponential of that.
     """
 
@@ -25,7 +26,7 @@ class MetricRow:
     value: float | None
     unit: str
     n: int
-    higher_is_better: bool
+    higher_is_better: bool | None
     n_failed: int = 0
     lo: float | None = None
     hi: float | None = None
@@ -67,7 +68,7 @@ def mean_row(
     metric: str,
     samples: list[Sample],
     *,
-    higher_is_better: bool,
+    higher_is_better: bool | None,
     unit: str = SCORE,
     coverage: float = 0.0,
     note: str = "",

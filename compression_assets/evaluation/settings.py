@@ -1,8 +1,12 @@
 """What a study file says about evaluation. Light: imported with the study, before torch."""
 
+from typing import Literal
+
 from pydantic import Field, PositiveInt
 
+from compression_assets.evaluation.embedding import EmbeddingSource
 from compression_assets.evaluation.judging.settings import JudgeSettings
+from compression_assets.sources.models import ModelSource
 from compression_assets.strict import Strict
 
 
@@ -40,6 +44,18 @@ class AnswerSettings(Strict):
     batch_size: int = Field(default=64, ge=1)
 
 
+class ClaritySettings(Strict):
+    """How the clarity of answers is measured (`evaluation/clarity.py`).
+
+    fluency_model: the fixed language model under which answers are likely or not; "base" is the study's base model.
+    embedding_model: of sentences; all-MiniLM-L6-v2 in the paper. batch_size: answers scored at once, speed only.
+    """
+
+    fluency_model: ModelSource | Literal["base"] = "base"
+    embedding_model: EmbeddingSource
+    batch_size: PositiveInt = 16
+
+
 class DiagnosticsSettings(Strict):
     """What each step did, in the table step_diagnostics: what every Q after training left of it, layer by layer.
 
@@ -54,12 +70,14 @@ class DiagnosticsSettings(Strict):
 class EvaluationSettings(Strict):
     """Measurements of every finished model.
 
-    answers: left out, no model is asked anything. judge: left out, nobody judges what they answer.
+    answers: left out, no model is asked anything. clarity, judge: of these answers; left out, it is not measured, or
+    nobody judges.
     diagnostics: left out, steps in between are not looked at.
     """
 
     perplexity: PerplexitySettings = PerplexitySettings()
     answers: AnswerSettings | None = None
+    clarity: ClaritySettings | None = None
     statistics: StatisticsSettings = StatisticsSettings()
     judge: JudgeSettings | None = None
     diagnostics: DiagnosticsSettings | None = None

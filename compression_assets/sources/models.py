@@ -5,7 +5,7 @@ Checks of files that somebody else made live in `model_files`, tokenizer setting
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -122,7 +122,7 @@ def fetch_model(
     if isinstance(source, DirectoryModel):
         return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
     if isinstance(source, HubModel):
-        found = _from_directory(_download(source, cache_dir), output_dir, dtype)
+        found = _from_directory(download(source, cache_dir), output_dir, dtype)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
     path = fetch_member(source, cache_dir)
     read = _from_gguf if path.suffix == ".gguf" else _from_directory
@@ -194,14 +194,15 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output
     tokenizer.save_pretrained(output_dir)
 
 
-def _download(source: HubModel, cache_dir: Path) -> Path:
+def download(source: HubModel, cache_dir: Path, files: Sequence[str] = HUB_FILES) -> Path:
+    """The snapshot of a hub model, files that match one of the patterns only. StudyError if it cannot be had."""
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = huggingface_hub.snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=list(HUB_FILES), cache_dir=cache_dir / "hub"
+            source.repo, revision=source.revision, allow_patterns=list(files), cache_dir=cache_dir / "hub"
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise StudyError(

@@ -1,0 +1,98 @@
+"""`quality_<subject>`: SQuAD scores, length and clarity of each model's answers, copied into DuckDB."""
+
+import dagster as dg
+
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
+from compression_assets.assets.layout import BASE_MODEL, FLUENCY_MODEL, OWNERS, relative_directory
+from compression_assets.assets.measured import record, write_measured
+from compression_assets.assets.model_asset import released_model_asset
+from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.subjects import Subject, subjects
+from compression_assets.evaluation.settings import ClaritySettings
+from compression_assets.resources.gpu import Gpu
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.study import Study
+from compression_assets.techniques.step import StepReport
+
+PART = "quality"
+
+
+def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """One a subject, and `fluency_model` where that is not the base; none in a study that asks no questions."""
+    if study.evaluation.answers is None:
+        return []
+    assets = [_quality_asset(study, subject) for subject in subjects(study)]
+    clarity = study.evaluation.clarity
+    if clarity is not None and clarity.fluency_model != "base":
+        assets.append(
+            released_model_asset(
+                FLUENCY_MODEL,
+                clarity.fluency_model,
+                group="base",
+                description="The fixed language model under which answers are fluent or not.",
+                tags={"stage": "base"},
+            )
+        )
+    return assets
+
+
+def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
+    answers = subject.asset("answers")
+    clarity = study.evaluation.clarity
+    fluency_model = _fluency_asset(clarity)
+    artifact = Artifact(
+        asset=subject.asset(PART),
+        settings={"clarity": clarity.model_dump(mode="json") if clarity else None},
+        code="compression_assets.evaluation.quality",
+        inputs=(answers, *([fluency_model] if clarity else [])),
+        parent=subject.model,
+        path=subject.path,
+        sources=(clarity.embedding_model,) if clarity else (),
+    )
+
+    @dg.asset(
+        key=artifact.asset,
+        deps=list(artifact.inputs),
+        group_name="quality",
+        description=f"SQuAD scores, length and clarity of the answers of {subject.model}, in DuckDB table "
+        f"metrics.{subject.key}.",
+        kinds={"duckdb"},
+        tags={"stage": PART, "ordering": subject.key},
+        owners=OWNERS,
+        code_version=artifact.code_version,
+        op_tags={PRIORITY: MEASURE},
+    )
+    def quality(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build(place: Workplace) -> StepReport:
+            from compression_assets.evaluation.answers import read_answers
+            from compression_assets.evaluation.quality import measure_answers, measure_answers_clarity
+
+            given = read_answers(place.inputs[answers])
+            rows, samples = measure_answers(given)
+            if clarity is not None:
+                more_rows, more_samples = measure_answers_clarity(
+                    given,
+                    clarity,
+                    fluency_model,
+                    place.inputs[fluency_model],
+                    storage.downloads,
+                    place.device,
+                    place.report,
+                )
+                rows, samples = rows + more_rows, samples + more_samples
+            write_measured(place.output, rows, samples, context.run_id)
+            values = {row.metric: row.value for row in rows}
+            return StepReport(metadata={"summary": f"F1 {values['f1']:.2f}"})
+
+        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+        with as_failure(artifact.asset):
+            shown = record(study, storage, subject, PART, manifest)
+        return result(manifest, cached, storage.artifacts.root / relative_directory(artifact.asset), **shown)
+
+    return quality
+
+
+def _fluency_asset(clarity: ClaritySettings | None) -> str:
+    return BASE_MODEL if clarity is None or clarity.fluency_model == "base" else FLUENCY_MODEL
