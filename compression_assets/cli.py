@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     survival.add_argument(
         "--starts", default="q_d", help="models to start from, such as q_d,base (default: q_d)"
     )
+    survival.add_argument(
+        "--roundings", help="of nearest, stochastic, nearest:kept and stochastic:kept (default: all)"
+    )
     _command(commands, "check", _check, "read the study file and say what it comes to")
     _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
     return parser
@@ -152,7 +155,8 @@ def _sweep_survival(arguments: argparse.Namespace) -> int:
         _numbers(arguments.seeds, int, "--seeds"),
     )
     study = current_study()
-    print(report(study, sweep(study, arguments.starts.split(","), rates, tokens, seeds)))
+    roundings = arguments.roundings.split(",") if arguments.roundings else None
+    print(report(study, sweep(study, arguments.starts.split(","), rates, tokens, seeds, roundings)))
     return 0
 
 

@@ -37,8 +37,8 @@ KEYS = ("start", "learning_rate", "tokens", "seed", "rounding")
 ROUNDINGS = {
     "nearest": ("nearest", False),
     "stochastic": ("stochastic", False),
-    "nearest, kept absmax": ("nearest", True),
-    "stochastic, kept absmax": ("stochastic", True),
+    "nearest:kept": ("nearest", True),
+    "stochastic:kept": ("stochastic", True),
 }
 """Name -> (rounding, whether absmax of the start's grid is kept)."""
 
@@ -59,11 +59,16 @@ class Cell:
 
 
 def sweep(
-    study: Study, starts: list[str], rates: list[float], tokens: list[int], seeds: list[int]
+    study: Study,
+    starts: list[str],
+    rates: list[float],
+    tokens: list[int],
+    seeds: list[int],
+    roundings: list[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Run every cell that is not there yet, printing a line each; the rows of all cells in this study's storage.
 
-    They are in DuckDB table survival_sweep as well.
+    They are in DuckDB table survival_sweep as well. roundings: names of ROUNDINGS; None: all of them.
 
     Raises StudyError when the study has no such start, or its models or data have not been built.
     """
@@ -71,11 +76,15 @@ def sweep(
         raise StudyError(
             "the sweep takes learning rates and tokens above 0 and seeds from 0 on; correct --lrs, --tokens"
         )
+    roundings = list(ROUNDINGS) if roundings is None else roundings
+    for name in roundings:
+        if name not in ROUNDINGS:
+            raise StudyError(f"there is no rounding {name!r}: {near_match(name, ROUNDINGS)}")
     root = study_root(study)
     cells = [Cell(*values) for values in product(starts, rates, tokens, seeds)]
     nodes = {cell.start: _node(study, cell.start) for cell in cells}
     for index, cell in enumerate(cells, start=1):
-        rows = _Run(study, root, cell, nodes[cell.start]).rows()
+        rows = _Run(study, root, cell, nodes[cell.start]).rows(roundings)
         print(f"[{index}/{len(cells)}] {cell.name}: {_summary(rows)}", flush=True)
     rows = stored_rows(root)
     MetricsDatabase(database_file(study)).write_table(TABLE, rows, KEYS)
@@ -137,15 +146,18 @@ class _Run:
             }
         )
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, roundings: list[str]) -> list[dict[str, Any]]:
+        """Rows of the cell, with at least these roundings."""
         file = self.directory / RESULT
         if file.is_file():
             saved = json.loads(file.read_text())
-            if saved["identity"] == self.identity:
+            if saved["identity"] == self.identity and {*roundings} <= {
+                row["rounding"] for row in saved["rows"]
+            }:
                 return list(saved["rows"])
         trained = self._trained()
         training = json.loads((trained / "training.json").read_text())
-        rows = list(self._measure(trained, training))
+        rows = list(self._measure(trained, training, roundings))
         partial = self.directory / f".{RESULT}"
         partial.write_text(json.dumps({"identity": self.identity, "rows": rows}, allow_nan=False))
         os.replace(partial, file)
@@ -183,7 +195,9 @@ class _Run:
             seen += row.n_predicted
         return TokenDataset(rows)
 
-    def _measure(self, trained: Path, training: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _measure(
+        self, trained: Path, training: dict[str, Any], roundings: list[str]
+    ) -> Iterator[dict[str, Any]]:
         from compression_assets.evaluation.requantized import Scorer, start_of
         from compression_assets.evaluation.survival import as_row, total
         from compression_assets.techniques.rounding import Rounding
@@ -197,7 +211,8 @@ class _Run:
         scorer = Scorer(trained, start, self.evaluation, self.study.evaluation.perplexity.batch_size)
         bounds = _predicted_bounds(start, [entry["lr"] for entry in training["loss_curve"]])
         yield about | _scored("none (full precision)", scorer.as_it_is()) | _NOT_ROUNDED
-        for name, (kind, keep_absmax) in ROUNDINGS.items():
+        for name in roundings:
+            kind, keep_absmax = ROUNDINGS[name]
             rounding = Rounding(
                 kind, self.study.recipe("Q").double_quant, f"{self.cell.seed} {self.cell.name}"
             )

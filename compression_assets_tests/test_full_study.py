@@ -135,7 +135,7 @@ def test_the_survival_sweep_runs_a_cell_once(project: Project) -> None:
     assert not list((project.root / "survival").glob("*/trained"))
     sql = "SELECT surviving, predicted, perplexity FROM survival_sweep WHERE start = ? AND rounding = ?"
     ((surviving, predicted, perplexity),) = project.query(
-        sql.replace("?", "'{}'").format("q_d", "nearest, kept absmax")
+        sql.replace("?", "'{}'").format("q_d", "nearest:kept")
     )
     assert surviving == pytest.approx(predicted, abs=0.05)
     assert perplexity > 1
