@@ -136,3 +136,17 @@ def test_seeds_are_summed_up_with_an_interval(tmp_path: Path) -> None:
     assert found["base"]["n"] == 1 and found["base"]["sd"] is None and found["base"]["lo"] is None
     quantiles = [stats.t.ppf(0.975, df) for df in range(1, 31)]
     assert list(metrics_schema.T_QUANTILES) == pytest.approx(quantiles, abs=6e-4)
+
+
+def test_the_rescue_study_repeats_the_early_quantizations_with_another_rounding() -> None:
+    study = load_study("rescue")
+    texts = {ordering.text for ordering in study.parsed_orderings}
+    early = {"P-Q-KD", "KD-Q-P", "Q-KD-P", "Q-P-KD"}
+    late = {"P-KD-Q", "KD-P-Q"}
+    assert early | {f"{text}-Q:stochastic" for text in early} <= texts
+    assert late | {"P-KD-Q:stochastic", "KD-P-Q:stochastic", "FT", "KD-P:long-Q"} <= texts
+    assert {f"{text}@{seed}" for text in early | late for seed in (1, 2)} <= texts
+    after_the_cut = study.data.splits.sizes()["finetuning"].tokens or 0
+    distilled = study.data.splits.sizes()["distillation"].tokens or 0
+    assert study.recipe("P:long").finetune.epochs * after_the_cut == after_the_cut + distilled
+    assert study.recipe("FT").model_dump().items() <= study.recipe("KD").model_dump().items()

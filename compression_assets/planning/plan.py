@@ -13,7 +13,7 @@ from compression_assets.assets.layout import (
     relative_directory,
 )
 from compression_assets.costs import expected_seconds
-from compression_assets.orderings import Node, StepPath
+from compression_assets.orderings import Node, StepPath, technique_of
 from compression_assets.planning import shapes, work
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
 from compression_assets.planning.models import config_of, known_models
@@ -261,7 +261,7 @@ class _Planner:
             for length in range(1, len(ordering.path) + 1):
                 row = steps[ordering.path[:length]]
                 total += row.seconds
-                if technique(row.technique.partition(":")[0]).inputs.count(TEACHER_LOGITS):
+                if technique(technique_of(row.technique)).inputs.count(TEACHER_LOGITS):
                     total += teaching[-1].seconds
         return total
 
