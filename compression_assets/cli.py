@@ -103,11 +103,13 @@ def _rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(_: argparse.Namespace) -> int:
-    from compression_assets.leaderboard import read_leaderboard
+    from compression_assets.leaderboard import doubts, read_leaderboard
     from compression_assets.tables import plain
 
     columns, rows = read_leaderboard(_database(), paper=True)
     print(plain(columns, rows))
+    for sentence in doubts(_database()):
+        print(sentence)
     return 0
 
 
