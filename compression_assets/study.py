@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.settings import LocalJudge
 from compression_assets.evaluation.settings import EvaluationSettings
 from compression_assets.orderings import (
     BASE,
@@ -351,6 +352,9 @@ def _refuse_missing_sources(study: Study) -> None:
     clarity = study.evaluation.clarity
     if clarity is not None and clarity.fluency_model != "base":
         _check("evaluation.clarity.fluency_model", check_model_source, clarity.fluency_model)
+    judge = study.evaluation.judge.model if study.evaluation.judge else None
+    if isinstance(judge, LocalJudge) and judge.source != "base":
+        _check("evaluation.judge.model.source", check_model_source, judge.source)
     for index, external in enumerate(study.external_models):
         _check(f"external_models[{index}].source", check_model_source, external.source)
 

@@ -12,6 +12,7 @@ from compression_assets.assets.layout import (
     JUDGE_CALIBRATION,
     JUDGE_MODEL,
     OWNERS,
+    POOL,
     relative_directory,
 )
 from compression_assets.assets.measured import record, write_measured
@@ -40,7 +41,7 @@ COVERED = "judged_enough"
 def judging_assets(study: Study) -> list[dg.AssetsDefinition]:
     """`judge_calibration` and `judged_<model>` for all that is measured; `judge_model` for a local judge of its own."""
     judge = study.evaluation.judge
-    if judge is None or study.data.questions is None:
+    if judge is None:
         return []
     return [
         *_own_model(judge),
@@ -92,6 +93,7 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
         kinds={"duckdb"},
         tags={"stage": "judging"},
         owners=OWNERS,
+        pool=POOL if isinstance(judge.model, LocalJudge) else None,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
         # Every judged asset waits for it, and a judge that does not answer is best known before models are built.
@@ -153,6 +155,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         kinds={"duckdb"},
         tags={"stage": "judging", "ordering": subject.key},
         owners=OWNERS,
+        pool=POOL if isinstance(judge.model, LocalJudge) else None,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
         op_tags={PRIORITY: MEASURE},

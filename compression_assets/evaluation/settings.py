@@ -1,8 +1,8 @@
 """What a study file says about evaluation. Light: imported with the study, before torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from compression_assets.evaluation.embedding import EmbeddingSource
 from compression_assets.evaluation.judging.settings import JudgeSettings
@@ -81,3 +81,9 @@ class EvaluationSettings(Strict):
     statistics: StatisticsSettings = StatisticsSettings()
     judge: JudgeSettings | None = None
     diagnostics: DiagnosticsSettings | None = None
+
+    @model_validator(mode="after")
+    def _a_judge_has_answers(self) -> Self:
+        if self.judge is not None and self.answers is None:
+            raise ValueError("judge needs answers to judge: add 'answers: {}' beside it")
+        return self

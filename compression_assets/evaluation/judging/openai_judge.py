@@ -78,8 +78,7 @@ class OpenAiBackend:
 
         if self._client is None:
             headers = {"authorization": f"Bearer {self.secret}"} if self.secret else {}
-            # Time-outs are the asker's, over a whole attempt. Neither proxies nor .netrc are read from the environment
-            # of a server on this machine; a key goes nowhere but to the address in the study.
+            # Time-outs are the asker's, over a whole attempt; a key goes to no other address than the study's.
             self._client = httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False)
         address = f"{self._settings.base_url}/chat/completions"
         try:
