@@ -353,7 +353,7 @@ def _refuse_missing_sources(study: Study) -> None:
     if clarity is not None and clarity.fluency_model != "base":
         _check("evaluation.clarity.fluency_model", check_model_source, clarity.fluency_model)
     judge = study.evaluation.judge.model if study.evaluation.judge else None
-    if isinstance(judge, LocalJudge) and judge.source != "base":
+    if isinstance(judge, LocalJudge):
         _check("evaluation.judge.model.source", check_model_source, judge.source)
     for index, external in enumerate(study.external_models):
         _check(f"external_models[{index}].source", check_model_source, external.source)

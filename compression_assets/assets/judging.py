@@ -51,7 +51,7 @@ def judging_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def _own_model(judge: JudgeSettings) -> list[dg.AssetsDefinition]:
-    if not isinstance(judge.model, LocalJudge) or judge.model.source == "base":
+    if not isinstance(judge.model, LocalJudge) or judge.model.source is None:
         return []
     return [
         released_model_asset(
@@ -68,7 +68,7 @@ def _model_inputs(judge: JudgeSettings) -> tuple[str, ...]:
     """Asset key of a local judge's model; none for one behind an address."""
     if not isinstance(judge.model, LocalJudge):
         return ()
-    return (BASE_MODEL if judge.model.source == "base" else JUDGE_MODEL,)
+    return (BASE_MODEL if judge.model.source is None else JUDGE_MODEL,)
 
 
 def _settings(judge: JudgeSettings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from compression_assets.evaluation.judging.settings import GeminiJudge, JudgeMod
 def judge_name(model: JudgeModel) -> str:
     """How tables name a judge. No secrets."""
     if isinstance(model, LocalJudge):
-        return "the base model" if model.source == "base" else _source_name(model.source)
+        return "the base model" if model.source is None else _source_name(model.source)
     return model.model if isinstance(model, GeminiJudge) else f"{model.model} at {model.base_url}"
 
 

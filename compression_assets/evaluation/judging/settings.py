@@ -61,10 +61,10 @@ class OpenAiJudge(Strict):
 
 
 class LocalJudge(Strict):
-    """A transformers model on this machine. source: "base" is the study's own base model."""
+    """A transformers model on this machine. source: left out, the study's own base model judges."""
 
     kind: Literal["local"]
-    source: Literal["base"] | ModelSource = "base"
+    source: ModelSource | None = None
 
 
 JudgeModel = Annotated[GeminiJudge | OpenAiJudge | LocalJudge, Field(discriminator="kind")]

@@ -1,0 +1,89 @@
+"""Judging as a user runs it: assets, tables, the leaderboard's marks, and a key that stays secret."""
+
+from pathlib import Path
+
+import pytest
+
+from compression_assets.evaluation.judging.calibration import planted_cases
+from compression_assets.evaluation.judging.prompts import METRICS
+from compression_assets.leaderboard import doubts, read_leaderboard
+from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
+from compression_assets_tests.project import Project
+
+KEY = "PLANTED-KEY-77ab31"
+
+
+def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
+    broken = True
+
+    def script(_: JudgeServer, prompt: str, __: dict[str, object]) -> tuple[int, dict[str, str], bytes]:
+        if broken:
+            return 500, {}, f"no access for {KEY}".encode()
+        return completion({**opinion(prompt, 4), "reason": f"because {KEY}"})
+
+    with serving(script) as server:
+        patience = {"attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 20.0}
+        judge = {
+            "model": {
+                "kind": "openai_compatible",
+                "base_url": f"{server.url}/v1",
+                "model": "m",
+                "api_key_env": "JUDGE_KEY",
+            },
+            "items": 2,
+            "calibration_questions": 2,
+            "patience": patience,
+        }
+        project = Project(tmp_path, evaluation={"answers": {"max_new_tokens": 4}, "judge": judge})
+        run = ["compression", "run", "--select", "+judged_base"]
+        code, output = project.command(*run)
+        assert code == 1 and "export JUDGE_KEY=" in output
+        code, output = project.command(*run, JUDGE_KEY=KEY)
+        assert code == 1 and "answered none of the first" in output and "HTTP 500" in output
+
+        broken = False
+        server.prompts.clear()
+        code, output = project.command(*run, JUDGE_KEY=KEY)
+        assert code == 0, output
+        answered = len([row for row in project.query("SELECT answer FROM answers LIMIT 2") if row[0].strip()])
+        assert len(server.prompts) == len(METRICS) * (len(planted_cases(2)) + answered)
+        assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
+
+    metrics = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
+    assert metrics["correctness"] == pytest.approx(0.75 * answered / 2)
+    assert metrics["judge_trusted"] == 0.0 and metrics["judge_accuracy"] == 0.0
+    assert project.query("SELECT count(*) FROM samples.base WHERE part = 'judged'") == [(4 * 2,)]
+    tested = project.query(
+        "SELECT judge, metric, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'"
+    )
+    assert tested == [(f"m at {server.url}/v1", "g_eval", 14, False)]
+    code, output = project.compression("leaderboard")
+    assert code == 0 and "g_eval †" in output and "† g_eval is UNTRUSTED: m at" in output
+
+    texts = [file.read_bytes() for file in project.storage.rglob("*") if file.is_file()]
+    assert texts and not any(KEY.encode() in text for text in texts)
+
+
+def test_only_untrusted_columns_are_marked(tmp_path: Path) -> None:
+    database = MetricsDatabase(tmp_path / "test.duckdb")
+    about = {
+        **{"lo": None, "hi": None, "unit": "0..1", "n": 3, "n_failed": 0, "higher_is_better": True},
+        **{
+            "aggregate": "mean",
+            "data_version": "d",
+            "run_id": "r",
+            "measured_at": "2026-01-01T00:00:00+00:00",
+        },
+    }
+    notes = {
+        "g_eval": "UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%); 1 of 3 failed",
+        "prompt_alignment": "1 of 3 items were not judged",
+        "judge_trusted": "judge: m",
+    }
+    rows = [{"metric": name, "value": 0.5, "note": note, **about} for name, note in notes.items()]
+    database.write_part("base", "base", 0, "judged", rows, [])
+    assert read_leaderboard(database)[0] == ["ordering", "g_eval †", "prompt_alignment"]
+    assert doubts(database) == [
+        "† g_eval is UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%)"
+    ]
