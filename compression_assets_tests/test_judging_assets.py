@@ -77,7 +77,7 @@ def test_only_untrusted_columns_are_marked(tmp_path: Path) -> None:
         },
     }
     notes = {
-        "g_eval": "UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%); 1 of 3 failed",
+        "g_eval": "UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%); 1 failed",
         "prompt_alignment": "1 of 3 items were not judged",
         "judge_trusted": "judge: m",
     }
