@@ -9,6 +9,7 @@ from compression_assets.assets.comparisons import comparisons_asset
 from compression_assets.assets.data import dataset_assets, question_assets
 from compression_assets.assets.diagnostics import diagnostics_assets
 from compression_assets.assets.jobs import study_jobs
+from compression_assets.assets.judging import judging_assets
 from compression_assets.assets.metrics import metrics_assets
 from compression_assets.assets.models import model_assets
 from compression_assets.assets.page import page_asset, unread
@@ -32,6 +33,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *teacher_assets(study),
         *metrics_assets(study),
         *quality_assets(study),
+        *judging_assets(study),
         *diagnostics_assets(study),
         *report_assets(study),
         comparisons_asset(study),

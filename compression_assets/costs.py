@@ -8,6 +8,8 @@ from compression_assets.assets.layout import (
     BASE_MODEL,
     COMPARISONS,
     DATASETS,
+    JUDGE_CALIBRATION,
+    JUDGE_MODEL,
     PLAN,
     QUESTION_SET,
     REPORT,
@@ -18,6 +20,7 @@ from compression_assets.assets.layout import (
     model_key,
 )
 from compression_assets.assets.subjects import subjects
+from compression_assets.evaluation.judging.settings import LocalJudge
 from compression_assets.orderings import Node
 from compression_assets.study import CorrectedTeacher, Study
 from compression_assets.text.splits import SplitSize
@@ -26,6 +29,9 @@ TRAINED_PER_SECOND = 180.0
 SCORED_PER_SECOND = 750.0
 TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
+JUDGED = 1.0
+"""Seconds for the three questions to a judge about one answer."""
+
 LIGHT = 0.5
 
 
@@ -48,6 +54,12 @@ def expected_seconds(study: Study) -> dict[str, float]:
         costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
         if study.evaluation.answers is not None:
             costs[subject.asset("quality")] = 8.0
+        if study.evaluation.judge is not None:
+            costs[subject.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
+    if (judge := study.evaluation.judge) is not None:
+        costs[JUDGE_CALIBRATION] = SAVING + 4 * judge.calibration_questions * JUDGED
+        if isinstance(judge.model, LocalJudge) and judge.model.source is not None:
+            costs[JUDGE_MODEL] = 30.0
     if study.evaluation.diagnostics is not None:
         tokens = study.evaluation.diagnostics.tokens or _tokens(study, "evaluation")
         costs[STEP_DIAGNOSTICS] = LIGHT

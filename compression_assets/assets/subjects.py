@@ -48,7 +48,8 @@ def subjects(study: Study) -> list[Subject]:
 
 def parts(study: Study) -> tuple[str, ...]:
     """The measurements that the study asks for; each leaves a `measured` artifact for every subject."""
-    return ("metrics", *(["quality"] if study.evaluation.answers else []))
+    asked = study.evaluation
+    return ("metrics", *(["quality"] if asked.answers else []), *(["judged"] if asked.judge else []))
 
 
 def measurements(study: Study) -> list[str]:
