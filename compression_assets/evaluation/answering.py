@@ -15,6 +15,7 @@ from compression_assets.errors import StudyError
 from compression_assets.evaluation.answers import Answer, Speed
 from compression_assets.evaluation.four_bit import Agreement, compare_with_four_bit
 from compression_assets.evaluation.generation import generate
+from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import AnswerSettings
 from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.questions import Question
@@ -33,6 +34,34 @@ class Answered:
     answers: list[Answer]
     speed: Speed
     four_bit: Agreement | None
+
+    def rows(self) -> list[MetricRow]:
+        """tokens_per_second and time_to_first_token (seconds); answers_finished: the share that ended by itself.
+
+        Of a quantized model also how far its 4-bit forward pass agrees with the weights that it answered through.
+        """
+        speed = self.speed
+        return [
+            MetricRow(
+                "tokens_per_second",
+                speed.tokens_per_second,
+                "tokens/s",
+                speed.new_tokens,
+                higher_is_better=True,
+            ),
+            MetricRow(
+                "time_to_first_token",
+                speed.time_to_first_token,
+                "s",
+                len(speed.first_token_seconds),
+                higher_is_better=False,
+            ),
+            mean_row("answers_finished", self.samples(), higher_is_better=True),
+            *(self.four_bit.rows() if self.four_bit else []),
+        ]
+
+    def samples(self) -> list[Sample]:
+        return [Sample("answers_finished", answer.id, float(answer.finished)) for answer in self.answers]
 
 
 def answer_questions(

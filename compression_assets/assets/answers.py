@@ -1,0 +1,123 @@
+"""One answers asset a finished model: what it answers to the study's questions, and how fast.
+
+Everything that judges answers reads these; nothing generates them again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
+from compression_assets.assets.layout import OWNERS, QUESTION_SET, relative_directory
+from compression_assets.assets.measured import record, write_measured
+from compression_assets.assets.needs import of_scoring
+from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.subjects import Subject, subjects
+from compression_assets.evaluation.answers import Answer, read_answers
+from compression_assets.evaluation.settings import AnswerSettings
+from compression_assets.resources.gpu import Gpu
+from compression_assets.resources.storage import StudyStorage
+from compression_assets.study import Study
+from compression_assets.tables import markdown
+from compression_assets.techniques.step import StepReport
+
+PART = "answers"
+TABLE = "answers"
+SHOWN = 5
+"""Answers in the asset's metadata."""
+
+
+def answers_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """`answers_<subject>` for every model that is measured, in a study that asks for answers."""
+    settings = study.evaluation.answers
+    if settings is None:
+        return []
+    return [_answers_asset(study, subject, settings) for subject in subjects(study)]
+
+
+def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> dg.AssetsDefinition:
+    model = subject.model
+    artifact = Artifact(
+        asset=subject.asset(PART),
+        settings={PART: settings.model_dump(mode="json")},
+        code="compression_assets.evaluation.answering",
+        inputs=(model, QUESTION_SET),
+        # Greedy answers are the same whatever the seed.
+        seed=study.seed if settings.temperature > 0 else None,
+        parent=model,
+        path=subject.path,
+        needs=of_scoring(model, study),
+    )
+
+    @dg.asset(
+        key=artifact.asset,
+        deps=list(artifact.inputs),
+        group_name="answers",
+        description=f"What {model} answers to the questions, in DuckDB table answers; new tokens a second.",
+        kinds={"parquet", "duckdb"},
+        tags={"stage": "answers", "ordering": subject.key},
+        owners=OWNERS,
+        code_version=artifact.code_version,
+        op_tags={PRIORITY: MEASURE},
+    )
+    def answers(
+        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
+    ) -> dg.MaterializeResult:
+        def build(place: Workplace) -> StepReport:
+            from compression_assets.evaluation.answering import answer_questions
+            from compression_assets.evaluation.answers import write_answers, write_speed
+            from compression_assets.text.questions import read_question_set
+
+            answered = answer_questions(
+                place.inputs[model],
+                read_question_set(place.inputs[QUESTION_SET]),
+                settings,
+                study.seed,
+                place.device,
+                place.report,
+            )
+            write_answers(answered.answers, place.output)
+            write_speed(answered.speed, place.output)
+            write_measured(place.output, answered.rows(), answered.samples(), context.run_id)
+            speed = answered.speed.tokens_per_second
+            return StepReport(
+                metadata={
+                    "summary": f"{len(answered.answers)} answers, {speed:.0f} tokens/s",
+                    "precision": answered.speed.precision,
+                    "threads": answered.speed.threads,
+                }
+            )
+
+        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+        directory = storage.artifacts.root / relative_directory(artifact.asset)
+        with as_failure(artifact.asset):
+            shown = record(study, storage, subject, PART, manifest)
+            found = read_answers(directory)
+            storage.database.write_table(TABLE, table_rows(subject.key, found), ["model"])
+        sql = dg.MetadataValue.md(f"`SELECT question, answer FROM answers WHERE model = '{subject.key}'`")
+        return result(manifest, cached, directory, **{**shown, "examples": _examples(found), "sql": sql})
+
+    return answers
+
+
+def table_rows(model: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Rows of the table `answers`, in the order of the questions."""
+    return [
+        {"model": model, "position": position, **asdict(answer), "expected": list(answer.expected)}
+        for position, answer in enumerate(answers)
+    ]
+
+
+def _examples(answers: Sequence[Answer]) -> dg.MarkdownMetadataValue:
+    rows = [
+        [_cell(text) for text in (one.question, " / ".join(one.expected), one.answer)]
+        for one in answers[:SHOWN]
+    ]
+    return dg.MetadataValue.md(markdown(["question", "expected", "answer"], rows))
+
+
+def _cell(text: str) -> str:
+    """A model's words in one cell of a Markdown table, whatever they are."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
