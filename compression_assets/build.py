@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from compression_assets.assets.answers import answers_assets
 from compression_assets.assets.comparisons import comparisons_asset
 from compression_assets.assets.data import dataset_assets, question_assets
 from compression_assets.assets.diagnostics import diagnostics_assets
@@ -32,6 +33,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *model_assets(study),
         *teacher_assets(study),
         *metrics_assets(study),
+        *answers_assets(study),
         *quality_assets(study),
         *judging_assets(study),
         *diagnostics_assets(study),

@@ -31,6 +31,8 @@ TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
 JUDGED = 1.0
 """Seconds for the three questions to a judge about one answer."""
+ANSWER = 0.3
+"""Seconds for a model's answer to one question."""
 
 LIGHT = 0.5
 
@@ -52,7 +54,9 @@ def expected_seconds(study: Study) -> dict[str, float]:
     costs |= {f"external_{model.name}": 30.0 for model in study.external_models}
     for subject in subjects(study):
         costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
-        if study.evaluation.answers is not None:
+        if study.evaluation.answers is not None and study.data.questions is not None:
+            asked = study.evaluation.answers.questions or study.data.questions.count
+            costs[subject.asset("answers")] = 4.0 + asked * ANSWER
             costs[subject.asset("quality")] = 8.0
         if study.evaluation.judge is not None:
             costs[subject.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED

@@ -170,6 +170,20 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
+    def _answers_have_questions(self) -> Self:
+        answers, asked = self.evaluation.answers, self.data.questions
+        if answers is None:
+            return self
+        if asked is None:
+            raise failure(("data", "questions"), "is missing, and evaluation.answers wants questions to ask")
+        if (answers.questions or 0) > asked.count:
+            raise failure(
+                ("evaluation", "answers", "questions"),
+                f"is more than the {asked.count} of data.questions.count",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _orderings_can_run(self) -> Self:
         for index, text in enumerate(self.orderings):
             try:

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from compression_assets.assets.layout import TABLES
+from compression_assets.assets.subjects import parts
 from compression_assets.build import build_defs
 from compression_assets.costs import expected_seconds
 from compression_assets.study import PRESETS, load_study, presets
@@ -65,7 +66,7 @@ def test_selections_that_the_readme_promises() -> None:
         f"final_{key}" for key in ("kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
     }
     reports = {"leaderboard", "comparisons", "step_diagnostics", "report"}
-    measured = {"metrics_p_kd_q", "diagnostics_p_kd_q"}
+    measured = {f"{part}_p_kd_q" for part in (*parts(load_study("demo")), "diagnostics")}
     assert names("final_p_kd_q*") == {"final_p_kd_q", *measured, *reports}
     upstream = {"base_model", "final_p", "model_p_kd", "final_p_kd_q", "teacher_model", "teacher_logits"}
     assert upstream <= names("*final_p_kd_q*")
@@ -77,7 +78,7 @@ def test_a_new_ordering_is_one_line_and_shares_its_prefix(tmp_path: Path) -> Non
     (tmp_path / "longer.yaml").write_text(text.replace("  - P-KD-Q\n", "  - P-KD-Q\n  - P-KD\n"))
     before = set(described(build_defs(load_study("demo"))))
     after = set(described(build_defs(load_study(tmp_path / "longer.yaml"))))
-    assert after - before == {"final_p_kd", "metrics_p_kd"}
+    assert after - before == {"final_p_kd", *(f"{part}_p_kd" for part in parts(load_study("demo")))}
     assert before - after == {"model_p_kd", "diagnostics_p_kd"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
-from compression_assets.assets.layout import OWNERS, QUESTION_SET, relative_directory
+from compression_assets.assets.layout import OWNERS, POOL, QUESTION_SET, relative_directory
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.needs import of_scoring
 from compression_assets.assets.priority import MEASURE, PRIORITY
@@ -60,6 +60,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         tags={"stage": "answers", "ordering": subject.key},
         owners=OWNERS,
         code_version=artifact.code_version,
+        pool=POOL,
         op_tags={PRIORITY: MEASURE},
     )
     def answers(

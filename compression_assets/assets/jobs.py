@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from compression_assets.assets.layout import metrics_key
+from compression_assets.assets.subjects import parts
 from compression_assets.errors import StudyError
 from compression_assets.orderings import parse_ordering
 from compression_assets.study import Study
@@ -40,7 +40,7 @@ def study_jobs(study: Study) -> list[Any]:
 
 
 def selection_of(study: Study, ordering: str) -> dg.AssetSelection:
-    """The metrics of one ordering and everything upstream.
+    """All measurements of one ordering and everything upstream.
 
     Raises StudyError when the study does not list it.
     """
@@ -50,7 +50,8 @@ def selection_of(study: Study, ordering: str) -> dg.AssetSelection:
         raise StudyError(
             f"study {study.name} has no ordering {wanted.text}; it has {listed}; add it to the study file"
         )
-    return dg.AssetSelection.assets(metrics_key(wanted)).upstream()
+    measured = [f"{part}_{wanted.key}" for part in parts(study)]
+    return dg.AssetSelection.assets(*measured).upstream()
 
 
 def _one_ordering(study: Study) -> dg.JobDefinition:

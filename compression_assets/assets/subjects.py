@@ -49,7 +49,11 @@ def subjects(study: Study) -> list[Subject]:
 def parts(study: Study) -> tuple[str, ...]:
     """The measurements that the study asks for; each leaves a `measured` artifact for every subject."""
     asked = study.evaluation
-    return ("metrics", *(["quality"] if asked.answers else []), *(["judged"] if asked.judge else []))
+    return (
+        "metrics",
+        *(["answers", "quality"] if asked.answers else []),
+        *(["judged"] if asked.judge else []),
+    )
 
 
 def measurements(study: Study) -> list[str]:
