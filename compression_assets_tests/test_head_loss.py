@@ -138,15 +138,45 @@ def test_encoded_top_k_keeps_probabilities() -> None:
     targets = decode(encode_top_k(teacher, 6, 2.0), V)
     p = torch.softmax(teacher.float() / 2, 1)
     assert targets.rest is not None
-    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=2e-3, atol=1e-7)
+    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=0.03, atol=1e-7)
     torch.testing.assert_close(targets.weights.sum(1) + targets.rest, torch.ones(N))
     assert torch.equal(targets.ids, teacher.topk(6, 1).indices)
 
 
-def test_large_vocabularies_keep_their_ids() -> None:
-    logits = torch.zeros(2, 151_936)
-    logits[0, 151_935], logits[1, 65_536] = 9.0, 9.0
-    assert decode(encode_top_k(logits, 1, 1.0), 151_936).ids.tolist() == [[151_935], [65_536]]
+def test_errors_of_coded_probabilities_do_not_add_up() -> None:
+    """Each is within 1.6 % times the root of the largest distance above it, however many there are."""
+    spread = torch.rand(200, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_p = -spread.mul(6).square().sort(1)[0]
+    log_p = (log_p - 40 * torch.linspace(0, 1, 60) ** 6).log_softmax(1)
+    targets = decode(encode_top_k(log_p, 50, 1.0), 60)
+    found = targets.weights.double().log()
+    expected = log_p.gather(1, targets.ids)
+    gaps = torch.cat((torch.zeros(200, 1), expected[:, :-1] - expected[:, 1:]), 1)
+    assert ((found - expected).abs() <= 0.016 * gaps.cummax(1)[0].sqrt() + 3e-3).all()
+
+
+def test_a_certain_teacher_is_coded_as_one() -> None:
+    logits = torch.tensor([[0.0, -200.0, -300.0, -400.0]])
+    targets = decode(encode_top_k(logits, 2, 1.0), 4)
+    assert targets.rest is not None
+    torch.testing.assert_close(targets.weights, torch.tensor([[1.0, 0.0]]), rtol=0, atol=2e-7)
+    assert targets.constant.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [65_536, 151_936, 262_144, 262_145])
+def test_large_vocabularies_keep_their_ids(vocabulary: int) -> None:
+    wanted = [vocabulary - 1, 65_535, 0, vocabulary // 2, min(vocabulary - 2, 131_072)]
+    logits = torch.zeros(3, vocabulary)
+    for place, token in enumerate(wanted):
+        logits[:, token] = 30.0 - place
+    for k in range(1, 6):
+        assert decode(encode_top_k(logits, k, 1.0), vocabulary).ids.tolist() == [wanted[:k]] * 3
+
+
+def test_bytes_a_token() -> None:
+    """At the paper's vocabulary, as stored: 36 entries and the rest in 120 bytes."""
+    tensors = encode_top_k(torch.randn(2, 151_936), 36, 1.0)
+    assert sum(tensor.element_size() * tensor[0].numel() for tensor in tensors.values()) == 120
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

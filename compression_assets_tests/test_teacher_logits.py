@@ -1,6 +1,7 @@
 """The store of teacher logits: order, resuming, refusals, and equality with the live teacher."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import Qwen2ForCausalLM
 
 from compression_assets.errors import StudyError
 from compression_assets.techniques.step import Report, no_report
-from compression_assets.text.datasets import TokenDataset
+from compression_assets.text.datasets import TokenDataset, TokenRow
 from compression_assets.training import teacher_forward
 from compression_assets.training.head_loss import DenseTargets, SparseTargets
 from compression_assets.training.teacher_logits import (
@@ -116,7 +117,7 @@ def test_top_k_store_lists_the_live_teacher_s_largest(bench: Bench) -> None:
     targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
     assert isinstance(targets, SparseTargets)
     p = torch.softmax(bench.logits(ROWS) / 2, 1)
-    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=5e-3, atol=1e-5)
+    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=0.03, atol=1e-5)
     assert targets.rest is not None
     torch.testing.assert_close(targets.rest, 1 - p.topk(8, 1).values.sum(1), rtol=5e-3, atol=1e-4)
 
@@ -136,7 +137,7 @@ def test_larger_teacher_vocabulary_is_cut_before_normalising(tmp_path: Path) -> 
     targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
     p = torch.softmax(bench.logits(ROWS)[:, :VOCABULARY] / 2, 1)
     assert isinstance(targets, SparseTargets)
-    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=5e-3, atol=1e-5)
+    torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=0.03, atol=1e-5)
     bench.write(coding="top_k", k=8)
     with pytest.raises(StudyError, match="more than the student's 64"):
         bench.open().require(2.0, VOCABULARY)
@@ -150,10 +151,38 @@ def test_other_temperature_is_refused_except_for_dense(bench: Bench) -> None:
     bench.open().require(1.0, VOCABULARY)
 
 
-def test_store_of_other_data_is_refused(bench: Bench) -> None:
+OTHER_DATA: dict[str, Callable[[list[TokenRow]], list[TokenRow]]] = {
+    "a row less": lambda rows: rows[:-1],
+    "another order": lambda rows: rows[::-1],
+    "another tokenizer or template": lambda rows: [
+        TokenRow(rows[0].id, [rows[0].input_ids[0] + 1, *rows[0].input_ids[1:]], rows[0].content),
+        *rows[1:],
+    ],
+    "another mask": lambda rows: [
+        TokenRow(rows[0].id, rows[0].input_ids, [not rows[0].content[0], *rows[0].content[1:]]),
+        *rows[1:],
+    ],
+}
+
+
+@pytest.mark.parametrize("change", OTHER_DATA)
+def test_store_of_other_data_is_refused(bench: Bench, change: str) -> None:
     bench.write()
+    other = TokenDataset(OTHER_DATA[change](list(bench.dataset.rows)))
     with pytest.raises(StudyError, match="made for other data"):
-        TeacherLogits.open(bench.output, TokenDataset(bench.dataset.rows[:-1]))
+        TeacherLogits.open(bench.output, other)
+
+
+def test_the_manifest_says_what_the_store_was_made_of(bench: Bench) -> None:
+    first = bench.write(teacher="one")
+    assert first["dataset"] == bench.dataset.digest()
+    assert first["teacher"] == "one"
+    (bench.teacher / "chat_template.jinja").write_text("{{ messages }}")
+    second = bench.write(teacher="one")
+    assert second["chat_template"] != first["chat_template"]
+    assert second["tokenizer"] == first["tokenizer"]
+    save_tokenizer(bench.teacher, {f"u{index}": index for index in range(VOCABULARY)} | {"t0": VOCABULARY})
+    assert bench.write(teacher="one")["tokenizer"] != first["tokenizer"]
 
 
 def test_unfinished_or_incomplete_store_is_refused(bench: Bench) -> None:

@@ -10,9 +10,12 @@ sampled: the same, and the rest is stood for by tokens drawn from it (Sparse Log
     its draws over the rest's cumulative mass. Expected counts are those of independent draws, so the estimate of the
     gradient is unbiased; its noise falls faster.
 
-Ids take 2 bytes in a vocabulary of at most 65,536 and 3 beyond (low 16 bits and high 8 bits apart). Log-probabilities
-take 2 bytes as fixed point with a step of 1/1024 nat down to -64: a relative error of at most 0.05 % a probability,
-where bfloat16 would have up to 12 % at -30. The listed probabilities and the rest are normalised again when read.
+An id takes 2 bytes, and beyond 65,536 tokens 2 more bits (beyond 262,144 a byte). The largest log-probability and
+that of the rest take 2 bytes, as fixed point with a step of 1/1024 nat down to -64. The others take one byte each: the
+distance to the one before, as a square, since small distances have to be told apart and large ones only roughly. Each
+distance is taken from the decoded neighbour, so errors do not add up: a probability is off by at most 1.6 % times the
+root of the largest distance (nats) above it, which no gradient shows (`benchmarks/teacher_logits.py`). The listed
+probabilities and the rest are normalised again when read.
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 STEPS_PER_NAT = 1024
+LARGEST_GAP = 16.0
+"""Nats between neighbours that a byte can say; e^-16 is no probability to be exact about."""
 
 
 def encode_top_k(logits: "torch.Tensor", k: int, temperature: float) -> "dict[str, torch.Tensor]":
@@ -57,8 +62,8 @@ def decode(tensors: "dict[str, torch.Tensor]", vocabulary: int) -> SparseTargets
     import torch
 
     ids = _unpack_ids("ids", tensors)
-    log_p = tensors["log_p"].to(torch.float32) / -STEPS_PER_NAT
-    rest = tensors["rest"][:, None]
+    first, rest = (tensors[name].to(torch.float32)[:, None] / -STEPS_PER_NAT for name in ("first", "rest"))
+    log_p = torch.cat((first, first - _gap(tensors["gaps"]).cumsum(1)), 1)
     log_p, log_rest = torch.cat((log_p, rest), 1).log_softmax(1).split((ids.shape[1], 1), 1)
     weights, rest_weight = log_p.exp(), log_rest[:, 0].exp()
     constant = (weights * log_p).sum(1)
@@ -85,16 +90,46 @@ def _encode(log_p: "torch.Tensor", k: int) -> "tuple[dict[str, torch.Tensor], to
     values, ids = log_p.topk(k, 1)
     # Summed over the unlisted tokens, not 1 minus the listed: that would cancel where the rest is small.
     rest = log_p.scatter(1, ids, -torch.inf).logsumexp(1)
-    codes = values.mul(-STEPS_PER_NAT).round_().clamp_(0, 65_535).to(torch.int32).to(torch.uint16)
-    return {**_pack_ids("ids", ids, log_p.shape[1]), "log_p": codes, "rest": rest}, ids
+    packed = {"first": _fixed(values[:, 0]), "gaps": _gap_codes(values), "rest": _fixed(rest)}
+    return _pack_ids("ids", ids, log_p.shape[1]) | packed, ids
+
+
+def _fixed(log_p: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return log_p.mul(-STEPS_PER_NAT).round_().clamp_(0, 65_535).to(torch.int32).to(torch.uint16)
+
+
+def _gap_codes(log_p: "torch.Tensor") -> "torch.Tensor":
+    """One byte for each log-probability after the first [n, k - 1], of descending ones [n, k]."""
+    import torch
+
+    codes = torch.empty(log_p.shape[0], log_p.shape[1] - 1, dtype=torch.uint8, device=log_p.device)
+    before = _fixed(log_p[:, 0]).to(torch.float32) / -STEPS_PER_NAT
+    for place in range(codes.shape[1]):
+        share = (before - log_p[:, place + 1]).clamp_(0, LARGEST_GAP) / LARGEST_GAP
+        codes[:, place] = share.sqrt_().mul_(255).round_().to(torch.uint8)
+        before = before - _gap(codes[:, place])
+    return codes
+
+
+def _gap(codes: "torch.Tensor") -> "torch.Tensor":
+    """Nats of a distance, from its byte."""
+    import torch
+
+    return codes.to(torch.float32).div_(255).square_().mul_(LARGEST_GAP)
 
 
 def _pack_ids(name: str, ids: "torch.Tensor", vocabulary: int) -> "dict[str, torch.Tensor]":
     import torch
 
     packed = {f"{name}_low": (ids & 0xFFFF).to(torch.int32).to(torch.uint16)}
-    if vocabulary > 1 << 16:
-        packed[f"{name}_high"] = (ids >> 16).to(torch.uint8)
+    high = ids >> 16
+    if vocabulary > 1 << 18:
+        packed[f"{name}_high"] = high.to(torch.uint8)
+    elif vocabulary > 1 << 16:
+        four = torch.nn.functional.pad(high, (0, -ids.shape[1] % 4)).unflatten(1, (-1, 4))
+        packed[f"{name}_bits"] = (four << _shifts(ids)).sum(2).to(torch.uint8)
     return packed
 
 
@@ -104,4 +139,14 @@ def _unpack_ids(name: str, tensors: "dict[str, torch.Tensor]") -> "torch.Tensor"
     ids = tensors[f"{name}_low"].to(torch.int64)
     if f"{name}_high" in tensors:
         ids |= tensors[f"{name}_high"].to(torch.int64) << 16
+    if f"{name}_bits" in tensors:
+        bytes_ = tensors[f"{name}_bits"].to(torch.int64)[:, :, None]
+        ids |= (bytes_ >> _shifts(ids) & 3).flatten(1)[:, : ids.shape[1]] << 16
     return ids
+
+
+def _shifts(like: "torch.Tensor") -> "torch.Tensor":
+    """Where each of four ids keeps its two high bits in their byte."""
+    import torch
+
+    return torch.arange(0, 8, 2, device=like.device)

@@ -9,7 +9,6 @@ masters beside bfloat16 weights on a CPU, so the loop is written here.
 """
 
 import math
-import statistics
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,14 +25,11 @@ from compression_assets.training.head_loss import LossWeights, Teacher, head_los
 from compression_assets.training.masters import MasterWeights, Optimizer
 from compression_assets.training.precision import compute_dtype
 from compression_assets.training.resuming import Checkpoints
+from compression_assets.training.watch import halved, out_of_memory, require_finite, require_no_explosion
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-EXPLOSION_FACTOR = 3.0
-EXPLOSION_MARGIN = 1.0
-EXPLOSION_STEPS = 5
 
 
 class TrainingRecipe(Strict):
@@ -113,9 +109,10 @@ def train(
     The loss of a step is the mean over all predicted content tokens of its rows, however they are split into
     forward passes. Same seed, same device, same weights: bit for bit on a CPU.
 
-    StudyError when there is nothing to train on, when a loss or gradient is not finite, or when the loss explodes:
-    above `EXPLOSION_FACTOR` times the median of the first `EXPLOSION_STEPS` steps and at least `EXPLOSION_MARGIN`
-    nats above it, `EXPLOSION_STEPS` steps in a row.
+    When memory runs out in a step, its forward passes take half the rows from there on and there are twice as many:
+    the gradient stays the same to rounding, and a note says so.
+    StudyError when there is nothing to train on, when a loss or gradient is not finite, when the loss explodes
+    (`watch.require_no_explosion`), or when not even one row fits into memory.
     """
     import torch
 
@@ -141,7 +138,7 @@ def train(
         steps=len(steps),
         seconds=run.seconds(),
         padding=run.padding(),
-        notes=_notes(recipe, len(steps), first, device),
+        notes=_notes(recipe, len(steps), first, device) + run.notes,
     )
 
 
@@ -234,6 +231,7 @@ class _Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.curve: list[dict[str, float]] = []
         self.tokens_seen = self.computed = self.real = 0
+        self.rows_at_once, self.notes = recipe.batch_size, list[str]()
         self.started, self.earlier = time.perf_counter(), 0.0
 
     def step(self, index: int, batches: list[list[int]]) -> None:
@@ -242,18 +240,45 @@ class _Run:
         weights = LossWeights(tokens)
         if self.distil is not None:
             weights = LossWeights(tokens, self.distil.alpha, self.distil.temperature)
-        sums = [self._forward_backward(rows, weights) for rows in batches]
-        loss, ce, kl = (math.fsum(part) for part in zip(*sums, strict=True))
+        loss, ce, kl = self._gradients(index, batches, weights)
         lr = learning_rate(self.recipe, index, self.steps)
-        self._require_finite(index, "loss", loss)
+        require_finite(self.recipe, index, self.steps, "loss", loss)
         norm = self.masters.step(lr, self.recipe.max_grad_norm)
-        self._require_finite(index, "gradient norm", norm)
+        require_finite(self.recipe, index, self.steps, "gradient norm", norm)
         entry = {"step": index + 1, "loss": loss, "ce": ce / tokens, "lr": lr, "grad_norm": norm}
         if self.distil is not None:
             entry["kl"] = kl / tokens
         self.curve.append(entry)
         self.tokens_seen += tokens
-        self._require_no_explosion()
+        require_no_explosion(self.recipe, self.curve, self.steps)
+
+    def _gradients(
+        self, index: int, batches: list[list[int]], weights: LossWeights
+    ) -> tuple[float, float, float]:
+        """Loss and sums of CE and KL of a step, its gradients in the masters; fewer rows at once if memory runs out."""
+        while True:
+            passes = halved(batches, self.rows_at_once)
+            counted = self.computed, self.real
+            with out_of_memory() as failed:
+                sums = [self._forward_backward(rows, weights) for rows in passes]
+                loss, ce, kl = (math.fsum(part) for part in zip(*sums, strict=True))
+                return loss, ce, kl
+            self.masters.drop_gradients()
+            self.computed, self.real = counted
+            most = max(len(rows) for rows in passes)
+            if most == 1:
+                raise StudyError(
+                    f"one row of up to {self._longest(batches)} tokens does not fit into the memory of {self.device} "
+                    f"({failed.reason}): lower max_length, or set gradient_checkpointing: true in the study."
+                )
+            self.rows_at_once = (most + 1) // 2
+            self.notes.append(
+                f"out of memory at step {index + 1}: {self.rows_at_once} of {self.recipe.batch_size} rows in a forward "
+                "pass from there on, the same rows in a step"
+            )
+
+    def _longest(self, batches: list[list[int]]) -> int:
+        return max(len(self.dataset[row].input_ids) for rows in batches for row in rows)
 
     def _forward_backward(self, rows: list[int], weights: LossWeights) -> tuple[float, float, float]:
         """Loss share and sums of CE and KL of one forward pass; gradients are added to the masters'."""
@@ -280,26 +305,6 @@ class _Run:
         hidden.backward(result.d_hidden)
         return float(result.loss), float(result.ce_sum), float(result.kl_sum)
 
-    def _require_finite(self, index: int, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise StudyError(
-                f"training diverged at step {index + 1} of {self.steps}: the {what} is {value}; lower "
-                f"learning_rate (now {self.recipe.learning_rate}) or raise warmup_steps in the study and run it again."
-            )
-
-    def _require_no_explosion(self) -> None:
-        losses = [entry["loss"] for entry in self.curve]
-        if len(losses) < 2 * EXPLOSION_STEPS:
-            return
-        usual = statistics.median(losses[:EXPLOSION_STEPS])
-        limit = max(EXPLOSION_FACTOR * usual, usual + EXPLOSION_MARGIN)
-        if min(losses[-EXPLOSION_STEPS:]) > limit:
-            raise StudyError(
-                f"training diverged at step {len(losses)} of {self.steps}: the loss has been above {limit:.2f} for "
-                f"{EXPLOSION_STEPS} steps after starting at {usual:.2f}; lower learning_rate "
-                f"(now {self.recipe.learning_rate}) or max_grad_norm in the study and run it again."
-            )
-
     def progress(self) -> dict[str, Any]:
         """What a checkpoint needs besides tensors."""
         return {
@@ -308,6 +313,8 @@ class _Run:
             "computed": self.computed,
             "real": self.real,
             "earlier": self.seconds(),
+            "rows_at_once": self.rows_at_once,
+            "notes": self.notes,
         }
 
     def resume(self, checkpoints: Checkpoints | None) -> int:

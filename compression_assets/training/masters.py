@@ -84,6 +84,11 @@ class MasterWeights:
         self.round_into_model()
         return float(norm)
 
+    def drop_gradients(self) -> None:
+        """Forget what backward passes have left since the last step, finished or not."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            parameter.grad = master.grad = None
+
     def round_into_model(self) -> None:
         """Copy the masters into the model's parameters."""
         for parameter, master in zip(self.parameters, self.masters, strict=True):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENCODED_AT_ONCE = 128
+CHAT_TEMPLATE = "chat_template.jinja"
+"""A template inside tokenizer_config.json counts with the tokenizer."""
 
 
 def write_shards(
@@ -69,7 +71,8 @@ def write_shards(
     stored = total_bytes(shard_path(output, index) for index in range(len(shards)))
     made = {
         "vocabulary": size,
-        "tokenizer": _tokenizer_digest(teacher),
+        "tokenizer": _digest(teacher, *(name for name in TOKENIZER_FILES if name != CHAT_TEMPLATE)),
+        "chat_template": _digest(teacher, CHAT_TEMPLATE),
         "shards": len(shards),
         "bytes": stored,
         "bytes_per_token": round(stored / max(1, dataset.n_predicted), 1),
@@ -223,9 +226,9 @@ def _split(tensors: "dict[str, torch.Tensor]", counts: list[int]) -> "Iterator[d
         start += count
 
 
-def _tokenizer_digest(directory: Path) -> str:
-    """SHA-256 over the tokenizer and chat template files of a model directory."""
+def _digest(directory: Path, *names: str) -> str:
+    """SHA-256 over files of a model directory, one that is missing counting as empty."""
     sha = hashlib.sha256()
-    for file in (directory / name for name in TOKENIZER_FILES):
+    for file in (directory / name for name in names):
         sha.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
     return sha.hexdigest()
