@@ -16,7 +16,7 @@ export STUDY SQL PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query report plan ui check test test-faults update_snapshot lint format lock clean
+.PHONY: help setup demo run query report plan ui check test test-faults update_snapshot lint format lock recommend export doctor clean distclean
 
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -72,6 +72,18 @@ format: setup ## format, and mend what ruff can mend
 lock: setup ## resolve constraints.txt anew (newest releases that pyproject.toml admits)
 	@scripts/lock.sh $(UV_VERSION)
 
-clean: ## delete caches and .venv; storage/ stays
+recommend: setup ## the Pareto front and the model to take; ARGS="--max-size 80 --max-perplexity 60 --min f1=0.2"
+	@$(BIN)/compression recommend --study "$$STUDY" $(ARGS)
+
+export: setup ## write a model for use elsewhere and load it back: MODEL=p_kd_q FORMAT=hf|gguf
+	@$(BIN)/compression export "$(MODEL)" --format "$(or $(FORMAT),hf)" --study "$$STUDY"
+
+doctor: setup ## what this machine lacks for a study: packages, devices, memory, disk, network, keys
+	@$(BIN)/compression doctor --study "$$STUDY"
+
+clean: setup ## free what nothing needs any more, never a final model; ARGS=--dry-run only says what
+	@$(BIN)/compression clean --study "$$STUDY" $(ARGS)
+
+distclean: ## delete caches and .venv; storage/ stays
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .deepeval
 	@find compression_assets compression_assets_tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from compression_assets.assets.models import model_assets
 from compression_assets.assets.page import page_asset, unread
 from compression_assets.assets.plan import plan_asset
 from compression_assets.assets.quality import quality_assets
+from compression_assets.assets.recommendation import recommendation
 from compression_assets.assets.report import report_assets
 from compression_assets.assets.teacher import teacher_assets
 from compression_assets.resources.gpu import Gpu
@@ -40,6 +41,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *report_assets(study),
         comparisons_asset(study),
         plan_asset(study),
+        recommendation,
     ]
     return dg.Definitions(
         assets=[*assets, page_asset(study, after=unread(assets))],

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 MASTERS = "masters"
+FREED = "masters.freed"
+"""Left where masters were removed to save disk; it holds the asset's name."""
 
 
 def has_masters(directory: Path) -> bool:
@@ -32,7 +34,16 @@ def has_masters(directory: Path) -> bool:
 
 
 def masters_or_published(directory: Path) -> Path:
-    """Where the most precise weights of a full-precision model directory are."""
+    """Where the most precise weights of a full-precision model directory are.
+
+    Raises StudyError where they were freed: published weights in their place would make another model.
+    """
+    if (directory / FREED).is_file() and not has_masters(directory):
+        asset = (directory / FREED).read_text().strip()
+        raise StudyError(
+            f"the float32 masters of {directory} were freed, and this starts from them; make them again with: "
+            f"compression rebuild {asset}"
+        )
     return directory / MASTERS if has_masters(directory) else directory
 
 

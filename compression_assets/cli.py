@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
+from compression_assets.takeaway.commands import add_takeaway
 
 if TYPE_CHECKING:
     from compression_assets.resources.metrics_db import MetricsDatabase
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     survival.add_argument(
         "--roundings", help="of nearest, stochastic, nearest:kept and stochastic:kept (default: all)"
     )
+    add_takeaway(commands, _command)
     _command(commands, "check", _check, "read the study file and say what it comes to")
     _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
     return parser

@@ -12,6 +12,7 @@ from compression_assets.assets.layout import (
     JUDGE_MODEL,
     PLAN,
     QUESTION_SET,
+    RECOMMENDATION,
     REPORT,
     STEP_DIAGNOSTICS,
     TEACHER_LOGITS,
@@ -75,6 +76,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
         "leaderboard": LIGHT,
         REPORT: 5.0,
         PLAN: LIGHT,
+        RECOMMENDATION: LIGHT,
     }
 
 

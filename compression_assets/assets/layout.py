@@ -30,7 +30,8 @@ PARTS = ("metrics", "answers", "quality", "judged", "harness")
 
 COMPARISONS = "comparisons"
 STEP_DIAGNOSTICS = "step_diagnostics"
-TABLES = ("paper_table_1", "leaderboard", COMPARISONS, STEP_DIAGNOSTICS, REPORT, PLAN)
+RECOMMENDATION = "recommendation"
+TABLES = ("paper_table_1", "leaderboard", COMPARISONS, STEP_DIAGNOSTICS, REPORT, PLAN, RECOMMENDATION)
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
 POOL = "gpu"

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,20 @@ class ArtifactStore:
         _replace(work, directory)
         shutil.rmtree(_scratch_root(directory), ignore_errors=True)
         return manifest
+
+    def forget(self, directory: Path, asset: str, folder: str) -> None:
+        """Take the files of a folder out of an artifact's manifest; the caller, inside `exclusive`, removes them.
+
+        data_version stays: it says what was made, and what was made from it is still valid.
+        """
+        manifest = self.manifest(directory, asset)
+        if manifest is None:
+            return
+        kept = {name: record for name, record in manifest.files.items() if not name.startswith(f"{folder}/")}
+        text = json.dumps(asdict(replace(manifest, files=kept)), indent=2, allow_nan=False)
+        fresh = directory / f".{MANIFEST}"
+        _write_durably(fresh, text)
+        os.replace(fresh, directory / MANIFEST)
 
     def _remove_leftovers(self, directory: Path) -> None:
         """Remove what killed processes left beside an artifact whose lock is held.

@@ -1,0 +1,127 @@
+"""Freeing disk: intermediates of a study that nothing needs any more. A final model is never touched.
+
+What goes: float32 masters of an intermediate model once everything that is made from it is there; intermediate models
+of orderings that the study no longer lists; scratch of finished steps. A model without its masters is marked, and a
+later step that would start from them asks for it to be made again.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from compression_assets.assets.layout import TABLES, TEACHER_MODEL, model_key, relative_directory
+from compression_assets.checkpoints import FREED, MASTERS
+from compression_assets.resources.artifact_store import ArtifactStore
+from compression_assets.study import Study
+
+SCRATCH = ".scratch-"
+
+
+@dataclass(frozen=True)
+class Freed:
+    """A directory that can go. kind: "masters", "model" or "leftover". asset: of masters, whose manifest changes."""
+
+    path: Path
+    kind: str
+    bytes: int
+    why: str
+    asset: str | None = None
+
+
+def unneeded(study: Study, root: Path) -> list[Freed]:
+    """What `free` would remove, largest first. Raises StudyError for a damaged manifest."""
+    store = ArtifactStore(root)
+    found = [*_masters(study, store), *_orphans(study, store), *_leftovers(store)]
+    return sorted(found, key=lambda freed: -freed.bytes)
+
+
+def free(root: Path, freed: list[Freed]) -> int:
+    """Remove what `unneeded` found, waiting for whoever is at work on it; bytes that are free now."""
+    store = ArtifactStore(root)
+    for item in freed:
+        directory = item.path.parent if item.asset else item.path
+        with store.exclusive(directory, "clean"):
+            if item.asset is not None:
+                # Marked first: killed in between, the directory is whole, and found again next time.
+                (directory / FREED).write_text(f"{item.asset}\n")
+                store.forget(directory, item.asset, MASTERS)
+            shutil.rmtree(item.path)
+    return sum(item.bytes for item in freed)
+
+
+def _masters(study: Study, store: ArtifactStore) -> Iterator[Freed]:
+    made_from = _made_from(study)
+    for node in study.nodes.values():
+        asset = model_key(node)
+        directory = store.root / relative_directory(asset)
+        if node.final or node.parent is None or not (directory / MASTERS).is_dir():
+            continue
+        manifest = store.manifest(directory, asset)
+        if manifest is None:
+            continue
+        missing = [child for child in made_from.get(asset, []) if not _is_made(store, child, asset)]
+        if not missing:
+            yield Freed(
+                directory / MASTERS,
+                "masters",
+                _size(directory / MASTERS),
+                f"everything that is made from {asset} is there",
+                asset,
+            )
+
+
+def _made_from(study: Study) -> dict[str, list[str]]:
+    """Asset -> the assets with a directory of their own that read it."""
+    from compression_assets.build import build_defs
+
+    graph = build_defs(study).resolve_asset_graph()
+    return {
+        key.to_user_string(): [
+            child.to_user_string()
+            for child in graph.get(key).child_keys
+            if child.to_user_string() not in TABLES
+        ]
+        for key in graph.get_all_asset_keys()
+    }
+
+
+def _is_made(store: ArtifactStore, child: str, parent: str) -> bool:
+    """Whether `child` is there and was made from what `parent` is now."""
+    made = store.manifest(store.root / relative_directory(child), child)
+    source = store.manifest(store.root / relative_directory(parent), parent)
+    if made is None or source is None or made.failed_checks:
+        return False
+    return made.inputs.get(str(relative_directory(parent))) == source.data_version
+
+
+def _orphans(study: Study, store: ArtifactStore) -> Iterator[Freed]:
+    listed = {relative_directory(model_key(node)) for node in study.nodes.values()}
+    listed.add(relative_directory(TEACHER_MODEL))
+    for directory in sorted((store.root / "models").glob("[!.]*")):
+        if directory.relative_to(store.root) in listed:
+            continue
+        manifest = store.manifest(directory, directory.name)
+        if manifest is not None and manifest.asset.startswith("model_"):
+            yield Freed(directory, "model", _size(directory), "an intermediate of no ordering of the study")
+
+
+def _leftovers(store: ArtifactStore) -> Iterator[Freed]:
+    """Scratch of finished steps. What killed processes left of others, the next step there removes or goes on from."""
+    for path in sorted(store.root.glob(f"*/{SCRATCH}*")):
+        if (path.parent / path.name.removeprefix(SCRATCH)).is_dir():
+            yield Freed(path, "leftover", _size(path), "scratch of a finished step")
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def as_text(freed: list[Freed], root: Path, dry_run: bool) -> str:
+    """One line a directory, and the sum."""
+    verb = "would free" if dry_run else "freed"
+    lines = [
+        f"{verb} {item.bytes / 2**20:10,.1f} MiB  {item.path.relative_to(root)}: {item.why}" for item in freed
+    ]
+    total = sum(item.bytes for item in freed)
+    return "\n".join([*lines, f"{verb} {total / 2**20:,.1f} MiB in {len(freed)} directories"])
