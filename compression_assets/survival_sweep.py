@@ -22,6 +22,7 @@ from compression_assets.fingerprints import fingerprint
 from compression_assets.orderings import DEQUANTIZATION, Node, last_quantized
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.run import run_study
 from compression_assets.settings import database_file, study_root
 from compression_assets.strict import near_match
 from compression_assets.study import Study
@@ -70,7 +71,8 @@ def sweep(
 
     They are in DuckDB table survival_sweep as well. roundings: names of ROUNDINGS; None: all of them.
 
-    Raises StudyError when the study has no such start, or its models or data have not been built.
+    Models and data that the sweep starts from are built if they are not there. Raises StudyError when the study has no
+    such start or no distillation, or when building fails.
     """
     if min(rates) <= 0 or min(tokens) <= 0 or min(seeds) < 0:
         raise StudyError(
@@ -83,12 +85,26 @@ def sweep(
     root = study_root(study)
     cells = [Cell(*values) for values in product(starts, rates, tokens, seeds)]
     nodes = {cell.start: _node(study, cell.start) for cell in cells}
+    _build_missing(study, [model_key(node) for node in nodes.values()])
     for index, cell in enumerate(cells, start=1):
         rows = _Run(study, root, cell, nodes[cell.start]).rows(roundings)
         print(f"[{index}/{len(cells)}] {cell.name}: {_summary(rows)}", flush=True)
     rows = stored_rows(root)
     MetricsDatabase(database_file(study)).write_table(TABLE, rows, KEYS)
     return rows
+
+
+def _build_missing(study: Study, starts: list[str]) -> None:
+    """Run the part of the study that the sweep starts from, if any of it is not there yet."""
+    store = ArtifactStore(study_root(study))
+    needed = [*starts, DATASETS["evaluation"], DATASETS["distillation"], TEACHER_LOGITS]
+    missing = [
+        asset for asset in needed if store.manifest(store.root / relative_directory(asset), asset) is None
+    ]
+    if missing and not run_study(" or ".join(f'+key:"{asset}"' for asset in missing)):
+        raise StudyError(
+            f"{', '.join(missing)} could not be built, which the sweep needs; the cause is said above"
+        )
 
 
 def stored_rows(root: Path) -> list[dict[str, Any]]:
@@ -114,9 +130,9 @@ def _node(study: Study, start: str) -> Node:
         raise StudyError(
             f"study {study.name} has no model {start!r} to start from: {near_match(start, nodes)}"
         )
-    if study.recipes.get("KD") is None:
+    if not study.distils:
         raise StudyError(
-            f"study {study.name} has no recipe for KD, which the sweep trains with; add 'KD: {{}}'"
+            f"study {study.name} has no ordering with KD, which the sweep trains with; add Q-KD to it"
         )
     return nodes[start]
 
