@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from compression_assets.evaluation.answers import read_answers
 from compression_assets.resources.artifact_store import sha256_of
+from compression_assets.text.questions import read_question_set
 from compression_assets_tests.project import Project
 
 pytestmark = pytest.mark.timeout(400)
@@ -58,6 +60,21 @@ def test_ten_models_and_a_leaderboard(project: Project) -> None:
         file = project.root / "models" / model / "model.safetensors"
         assert row[3] == pytest.approx(file.stat().st_size / 2**20)
         assert row[4] == pytest.approx(sizes["base"] / sizes[model])
+
+
+def test_every_model_has_answered_every_question(project: Project) -> None:
+    rows = project.query(
+        "SELECT model, id, question, context, answer, n_tokens FROM answers ORDER BY model, position"
+    )
+    questions = read_question_set(project.root / "data" / "question_set")
+    for model in ORDERINGS:
+        mine = [row[1:] for row in rows if row[0] == model]
+        assert [row[:3] for row in mine] == [(one.id, one.question, one.context) for one in questions]
+        kept = read_answers(project.root / "answers" / model)
+        assert [row[3:] for row in mine] == [(one.answer, one.n_tokens) for one in kept]
+    agreeing = dict(project.query("SELECT model, four_bit_logit_cosine FROM leaderboard"))
+    assert agreeing["base"] is None and agreeing["p"] is None
+    assert all(agreeing[model] > 0.99 for model in ("q", *FINAL_SIX))
 
 
 def test_metrics_tables_say_what_they_rest_on(project: Project) -> None:
