@@ -36,7 +36,7 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
             "patience": patience,
         }
         project = Project(tmp_path, evaluation={"answers": {"max_new_tokens": 4}, "judge": judge})
-        run = ["compression", "run", "--select", "+judged_base"]
+        run = ["compression", "run", "--select", "*judged_base"]
         code, output = project.command(*run)
         assert code == 1 and "export JUDGE_KEY=" in output
         code, output = project.command(*run, JUDGE_KEY=KEY)
