@@ -90,7 +90,8 @@ def sweep(
         rows = _Run(study, root, cell, nodes[cell.start]).rows(roundings)
         print(f"[{index}/{len(cells)}] {cell.name}: {_summary(rows)}", flush=True)
     rows = stored_rows(root)
-    MetricsDatabase(database_file(study)).write_table(TABLE, rows, KEYS)
+    table = [{name: value for name, value in row.items() if name != "nll"} for row in rows]
+    MetricsDatabase(database_file(study)).write_table(TABLE, table, KEYS)
     return rows
 
 
@@ -108,9 +109,12 @@ def _build_missing(study: Study, starts: list[str]) -> None:
 
 
 def stored_rows(root: Path) -> list[dict[str, Any]]:
-    """Rows of all finished cells of a study's directory, one for each cell and rounding, without samples."""
+    """Rows of all finished cells of a study's directory, one for each cell and rounding.
+
+    nll: conversation -> [negative log-likelihood in nats, predicted tokens]; left out of the database.
+    """
     return [
-        {name: value for name, value in row.items() if name != "nll"}
+        row
         for file in sorted((root / "survival").glob(f"*/{RESULT}"))
         for row in json.loads(file.read_text())["rows"]
     ]

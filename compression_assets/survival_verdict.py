@@ -79,7 +79,11 @@ def verdict(cells: list[dict[str, Any]]) -> str:
             f"no verdict from {len(difference)} of {SEEDS_NEEDED} seeds ({shown}, {surviving:.3f} survives)"
         )
     low, high = t_interval(difference)
-    shown += f" (95 % interval {low:+.4f} to {high:+.4f}, {len(difference)} seeds), {surviving:.3f} survives"
+    by_items = item_interval(cells, "nearest", "stochastic")
+    shown += (
+        f" (95 % interval {low:+.4f} to {high:+.4f} over {len(difference)} seeds, {by_items[0]:+.4f} to "
+        f"{by_items[1]:+.4f} over conversations), {surviving:.3f} survives"
+    )
     if low <= 0 <= high:
         return f"refuted, the interval includes zero: {shown}"
     if surviving > 0.5:
@@ -96,6 +100,29 @@ def paired_difference(cells: list[dict[str, Any]], first: str, second: str) -> l
         for seed in seeds
         if (seed, first) in values and (seed, second) in values
     ]
+
+
+def item_interval(cells: list[dict[str, Any]], first: str, second: str) -> tuple[float, float]:
+    """Bootstrap interval over conversations of the same difference, each conversation's mean over seeds."""
+    import numpy as np
+
+    from compression_assets.evaluation.settings import StatisticsSettings
+    from compression_assets.evaluation.statistics import bootstrap
+
+    found = {(row["seed"], row["rounding"]): row["nll"] for row in cells}
+    pairs = [(found[seed, first], found[seed, second]) for seed, name in found if name == first]
+    items = list(pairs[0][0])
+    gains = np.array([fmean(a[item][0] - b[item][0] for a, b in pairs) for item in items])
+    tokens = np.array([pairs[0][0][item][1] for item in items], dtype=np.float64)
+
+    if np.ptp(gains / tokens) == 0:  # no resample differs from another
+        return float(gains[0] / tokens[0]), float(gains[0] / tokens[0])
+
+    def statistic(gains: Any, tokens: Any, axis: int) -> Any:
+        return gains.sum(axis) / tokens.sum(axis)
+
+    low, high = bootstrap((gains, tokens), statistic, StatisticsSettings(), seed=0)
+    return float(low), float(high)
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

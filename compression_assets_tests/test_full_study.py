@@ -140,26 +140,3 @@ def test_manifests_tell_where_a_model_comes_from(project: Project) -> None:
     trained = json.loads((project.root / "models/p_kd/manifest.json").read_text())
     assert trained["tokens_seen"] >= project.read()["data"]["splits"]["distillation"]["tokens"]
     assert trained["metadata"]["loss_curve"]
-
-
-def test_the_survival_sweep_runs_a_cell_once(project: Project) -> None:
-    command = ("sweep-survival", "--lrs", "1e-3", "--tokens", "100", "--starts", "q_d,base")
-    code, output = project.compression(*command)
-    assert code == 0, output
-    results = sorted((project.root / "survival").glob("*/result.json"))
-    assert [file.parent.name for file in results] == ["base-lr0.001-t100-s0", "q_d-lr0.001-t100-s0"]
-    before = [file.stat().st_mtime_ns for file in results]
-    assert not list((project.root / "survival").glob("*/trained"))
-    sql = "SELECT surviving, predicted, perplexity FROM survival_sweep WHERE start = ? AND rounding = ?"
-    ((surviving, predicted, perplexity),) = project.query(
-        sql.replace("?", "'{}'").format("q_d", "nearest:kept")
-    )
-    assert surviving == pytest.approx(predicted, abs=0.05)
-    assert perplexity > 1
-
-    code, output = project.compression(*command)
-    assert code == 0, output
-    assert [file.stat().st_mtime_ns for file in results] == before
-    assert "no verdict from 1 of 3 seeds" in output
-    code, output = project.compression(*command[:-1], "q_x")
-    assert code == 1 and "no model 'q_x' to start from" in output

@@ -14,7 +14,7 @@ from compression_assets.evaluation.survival import (
     predict_for_grid,
     total,
 )
-from compression_assets.survival_verdict import placing_the_paper, t_interval, verdict
+from compression_assets.survival_verdict import item_interval, placing_the_paper, t_interval, verdict
 from compression_assets.techniques import nf4
 from compression_assets.techniques.rounding import Rounding, quantize
 
@@ -101,6 +101,7 @@ def rows(differences: list[float], surviving: float) -> list[dict[str, Any]]:
                 {"seed": seed, "rounding": rounding, "log_perplexity": value, "surviving": surviving}
                 | {"start": "q_d", "learning_rate": 1e-4, "tokens": 9, "steps": 10, "predicted": 0.1}
                 | {"update_rms": 1e-3, "half_bin": 0.02}
+                | {"nll": {f"c{item}": [10 * (value + item % 3 / 10), 10] for item in range(9)}}
             )
     return made
 
@@ -117,6 +118,18 @@ def rows(differences: list[float], surviving: float) -> list[dict[str, Any]]:
 )
 def test_the_verdict_is_by_the_rule(differences: list[float], surviving: float, expected: str) -> None:
     assert verdict(rows(differences, surviving)).startswith(expected)
+
+
+def test_the_interval_over_conversations_is_of_the_same_difference() -> None:
+    cells = rows([0.30, 0.31, 0.32], 0.01)
+    for row in cells:
+        if row["rounding"] == "nearest":
+            row["nll"] = {
+                name: [nll + (2 if name == "c0" else 0), n] for name, (nll, n) in row["nll"].items()
+            }
+    low, high = item_interval(cells, "nearest", "stochastic")
+    assert low < 0.31 + 2 / 90 < high
+    assert low == pytest.approx(0.31, abs=0.01)
 
 
 def test_an_interval_by_hand() -> None:
