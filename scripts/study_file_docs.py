@@ -27,6 +27,11 @@ file it stands in; `package:NAME` is a file that ships with the package. `compre
 reads a file and says what it comes to. The presets in `compression_assets/studies/` are examples with their reasons.
 """
 
+RECIPES = """# Recipes
+
+One entry a technique under `techniques`; `NAME:variant` lists only what differs from NAME's.
+"""
+
 
 def page() -> str:
     """The whole document."""
@@ -43,7 +48,9 @@ def page() -> str:
             key = info.alias or name
             below = key if model is Study else f"{where}.{key}".removeprefix("The study.")
             waiting += [(f"`{below.replace('`', '')}`", found) for found in models_in(info.annotation)]
-    parts += ["# Recipes\n\nOne entry a technique under `techniques`; `NAME:variant` lists only what differs from NAME's.\n"]
+    parts += [
+        "# Recipes\n\nOne entry a technique under `techniques`; `NAME:variant` lists only what differs from NAME's.\n"
+    ]
     for token in TECHNIQUES:
         recipe = technique(token).Recipe
         parts.append(section(f"`techniques.{token}`: {technique(token).title}", recipe))
@@ -70,7 +77,8 @@ def about(model: type[Strict]) -> str:
     text = re.split(r"\n?(Raises:|Raises pydantic)", text)[0]
     # An indented block is an example; everything else flows.
     return "\n\n".join(
-        block if block.startswith("    ") else " ".join(block.split()) for block in re.split(r"\n\s*\n", text.strip())
+        block if block.startswith("    ") else " ".join(block.split())
+        for block in re.split(r"\n\s*\n", text.strip())
     )
 
 

@@ -145,6 +145,7 @@ def result(
         check_results=checks,
         metadata={
             "path": dg.MetadataValue.path(str(directory)),
+            **metadata,
             "directory_mib": round(manifest.total_bytes / 2**20, 2),
             "seconds": round(manifest.seconds, 1),
             "peak_memory_mib": round(manifest.peak_memory_bytes / 2**20),
@@ -153,7 +154,6 @@ def result(
             "cached": cached,
             "made_at": manifest.created_at,
             "fingerprint": manifest.fingerprint,
-            **metadata,
         },
     )
 

@@ -27,46 +27,44 @@ def cautions(data: ReportData) -> Section:
 
 def leaderboard(data: ReportData) -> Section:
     """Every measured model beside the paper's Table 1, absolutely and as a multiple of the base."""
-    untrusted = bool(untrusted_judges(data))
-    measured = [
-        name for name in PAPER_METRICS if any(data.value(model, name) is not None for model in data.models)
-    ]
     others = sorted(
         {name for rows in data.metrics.values() for name, row in rows.items() if row["value"] is not None}
         - {*PAPER_METRICS, "parameters"}
     )
+    tables = [leaderboard_table(data)]
+    if others:
+        rows = [
+            [head(data.name(model)), *(_cell(data, model, name, 3) for name in others)]
+            for model in data.models
+        ]
+        caption = f"Everything else that was measured. {_items(data, others)}"
+        tables.append(Table(caption, ["model", *(_label(name) for name in others)], rows, key="more"))
+    charts = [_relative(data)] if data.paper else []
+    return Section("leaderboard", "Leaderboard, beside the paper's Table 1", charts=charts, tables=tables)
+
+
+def leaderboard_table(data: ReportData) -> Table:
+    """The columns of the paper's Table 1 that were measured, each followed by the paper's own."""
+    untrusted = bool(untrusted_judges(data))
+    measured = [
+        name for name in PAPER_METRICS if any(data.value(model, name) is not None for model in data.models)
+    ]
     columns = ["model"]
     for name in measured:
-        mark = " †" if untrusted and name in JUDGED else ""
-        columns += [_label(name) + mark, "paper"]
+        columns += [_label(name) + (" †" if untrusted and name in JUDGED else ""), "paper"]
     rows = [[head(data.name(model)), *_pairs(data, model, measured)] for model in data.models]
-    more = [
-        [
-            head(data.name(model)),
-            *(
-                number(data.value(model, name), f"{model}.{name}", 3, data.interval(model, name))
-                for name in others
-            ),
-        ]
-        for model in data.models
-    ]
-    tables = [Table(_caption(data, measured, untrusted), columns, rows, key="leaderboard")]
-    if others:
-        caption = f"Everything else that was measured. {_items(data, others)}"
-        tables.append(Table(caption, ["model", *(_label(name) for name in others)], more, key="more"))
-    return Section(
-        "leaderboard",
-        "Leaderboard, beside the paper's Table 1",
-        charts=[_relative(data)] if data.paper else [],
-        tables=tables,
-    )
+    return Table(_caption(data, measured, untrusted), columns, rows, key="leaderboard")
+
+
+def _cell(data: ReportData, model: str, metric: str, digits: int) -> Cell:
+    return number(data.value(model, metric), f"{model}.{metric}", digits, data.interval(model, metric))
 
 
 def _pairs(data: ReportData, model: str, metrics: list[str]) -> list[Cell]:
     cells = []
     for name in metrics:
         paper = data.paper.get(model, {}).get(name)
-        cells.append(number(data.value(model, name), f"{model}.{name}", 4, data.interval(model, name)))
+        cells.append(_cell(data, model, name, 4))
         cells.append(number(paper, f"{model}.{name}.paper", 4))
     return cells
 

@@ -1,0 +1,244 @@
+"""What the documents say is so: every command runs, every link leads somewhere, generated pages are up to date.
+
+Commands stand in indented or fenced blocks of README.md, CONTRIBUTING.md and docs/. Each is run on the finished smoke
+study, or stands in one of the lists below with the reason why it is not.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compression_assets import cli
+from compression_assets_tests.project import Project
+
+pytestmark = pytest.mark.timeout(400)
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {
+    "make",
+    "compression",
+    "dagster",
+    "dg",
+    "source",
+    "use_study",
+    "pre-commit",
+    "git",
+    "python",
+    "pip",
+}
+COMMANDS |= {"scripts/lock.sh", "cp", "ls", "export", "curl", "duckdb", "kill", "nvidia-smi", "cat", "docker"}
+
+ELSEWHERE = {
+    r"make (setup|demo|test)\b.*": "the set-up commands, run from a clean clone by .ci/run",
+    r"make (format lint test|lint|lock|clean|test[_-]faults).*": "work on the repository itself, run by .ci/run",
+    r"make run STUDY=smoke|compression run +--study my_study\.yaml": "the fixture finished_study is made by it",
+    r"make (lock && make test|update_snapshot|docs)": "writes into the repository; its content has tests of its own",
+    r"scripts/lock\.sh .*": "resolves against the package index",
+    r"pre-commit install": "writes into the repository's .git",
+    r"git diff .*": "shows changes of the repository",
+    r"source \.venv/bin/activate": "every other command runs as if it had been given: see `environment`",
+    r"use_study \S+": "run for real by test_use_study",
+    r"make ui\b.*": "a server: test_browser.py starts the same one",
+    r"dagster dev\b.*": "a server: test_browser.py starts it",
+    r"dagster asset materialize .*": "run for real by test_reruns.py, in both spellings",
+    r"dg launch .*": "run for real by test_reruns.py",
+    r"dagster job execute .*": "run for real by test_reruns.py",
+}
+"""Commands that another test runs, or that would work on the repository rather than on a study."""
+
+CANNOT = {
+    r".*--study paper\b(?!.*\bplan\b).*": "needs the Hugging Face hub",
+    r".*STUDY=paper\b(?!.*\bplan\b).*": "needs the Hugging Face hub",
+    r".*CUDA_VISIBLE_DEVICES.*": "needs a GPU",
+}
+"""Commands that cannot run here."""
+
+
+def blocks(document: Path) -> Iterator[list[str]]:
+    """Code blocks: fenced ones in a shell's or Python's name or none, and those indented by four spaces."""
+    text = document.read_text()
+    for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if language in ("", "sh", "bash", "console", "python"):
+            yield body.splitlines()
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)", text):
+        yield [line.removeprefix("    ") for line in block.splitlines()]
+
+
+def commands_of(document: Path) -> list[str]:
+    found = []
+    for block in blocks(document):
+        joined = re.sub(r" *\\\n *", " ", "\n".join(block))
+        for line in joined.splitlines():
+            bare = re.sub(r"\s+#\s.*$", "", line.removeprefix("$ ")).strip()
+            if without_variables(bare).partition(" ")[0] in COMMANDS:
+                found.append(bare)
+    return found
+
+
+def without_variables(command: str) -> str:
+    """The command without the assignments before it."""
+    return re.sub(r"^(?:[A-Z_]+=(?:\"[^\"]*\"|\S*) +)+", "", command)
+
+
+def reason(command: str, known: dict[str, str]) -> str | None:
+    return next(
+        (why for pattern, why in known.items() if re.fullmatch(pattern, without_variables(command))), None
+    )
+
+
+EVERY = sorted({command for document in DOCUMENTS for command in commands_of(document)})
+RUN = [command for command in EVERY if reason(command, ELSEWHERE | CANNOT) is None]
+
+
+def test_commands_are_found() -> None:
+    assert "make demo" in EVERY
+    assert any(command.startswith("compression check") for command in RUN)
+    assert len(RUN) >= 8
+
+
+@pytest.fixture(scope="module")
+def storage(finished_study: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage in which smoke, demo and a study of one's own are finished: copies of one another, by name."""
+    root = tmp_path_factory.mktemp("documents")
+    for name in ("smoke", "demo", "my_study"):
+        shutil.copytree(finished_study.root, root / name, copy_function=shutil.copy2)
+    shutil.copy(ROOT / "storage" / "dagster.yaml", root)
+    own = finished_study.study_file.read_text().replace("name: tiny", "name: my_study")
+    (root / "my_study.yaml").write_text(own)
+    return root
+
+
+def recipe_of(command: str) -> list[str]:
+    """The commands behind a `make` target, as make itself would run them."""
+    asked = subprocess.run(
+        ["make", "-n", "-o", "setup", "-o", ".venv/.ready", *shlex.split(command)[1:]],
+        cwd=ROOT,
+        env={**os.environ, "STUDY": "smoke"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Run with a `compression` that says what it was given.
+    script = "compression() { printf '%q ' compression \"$@\"; echo; }\n" + asked.stdout.replace(
+        ".venv/bin/", ""
+    )
+    expanded = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={**os.environ, "STUDY": "smoke", "SQL": "", **variables(command)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return expanded.stdout.splitlines()
+
+
+def variables(command: str) -> dict[str, str]:
+    """NAME=value among the words of a command."""
+    return dict(word.split("=", 1) for word in shlex.split(command) if re.match(r"[A-Z_]+=", word))
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_command(
+    command: str, storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPRESSION_STORAGE", str(storage))
+    monkeypatch.setenv("COMPRESSION_STUDY", "smoke")
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    monkeypatch.chdir(storage)
+    bare = without_variables(command)
+    steps = recipe_of(command) if bare.startswith("make ") else [bare]
+    assert steps
+    for step in steps:
+        words = shlex.split(step)
+        if words[0] == "compression":
+            run_here(words[1:], monkeypatch)
+        else:
+            run_outside(step, storage)
+    assert capsys.readouterr().out.strip() or steps[0].startswith("python")
+
+
+def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's own entry point, in this process: starting Python for each would take most of the time."""
+    monkeypatch.setattr(sys, "argv", ["compression", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+
+
+def run_outside(step: str, storage: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", step],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+
+
+def test_use_study(storage: Path) -> None:
+    """`source .venv/bin/activate` ends in scripts/env.sh, which defines use_study."""
+    script = f'. "{ROOT}/scripts/env.sh" && use_study demo && echo "$COMPRESSION_STUDY $DAGSTER_HOME"'
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        env={**os.environ, "COMPRESSION_STORAGE": str(storage), "COMPRESSION_STUDY": "smoke"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["demo", str(storage / "demo" / "dagster_home")]
+
+
+def test_python_in_the_readme(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(storage.parent)
+    (block,) = [block for block in blocks(ROOT / "README.md") if block[0].startswith(("import ", "from "))]
+    code = "\n".join(block).replace("storage/", f"{storage}/")
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["model"].config.vocab_size  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", document.read_text())
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose):
+        if not target.startswith(("http://", "https://")):
+            assert (document.parent / target).exists(), target
+
+
+def test_the_study_file_reference_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "study_file_docs.py"))
+    assert (ROOT / "docs" / "study_file.md").read_text() == script["page"](), "run `make docs`"
+
+
+def test_the_leaderboard_is_written_between_its_markers(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COMPRESSION_STORAGE", str(storage))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- leaderboard -->\nold\n<!-- /leaderboard -->\nafter\n")
+    script = ROOT / "scripts" / "fill_readme.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--study", "smoke", str(page)])
+    runpy.run_path(str(script), run_name="__main__")
+    text = page.read_text()
+    assert text.startswith("before\n<!-- leaderboard -->\n")
+    assert text.endswith("<!-- /leaderboard -->\nafter\n")
+    assert "old" not in text
+    assert len(re.findall(r"^\| (?:base|KD|P|Q|[KDPQ-]{5,}) \|", text, re.MULTILINE)) == 10

@@ -1,0 +1,53 @@
+"""Writes a study's leaderboard, with its date, machine and limits, between the markers of Markdown files.
+
+Usage: python scripts/fill_readme.py [--study STUDY] [FILE …]   (default: the demo, into README.md and docs/results.md)
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from compression_assets.reporting.caveats import caveats
+from compression_assets.reporting.page import machine
+from compression_assets.reporting.read import ReportData, read_report_data
+from compression_assets.reporting.results import leaderboard_table
+from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.settings import database_file, study_root
+from compression_assets.study import load_study
+from compression_assets.tables import markdown
+
+ROOT = Path(__file__).parents[1]
+FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+BETWEEN = re.compile(r"(<!-- leaderboard -->\n).*?(<!-- /leaderboard -->)", re.DOTALL)
+
+
+def text(data: ReportData) -> str:
+    """The table, what it rests on, and what it cannot say."""
+    table = leaderboard_table(data)
+    date = max(manifest.created_at for manifest in data.manifests.values())[:10]
+    rows = [[cell.text for cell in row] for row in table.rows]
+    limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
+    return (
+        f"Study `{data.study.name}`, measured {date} on {machine()}. {table.caption}\n\n"
+        f"{markdown(table.columns, rows)}\n\nWhat these figures cannot say:\n\n{limits}\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", default="demo")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    study = load_study(arguments.study)
+    data = read_report_data(study, study_root(study), MetricsDatabase(database_file(study)))
+    new = text(data)
+    for file in arguments.files or FILES:
+        before = file.read_text()
+        if not BETWEEN.search(before):
+            sys.exit(f"{file} has no <!-- leaderboard --> … <!-- /leaderboard --> to write between")
+        file.write_text(BETWEEN.sub(lambda found: found[1] + new + found[2], before))
+
+
+if __name__ == "__main__":
+    main()
