@@ -105,7 +105,7 @@ def test_costs_and_losses_are_the_manifests(data: ReportData, html: str) -> None
 def test_every_model_is_in_the_charts(data: ReportData, html: str) -> None:
     marks = Page(html).marks
     assert marks["pareto_perplexity"] == set(data.models)
-    assert marks["beside_paper"] >= {*data.models, *(f"{model}.paper" for model in data.models)}
+    assert marks["beside_paper"] >= {*data.models, *(f"{model}.second" for model in data.models)}
     assert {name.split(".")[0] for name in marks["steps"]} == {
         ordering.text for ordering in data.study.parsed_orderings if "-" in ordering.text
     }
@@ -205,7 +205,10 @@ def test_an_untrusted_judge_is_named_and_marked(data: ReportData) -> None:
     judged = replace(
         data,
         metrics={model: {**known, "g_eval": row} for model, known in data.metrics.items()},
-        tables={**data.tables, "judge_calibration": [{"judge": "tiny", "trusted": False}]},
+        tables={
+            **data.tables,
+            "judge_calibration": [{"metric": "g_eval", "judge": "tiny", "trusted": False}],
+        },
     )
     assert "failed its calibration (tiny)" in " ".join(caveats(judged))
     assert "G-Eval †" in leaderboard(judged).tables[0].columns

@@ -36,24 +36,25 @@ def _unfinished(data: ReportData) -> Iterator[str]:
         yield f"Not measured yet: {', '.join(absent)}. Every ranking below is among the others only."
 
 
-def untrusted_judges(data: ReportData) -> list[str]:
-    """Names of judges that failed their calibration."""
-    rows = data.tables["judge_calibration"]
-    return sorted({str(row["judge"]) for row in rows if row.get("trusted") is False})
+def untrusted_metrics(data: ReportData) -> dict[str, str]:
+    """Metric -> judge, for metrics on which the judge failed its calibration."""
+    return {
+        row["metric"]: str(row["judge"]) for row in data.tables["judge_calibration"] if not row["trusted"]
+    }
 
 
 def _judge(data: ReportData) -> Iterator[str]:
     judged = [name for name in JUDGED if any(data.value(model, name) is not None for model in data.models)]
-    if not judged:
-        return
-    untrusted = untrusted_judges(data)
-    if untrusted:
+    calibrated = {row["metric"] for row in data.tables["judge_calibration"]}
+    untrusted = untrusted_metrics(data)
+    if failed := [name for name in judged if name in untrusted]:
+        judges = ", ".join(sorted({untrusted[name] for name in failed}))
         yield (
-            f"{', '.join(judged)} come from a judge that failed its calibration ({', '.join(untrusted)}): "
+            f"{', '.join(failed)} come from a judge that failed its calibration ({judges}): "
             "do not rank models by them."
         )
-    elif not data.tables["judge_calibration"]:
-        yield f"{', '.join(judged)} come from a judge whose calibration is not known."
+    if unknown := [name for name in judged if name not in calibrated]:
+        yield f"{', '.join(unknown)} come from a judge whose calibration is not known."
 
 
 def _intervals(data: ReportData) -> Iterator[str]:
@@ -72,8 +73,17 @@ def _intervals(data: ReportData) -> Iterator[str]:
         more = f"; and {len(overlapping) - 6} more" if len(overlapping) > 6 else ""
         yield (
             f"The 95 % intervals of perplexity overlap for {len(overlapping)} of {len(pairs)} pairs of models "
-            f"({named}{more}): their order is not settled by these intervals. Paired differences are sharper."
+            f"({named}{more}): their order is not settled by these intervals.{_sharper(data)}"
         )
+
+
+def _sharper(data: ReportData) -> str:
+    """What the paired comparisons add, if they were made."""
+    rows = [row for row in data.tables["comparisons"] if row["metric"] == "perplexity"]
+    if not rows:
+        return ""
+    open_pairs = sum(row["better"] is None for row in rows)
+    return f" Compared item by item, {open_pairs} of {len(rows)} pairs stay undecided."
 
 
 def _few_items(data: ReportData) -> Iterator[str]:
@@ -88,11 +98,19 @@ def _few_items(data: ReportData) -> Iterator[str]:
 
 
 def _failures(data: ReportData) -> Iterator[str]:
+    """One sentence a metric, however many models lack items of it."""
+    failed: dict[str, dict[str, int]] = {}
     for model, rows in data.metrics.items():
         for name, row in rows.items():
             if row.get("n_failed"):
-                why = f": {row['note']}" if row.get("note") else ""
-                yield f"{name} of {data.name(model)} lacks {row['n_failed']} items that could not be scored{why}."
+                failed.setdefault(name, {})[model] = row["n_failed"]
+    for name, models in failed.items():
+        one = next(iter(models))
+        note = data.metrics[one][name].get("note")
+        yield (
+            f"{sum(models.values())} scores of {name} are missing ({', '.join(map(data.name, models))})"
+            f"{f': {note}' if note else ''}; the table samples.{one} has the reason for each item."
+        )
 
 
 def _one_seed(data: ReportData) -> Iterator[str]:

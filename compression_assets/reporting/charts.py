@@ -71,43 +71,43 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_y: bool)
     return figure
 
 
-def beside_paper(rows: Sequence[tuple[str, str, float | None, float | None]], label: str) -> "Figure":
-    """Two markers a model on a logarithmic axis: (key, name, this study, the paper)."""
+def dots(
+    rows: Sequence[tuple[str, str, float | None, float | None]],
+    label: str,
+    names: tuple[str, str],
+    *,
+    logarithmic: bool,
+    line: float = 1.0,
+    intervals: Sequence[tuple[float, float]] = (),
+) -> "Figure":
+    """A row for each (key, name, first value, second value): a filled circle and an open diamond.
+
+    names: of the two values. line: where a vertical line stands. intervals: of the first values, if there are any.
+    """
     figure, axes = new_figure(0.9 + 0.27 * len(rows))
     ax = axes[0][0]
-    for height, (key, name, ours, paper) in enumerate(rows):
-        if ours is not None and paper is not None:
-            ax.plot([ours, paper], [height, height], color=INK, alpha=0.35, linewidth=0.8, zorder=0)
-        if ours is not None:
-            (line,) = ax.plot([ours], [height], marker="o", linestyle="none", color=colour(0), markersize=7)
-            mark(line, key, f"{name}, this study: {ours:.4g}")
-        if paper is not None:
-            (line,) = ax.plot(
-                [paper],
-                [height],
-                marker="D",
-                linestyle="none",
-                color=colour(1),
-                markerfacecolor="none",
-                markersize=7,
-            )
-            mark(line, f"{key}.paper", f"{name}, paper: {paper:.4g}")
-    ax.plot([], [], marker="o", linestyle="none", color=colour(0), markersize=7, label="this study")
-    ax.plot(
-        [],
-        [],
-        marker="D",
-        linestyle="none",
-        color=colour(1),
-        markerfacecolor="none",
-        markersize=7,
-        label="paper",
+    looks = (
+        {"marker": "o", "color": colour(0)},
+        {"marker": "D", "color": colour(1), "markerfacecolor": "none"},
     )
-    ax.axvline(1.0, color=INK, linewidth=0.8)
-    ax.set_yticks(range(len(rows)), [name for _, name, _, _ in rows])
+    for height, (key, name, *values) in enumerate(rows):
+        known = [value for value in values if value is not None]
+        ax.plot(known, [height] * len(known), color=INK, alpha=0.35, linewidth=0.8, zorder=0)
+        for value, look, which, suffix in zip(values, looks, names, ("", ".second"), strict=True):
+            if value is not None:
+                (point,) = ax.plot([value], [height], linestyle="none", markersize=7, **look)
+                mark(point, key + suffix, f"{name}, {which}: {value:.4g}")
+    for height, interval in enumerate(intervals):
+        ax.plot(interval, [height, height], color=colour(0), linewidth=1.4)
+    second = any(row[3] is not None for row in rows)
+    for look, which in list(zip(looks, names, strict=True))[: 1 + second]:
+        ax.plot([], [], linestyle="none", markersize=7, label=which, **look)
+    ax.axvline(line, color=INK, linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [row[1] for row in rows])
     ax.invert_yaxis()
-    ax.set_xscale("log")
-    plain_log_axis(ax.xaxis)
+    if logarithmic:
+        ax.set_xscale("log")
+        plain_log_axis(ax.xaxis)
     ax.set_xlabel(label)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -153,4 +153,4 @@ def _show_break(ax: Any, known: Sequence[tuple[int, float]], steps: Sequence[str
         return ""
     (start, low), (end, high) = rise
     ax.plot([start, end], [low, high], color=colour(1), linewidth=4, solid_capstyle="butt", zorder=0)
-    return f"   {steps[end]}: ×{high / low:.3g}"
+    return f" · {steps[end]}: ×{high / low:.3g}"

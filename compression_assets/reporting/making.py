@@ -1,7 +1,7 @@
 """Sections about how models were made: loss curves, per-layer errors, lineage, costs, settings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -104,7 +104,7 @@ def layer_errors(data: ReportData) -> Section:
     return Section("layers", "Pruning and quantization, layer by layer", charts=[chart])
 
 
-def by_layer(layers: list[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+def by_layer(layers: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """(decoder layer, mean of `key` over its entries), for entries that name their layer by number or by path."""
     values: dict[int, list[float]] = {}
     for entry in layers:

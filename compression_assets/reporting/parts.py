@@ -126,3 +126,8 @@ def significant(value: float, digits: int = 3) -> str:
         return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:,.1f}"
     text = f"{value:.{digits}g}"
     return text if "e" not in text else f"{value:.{digits + 3}f}"
+
+
+def span(counts: Sequence[int]) -> str:
+    """Sorted counts in a few words: "402", "24 to 120"."""
+    return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"

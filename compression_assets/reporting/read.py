@@ -13,7 +13,7 @@ from compression_assets.study import Study
 
 Row = dict[str, Any]
 
-OPTIONAL_TABLES = ("comparisons", "judge_calibration", "step_diagnostics")
+OPTIONAL_TABLES = ("comparisons", "judge_calibration", "step_diagnostics", "layer_diagnostics")
 """Tables that only some studies fill; the report says 'not measured' where one has no rows."""
 
 
@@ -65,21 +65,16 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
 
     root: storage/<study>. questions: how many sample answers are shown. Raises StudyError while nothing is measured.
     """
-    present = {
-        f"{schema}.{name}"
-        for schema, name in database.query("SELECT table_schema, table_name FROM information_schema.tables")[
-            1
-        ]
-    }
+    found = database.query("SELECT table_schema, table_name FROM information_schema.tables")[1]
+    present = {(schema, name) for schema, name in found}
 
-    def rows(table: str, order: str = "") -> list[Row]:
-        full = table if "." in table else f"main.{table}"
-        if full not in present:
+    def rows(schema: str, table: str, order: str = "") -> list[Row]:
+        if (schema, table) not in present:
             return []
-        columns, found = database.query(f"SELECT * FROM {full} {order}")
-        return [dict(zip(columns, row, strict=True)) for row in found]
+        columns, values = database.query(f'SELECT * FROM {schema}."{table}" {order}')
+        return [dict(zip(columns, row, strict=True)) for row in values]
 
-    models = rows("models", "ORDER BY position")
+    models = rows("main", "models", "ORDER BY position")
     if not models:
         raise StudyError(
             f"study {study.name} has no measured model yet, so there is nothing to report; run: make run"
@@ -87,10 +82,10 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
     keys = [model["model"] for model in models]
     return ReportData(
         study=study,
-        metrics={key: {row["metric"]: row for row in rows(f"metrics.{key}")} for key in keys},
-        paper={row["model"]: row for row in rows("paper_table_1")},
-        lineage=rows("lineage", "ORDER BY step, model"),
-        tables={name: rows(name) for name in OPTIONAL_TABLES},
+        metrics={key: {row["metric"]: row for row in rows("metrics", key)} for key in keys},
+        paper={row["model"]: row for row in rows("main", "paper_table_1")},
+        lineage=rows("main", "lineage", "ORDER BY step, model"),
+        tables={name: rows("main", name) for name in OPTIONAL_TABLES},
         manifests=read_manifests(root),
         answers=read_answers_of(root, keys, questions),
         names={model["model"]: model["ordering"] for model in models},

@@ -1,10 +1,11 @@
 """Sections about results: the leaderboard beside the paper, quality against size, where an order breaks."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from compression_assets.reporting.caveats import JUDGED, caveats, untrusted_judges
-from compression_assets.reporting.charts import Point, beside_paper, by_step, scatter
-from compression_assets.reporting.parts import Cell, Section, Table, drawn, head, number, significant
+from compression_assets.reporting.caveats import caveats, untrusted_metrics
+from compression_assets.reporting.charts import Point, by_step, dots, scatter
+from compression_assets.reporting.parts import Cell, Section, Table, drawn, head, number, significant, span
 from compression_assets.reporting.read import ReportData
 from compression_assets.reporting.svg import chart_style, to_png
 
@@ -45,13 +46,13 @@ def leaderboard(data: ReportData) -> Section:
 
 def leaderboard_table(data: ReportData) -> Table:
     """The columns of the paper's Table 1 that were measured, each followed by the paper's own."""
-    untrusted = bool(untrusted_judges(data))
+    untrusted = untrusted_metrics(data)
     measured = [
         name for name in PAPER_METRICS if any(data.value(model, name) is not None for model in data.models)
     ]
     columns = ["model"]
     for name in measured:
-        columns += [_label(name) + (" †" if untrusted and name in JUDGED else ""), "paper"]
+        columns += [_label(name) + (" †" if name in untrusted else ""), "paper"]
     rows = [[head(data.name(model)), *_pairs(data, model, measured)] for model in data.models]
     return Table(_caption(data, measured, untrusted), columns, rows, key="leaderboard")
 
@@ -69,7 +70,7 @@ def _pairs(data: ReportData, model: str, metrics: list[str]) -> list[Cell]:
     return cells
 
 
-def _caption(data: ReportData, metrics: list[str], untrusted: bool) -> str:
+def _caption(data: ReportData, metrics: list[str], untrusted: Mapping[str, str]) -> str:
     intervals = any(data.interval(model, name) for model in data.models for name in metrics)
     parts = [
         "This study's figures, each followed by the paper's for the same order (arXiv 2511.19495).",
@@ -81,7 +82,7 @@ def _caption(data: ReportData, metrics: list[str], untrusted: bool) -> str:
     if absent:
         parts.append(f"Not measured: {', '.join(absent)}.")
     if untrusted:
-        parts.append("† scored by a judge that failed its calibration: not to be trusted.")
+        parts.append("† scored by a judge that failed its calibration: NOT to be trusted.")
     return " ".join(parts)
 
 
@@ -92,8 +93,7 @@ def _items(data: ReportData, metrics: list[str]) -> str:
         counts = sorted({rows[name]["n"] for rows in data.metrics.values() if name in rows})
         unit = next((rows[name]["unit"] for rows in data.metrics.values() if name in rows), "")
         if counts and counts[-1] > 1:
-            shown = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-            found.append(f"{_label(name)}: n = {shown}{f' ({unit})' if unit not in ('', '1') else ''}")
+            found.append(f"{_label(name)}: n = {span(counts)}{f' ({unit})' if unit not in ('', '1') else ''}")
     return "; ".join(found) + "." if found else ""
 
 
@@ -106,8 +106,9 @@ def _relative(data: ReportData) -> Any:
     for model in data.models:
         rows.append((model, data.name(model), _to_base(data, model), _paper_to_base(data, model)))
     caption = (
-        "Perplexity as a multiple of the base model's, this study (filled circles) and the paper (open diamonds), on a "
-        f"logarithmic axis; right of the line is worse than the base. {_items(data, ['perplexity'])}"
+        "Perplexity as a multiple of the base model's, this study (filled circles) and the paper (open "
+        f"diamonds), on a logarithmic axis; right of the line is worse than the base. "
+        f"{_items(data, ['perplexity'])}"
     )
     table = Table(
         "Perplexity as a multiple of the base model's.",
@@ -117,7 +118,16 @@ def _relative(data: ReportData) -> Any:
             for key, name, ours, paper in rows
         ],
     )
-    return drawn("beside_paper", beside_paper, rows, "perplexity ÷ the base's", caption=caption, data=table)
+    return drawn(
+        "beside_paper",
+        dots,
+        rows,
+        "perplexity ÷ the base's",
+        ("this study", "paper"),
+        caption=caption,
+        data=table,
+        logarithmic=True,
+    )
 
 
 def _to_base(data: ReportData, model: str) -> float | None:
@@ -147,7 +157,7 @@ def size_and_quality(data: ReportData) -> Section:
         points = points_of(data, metric, low=low)
         if len(points) < 2:
             continue
-        trust = " Scored by an untrusted judge." if metric in JUDGED and untrusted_judges(data) else ""
+        trust = " Scored by an untrusted judge." if metric in untrusted_metrics(data) else ""
         charts.append(
             drawn(
                 f"pareto_{metric}",
@@ -156,8 +166,9 @@ def size_and_quality(data: ReportData) -> Section:
                 "size of the weights (MiB)",
                 f"{_label(metric)} ({LOW_IS_GOOD if low else 'higher is better'})",
                 log_y=low,
-                caption=f"{_label(metric)} against size. Filled markers joined by the dashed line: no other model is "
-                f"both as small and as good. Bars: 95 % intervals, where computed. {_items(data, [metric])}{trust}",
+                caption=f"{_label(metric)} against size. Filled markers joined by the dashed line: no "
+                f"other model is both as small and as good. Bars: 95 % intervals, where computed. "
+                f"{_items(data, [metric])}{trust}",
                 data=_point_table(points, metric),
             )
         )
@@ -238,8 +249,9 @@ def steps_of_orderings(data: ReportData) -> Section:
         by_step,
         panels,
         "perplexity, lower is better",
-        caption="Perplexity after each step of every order (logarithmic axis). The thick segment is the step with the "
-        f"largest rise; dotted lines pass over steps that were not measured. {_items(data, ['perplexity'])}",
+        caption="Perplexity after each step of every order (logarithmic axis). The thick segment is the "
+        f"step with the largest rise; dotted lines pass over steps that were not measured. "
+        f"{_tokens_of_steps(data)}",
         data=table,
     )
     intro = (
@@ -250,13 +262,22 @@ def steps_of_orderings(data: ReportData) -> Section:
 
 
 def step_perplexities(data: ReportData) -> dict[str, float]:
-    """Model of the prefix tree -> perplexity, from the metrics of finished models and from step_diagnostics."""
+    """Model of the prefix tree -> perplexity: all from step_diagnostics where it has any, since it may "
+    "score fewer tokens."""
     found = {}
     for row in data.tables["step_diagnostics"]:
-        if row.get("perplexity_after") is not None:
-            found[row["model"]] = row["perplexity_after"]
-    for model in data.models:
-        value = data.value(model, "perplexity")
-        if value is not None:
-            found[model] = value
-    return found
+        for model, value in (
+            (row["parent"], row["perplexity_before"]),
+            (row["model"], row["perplexity_after"]),
+        ):
+            if value is not None:
+                found[model] = value
+    measured = {
+        model: value for model in data.models if (value := data.value(model, "perplexity")) is not None
+    }
+    return found or measured
+
+
+def _tokens_of_steps(data: ReportData) -> str:
+    tokens = {row["tokens"] for row in data.tables["step_diagnostics"] if row.get("tokens")}
+    return f"n = {max(tokens):,} tokens." if tokens else _items(data, ["perplexity"])
