@@ -16,7 +16,7 @@ export STUDY SQL PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query report plan ui check test test-faults update_snapshot docs lint format lock recommend export doctor clean distclean
+.PHONY: help setup demo run query report plan ui check test test-faults test-browser update_snapshot docs lint format lock recommend export doctor clean distclean
 
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test: setup ## run the tests; ARGS="-k orderings" narrows them
 
 test-faults: setup ## kill runs, fill disks: what make test has no time for
 	@$(BIN)/python -m pytest -q -n 2 --dist load -m faults $(ARGS)
+
+test-browser: setup ## look at the report and at Dagster's pages in Chromium (apt install chromium)
+	@$(BIN)/python -m pytest -q -m browser $(ARGS)
 
 update_snapshot: setup ## write the asset graph's snapshot anew (read the diff before committing it)
 	@UPDATE_SNAPSHOT=1 $(BIN)/python -m pytest -q compression_assets_tests/test_graph.py $(ARGS)
