@@ -39,7 +39,7 @@ COMMANDS |= {"scripts/lock.sh", "cp", "ls", "export", "curl", "duckdb", "kill", 
 
 ELSEWHERE = {
     r"make (setup|demo|test)\b.*": "the set-up commands, run from a clean clone by .ci/run",
-    r"make (format lint test|lint|lock|clean|test[_-](faults|browser)).*": "work on the repository itself, run by .ci/run",
+    r"make (format|lint|lock|clean|test-faults|test-browser)\b.*": "work on the repository, not on a study",
     r"make run STUDY=smoke|compression run +--study my_study\.yaml": "the fixture finished_study is made by it",
     r"make (lock && make test|update_snapshot|docs)": "writes into the repository; its content has tests of its own",
     r"scripts/lock\.sh .*": "resolves against the package index",

@@ -19,6 +19,7 @@ from compression_assets.evaluation.statistics import with_intervals
 from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
+from compression_assets.tables import markdown
 
 MEASURED = "metrics.json"
 
@@ -76,7 +77,10 @@ def record(
     )
     shown: dict[str, Any] = {one.metric: one.value for one in filled}
     shown |= {f"{one.metric}_note": one.note for one in filled if one.note}
+    columns = ("metric", "value", "lo", "hi", "unit", "n", "n_failed", "note")
+    table = markdown(columns, [[getattr(one, name) for name in columns] for one in filled])
     return {
+        "figures": dg.MetadataValue.md(table),
         **shown,
         "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{subject.key}`"),
         "waiting_writes": merged.waiting,
