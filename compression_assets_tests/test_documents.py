@@ -67,7 +67,7 @@ def blocks(document: Path) -> Iterator[list[str]]:
     """Code blocks: fenced ones in a shell's or Python's name or none, and those indented by four spaces."""
     text = document.read_text()
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        if language in ("", "sh", "bash", "console", "python"):
+        if language in ("", "sh", "bash", "console", "python", "sql"):
             yield body.splitlines()
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for block in re.findall(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)", text):
@@ -83,6 +83,12 @@ def commands_of(document: Path) -> list[str]:
             if without_variables(bare).partition(" ")[0] in COMMANDS:
                 found.append(bare)
     return found
+
+
+def queries_of(document: Path) -> list[str]:
+    """Blocks of SQL, as they are given to DuckDB."""
+    joined = ("\n".join(block) for block in blocks(document))
+    return [text for text in joined if re.match(r"\s*(SELECT|WITH|FROM)\b", text)]
 
 
 def without_variables(command: str) -> str:
@@ -165,6 +171,11 @@ def test_command(
         else:
             run_outside(step, storage)
     assert capsys.readouterr().out.strip() or steps[0].startswith("python")
+
+
+@pytest.mark.parametrize("sql", [sql for document in DOCUMENTS for sql in queries_of(document)])
+def test_sql(sql: str, finished_study: Project) -> None:
+    assert finished_study.query(sql)
 
 
 def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
