@@ -60,7 +60,7 @@ class Project:
 
     def command(self, *arguments: str, cwd: Path | None = None, **extra: str) -> tuple[int, str]:
         process = self.start(*arguments, cwd=cwd, **extra)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def compression(self, *arguments: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from compression_assets.resources.artifact_store import sha256_of
 from compression_assets.text.questions import read_question_set
 from compression_assets_tests.project import Project
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(700)
 
 ORDERINGS = ("base", "kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
 FINAL_SIX = ORDERINGS[4:]

@@ -23,7 +23,7 @@ from compression_assets.resources.metrics_db import MetricsDatabase
 from compression_assets.study import load_study
 from compression_assets_tests.project import Project
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(700)
 
 
 class Page(HTMLParser):
