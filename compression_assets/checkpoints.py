@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques import nf4
+from compression_assets.techniques import int8, nf4
 from compression_assets.techniques.step import Check
 from compression_assets.weights import TOKENIZER_FILES, Named, read_tensors, tensor_headers, write_weights
 from compression_assets.weights import weight_files as weight_files
@@ -97,7 +97,10 @@ def stored_tensors(model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
 
 
 def predicted_tensor_bytes(
-    model: "PretrainedConfig | PreTrainedModel", quantized: bool, double_quant: bool = True
+    model: "PretrainedConfig | PreTrainedModel",
+    quantized: bool,
+    double_quant: bool = True,
+    eight_bit: bool = False,
 ) -> int:
     """Bytes of the published tensors that follow from the shapes alone; a meta model or a config will do.
 
@@ -108,8 +111,14 @@ def predicted_tensor_bytes(
 
     shaped = empty_model(model) if isinstance(model, PretrainedConfig) else model
     layers = {f"{name}.weight" for name in nf4.linear_layers(shaped)} if quantized else set()
+
+    def stored_bytes(tensor: "torch.Tensor") -> int:
+        return (
+            int8.stored_bytes(*tensor.shape) if eight_bit else nf4.stored_bytes(tensor.numel(), double_quant)
+        )
+
     return sum(
-        nf4.stored_bytes(tensor.numel(), double_quant) if name in layers else 2 * tensor.numel()
+        stored_bytes(tensor) if name in layers else 2 * tensor.numel()
         for name, tensor in stored_tensors(shaped).items()
     )
 
@@ -117,7 +126,7 @@ def predicted_tensor_bytes(
 def tensor_bytes(directory: Path) -> int:
     """Bytes of the tensors in the published files, NF4 descriptors left out."""
     headers = tensor_headers(directory)
-    spans = [header["data_offsets"] for name, header in headers.items() if nf4.DESCRIPTOR not in name]
+    spans = [header["data_offsets"] for name, header in headers.items() if nf4.DESCRIPTION not in name]
     return sum(end - begin for begin, end in spans)
 
 
@@ -148,38 +157,66 @@ def dense_tensors(directory: Path) -> "Iterator[Named]":
         yield from read_tensors(directory)
         return
     for name, stored in read_nf4(directory):
-        yield name, nf4.dequantize(stored) if isinstance(stored, dict) else stored
+        yield name, dequantized(stored) if isinstance(stored, dict) else stored
+
+
+def dequantized(stored: nf4.Stored) -> "torch.Tensor":
+    """The exact fp32 weight [out, in] of a quantized one's parts, whatever its format."""
+    return int8.dequantize(stored) if int8.is_int8(stored) else nf4.dequantize(stored)
+
+
+def is_int8(directory: Path) -> bool:
+    """Whether a directory's config.json names LLM.int8."""
+    quantization = json.loads((directory / "config.json").read_text()).get("quantization_config") or {}
+    return bool(quantization.get("load_in_8bit"))
+
+
+def part_name(weight: str, suffix: str) -> str:
+    """Name in a file of one part of a weight: bitsandbytes hangs int8's scales on the layer, others on the weight."""
+    return weight.removesuffix(".weight") + suffix if suffix == int8.SCALE else weight + suffix
+
+
+def _weight_and_part(name: str) -> tuple[str, str]:
+    if name.endswith(int8.SCALE):
+        return name.removesuffix(int8.SCALE) + ".weight", int8.SCALE
+    weight, _, suffix = name.partition(".weight")
+    return f"{weight}.weight", suffix
 
 
 def read_nf4(directory: Path) -> "Iterator[tuple[str, torch.Tensor | nf4.Stored]]":
-    """Tensors of a bitsandbytes NF4 directory by weight name: plain ones, or all parts of a quantized one.
+    """Tensors of a directory that bitsandbytes' formats (NF4, FP4, int8) are in: plain ones, or all parts of a weight.
 
-    Raises StudyError when the directory is not NF4 by bitsandbytes, or a part of a layer is missing.
+    Raises StudyError when it is in none of them, or a part of a layer is missing.
     """
     suffixes: dict[str, set[str]] = {}
     headers = tensor_headers(directory)
     for name in headers:
-        weight, _, suffix = name.partition(".weight")
-        suffixes.setdefault(f"{weight}.weight", set()).add(suffix)
-    suffixes = {weight: parts for weight, parts in suffixes.items() if nf4.DESCRIPTOR in parts}
+        weight, suffix = _weight_and_part(name)
+        suffixes.setdefault(weight, set()).add(suffix)
+    suffixes = {weight: parts for weight, parts in suffixes.items() if _is_quantized(parts)}
     if not suffixes:
         raise StudyError(f"{directory} is not a bitsandbytes NF4 checkpoint; only those are dequantized here")
     for weight, parts in suffixes.items():
         nested = headers.get(f"{weight}.absmax", {}).get("dtype") == "U8"
-        if missing := (nf4.PARTS | (nf4.NESTED_PARTS if nested else set())) - parts:
+        four_bit = nf4.PARTS | (nf4.NESTED_PARTS if nested else set())
+        if missing := (int8.PARTS if int8.SCALE in parts else four_bit) - parts:
             lacking = ", ".join(sorted(missing))
             raise StudyError(f"{weight} in {directory} lacks {lacking}; build this model again")
 
     gathered: dict[str, nf4.Stored] = {}
     for name, tensor in read_tensors(directory):
-        weight = name.partition(".weight")[0] + ".weight"
+        weight, suffix = _weight_and_part(name)
         if weight not in suffixes:
             yield name, tensor
             continue
         stored = gathered.setdefault(weight, {})
-        stored[name.removeprefix(weight)] = tensor
+        stored[suffix] = tensor
         if stored.keys() == suffixes[weight]:
             yield weight, gathered.pop(weight)
+
+
+def _is_quantized(parts: set[str]) -> bool:
+    return int8.SCALE in parts or any(part.startswith(nf4.DESCRIPTION) for part in parts)
 
 
 def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") -> "Iterator[Named]":
@@ -273,7 +310,8 @@ def check_size(directory: Path) -> Check:
     config = read_config(directory)
     quantization = getattr(config, "quantization_config", None) or {}
     double_quant = bool(quantization.get("bnb_4bit_use_double_quant"))
-    expected = predicted_tensor_bytes(config, bool(quantization), double_quant)
+    eight_bit = bool(quantization.get("load_in_8bit"))
+    expected = predicted_tensor_bytes(config, bool(quantization), double_quant, eight_bit)
     actual = tensor_bytes(directory)
     detail = f"{actual} bytes of tensors, {expected} predicted from shapes"
     return Check("size_as_asked", actual == expected, detail)

@@ -1,6 +1,6 @@
 """Which models of a study have a diagnostics asset, and what a Q is compared with. No measurement in here."""
 
-from compression_assets.orderings import DEQUANTIZATION, Node, StepPath, last_quantized
+from compression_assets.orderings import DEQUANTIZATION, Node, StepPath, last_quantized, technique_of
 from compression_assets.study import Study
 from compression_assets.techniques import registry
 
@@ -15,7 +15,7 @@ def diagnosed(study: Study) -> list[Node]:
     return [
         node
         for node in study.nodes.values()
-        if (settings.perplexity_of_steps and to_score(node)) or follows_training(node)
+        if (settings.perplexity_of_steps and to_score(node)) or follows_training(study, node)
     ]
 
 
@@ -23,9 +23,12 @@ def to_score(node: Node) -> bool:
     return node.parent is not None and node.final is None and node.technique != DEQUANTIZATION
 
 
-def follows_training(node: Node) -> bool:
-    """Whether the node's step quantizes a model that some training has changed."""
-    return bool(node.parent) and node.technique is not None and registry.technique(node.technique).quantizes
+def follows_training(study: Study, node: Node) -> bool:
+    """Whether the node's step quantizes to NF4 a model that some training has changed, after no Q or one to NF4."""
+    if not node.parent or node.technique is None or not registry.technique(node.technique).quantizes:
+        return False
+    quantizers = [token for token in node.path if registry.technique(technique_of(token)).quantizes]
+    return all(getattr(study.recipe(token), "kind", "nf4") == "nf4" for token in quantizers)
 
 
 def compared_with(study: Study, node: Node) -> tuple[StepPath, StepPath | None, list[StepPath]]:

@@ -57,13 +57,13 @@ def diagnostics_assets(study: Study) -> list[dg.AssetsDefinition]:
 def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.AssetsDefinition:
     model, data = model_key(node), DATASETS["evaluation"]
     scored = settings.perplexity_of_steps and to_score(node)
-    start, quantized, pruned = compared_with(study, node) if follows_training(node) else ((), None, [])
+    start, quantized, pruned = compared_with(study, node) if follows_training(study, node) else ((), None, [])
     keys = {
         path: model_key(study.nodes[path])
         for path in (start, quantized, node.parent, *pruned)
         if path is not None
     }
-    inputs = (model, *([data] if scored else []), *(keys.values() if follows_training(node) else ()))
+    inputs = (model, *([data] if scored else []), *(keys.values() if follows_training(study, node) else ()))
     artifact = Artifact(
         asset=diagnostics_key(node),
         settings=settings.model_dump(mode="json") | {"batch_size": study.evaluation.perplexity.batch_size},
@@ -98,7 +98,7 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
             if scored:
                 found["perplexity"] = _score(study, settings, place, model, data)
                 summary.append(f"perplexity {_perplexity(found['perplexity']):.2f}")
-            if follows_training(node):
+            if follows_training(study, node):
                 assert node.parent is not None
                 comparison = compare(
                     place.inputs[keys[start]],

@@ -1,14 +1,17 @@
 """Exact dequantization of an NF4 model directory. The number format itself is in nf4.py."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compression_assets import checkpoints
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
-from compression_assets.techniques import nf4
+from compression_assets.techniques import int8, nf4
 from compression_assets.techniques.step import Check, Report, StepInputs, StepReport, no_report
 from compression_assets.weights import read_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 # Between the definition and bitsandbytes' kernel there is only the order of fp32 operations.
 MAX_DIFFERENCE = 1e-5
@@ -90,9 +93,9 @@ def compare_with_grid(quantized: Path, dequantized: Path, report: Report = no_re
     stored_layers = {n: s for n, s in checkpoints.read_nf4(quantized) if isinstance(s, dict)}
     layers = []
     for done, (name, stored) in enumerate(stored_layers.items(), start=1):
-        on_grid = nf4.dequantize_by_kernel(stored)
-        scaled = nf4.block_absmax(stored) > 0
-        same = nf4.block_codes(nf4.quantize(masters[name])) == nf4.block_codes(stored)
+        on_grid, same, scaled = (_int8_again if int8.is_int8(stored) else _four_bit_again)(
+            masters[name], stored
+        )
         layers.append(
             {
                 "layer": name.removesuffix(".weight"),
@@ -103,3 +106,24 @@ def compare_with_grid(quantized: Path, dequantized: Path, report: Report = no_re
         )
         report(done, len(stored_layers), "layers compared")
     return layers
+
+
+def _four_bit_again(
+    master: "torch.Tensor", stored: nf4.Stored
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """The kernel's values [out, in]; which codes quantizing again keeps [blocks, 64]; which blocks have a scale."""
+    kind = nf4.kind_of(stored)
+    again, before = nf4.block_codes(nf4.quantize(master, kind=kind)), nf4.block_codes(stored)
+    same = again == before
+    if kind == "fp4":
+        # It has a zero of each sign, codes 0 and 8, and rounding knows only one.
+        same |= (again % 8 == 0) & (before % 8 == 0)
+    return nf4.dequantize_by_kernel(stored), same, nf4.block_absmax(stored) > 0
+
+
+def _int8_again(
+    master: "torch.Tensor", stored: nf4.Stored
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """The same with the rows of a matrix as blocks."""
+    same = int8.quantize(master)[""] == stored[""]
+    return int8.dequantize_by_kernel(stored), same, stored[int8.SCALE] > 0

@@ -17,8 +17,10 @@ Stored = dict[str, "torch.Tensor"]
 BLOCKSIZE = 64
 NESTED_BLOCKSIZE = 256
 CODE_OF_ZERO = 7
-DESCRIPTOR = ".quant_state.bitsandbytes__nf4"
-PARTS = {"", ".absmax", ".quant_map", DESCRIPTOR}
+DESCRIPTION = ".quant_state.bitsandbytes__"
+DESCRIPTOR = f"{DESCRIPTION}nf4"
+PARTS = {"", ".absmax", ".quant_map"}
+"""Besides the descriptor, whose name ends in the format: nf4, or fp4, which differs in its 16 values only."""
 NESTED_PARTS = {".nested_absmax", ".nested_quant_map"}
 
 # bitsandbytes' CPU kernels pack 32 rows together and read whole blocks of a row.
@@ -52,24 +54,31 @@ def stored_bytes(weights: int, double_quant: bool = True) -> int:
     return codes + blocks + 4 * -(-blocks // NESTED_BLOCKSIZE) + 4 * 256
 
 
-def nearest_codes(weight: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+def nearest_codes(weight: "torch.Tensor", kind: str = "nf4") -> "tuple[torch.Tensor, torch.Tensor]":
     """bitsandbytes' rounding: codes uint8 [n] of the nearest NF4 values, and absmax fp32 [n / 64]."""
     from bitsandbytes.functional import quantize_4bit
 
-    packed, state = quantize_4bit(weight, blocksize=BLOCKSIZE, compress_statistics=False, quant_type="nf4")
+    packed, state = quantize_4bit(weight, blocksize=BLOCKSIZE, compress_statistics=False, quant_type=kind)
     return unpack_codes(packed, weight.numel()), state.absmax
 
 
-def quantize(weight: "torch.Tensor", double_quant: bool = True) -> Stored:
-    """Store a weight fp32 or bf16 [out, in] as bitsandbytes would, as NF4 parts on the CPU.
+def quantize(weight: "torch.Tensor", double_quant: bool = True, kind: str = "nf4") -> Stored:
+    """Store a weight fp32 or bf16 [out, in] as bitsandbytes would, as NF4 (or FP4) parts on the CPU.
 
     Computed on the weight's device. Other ways to round are in rounding.py.
     """
-    codes, absmax = nearest_codes(weight)
-    return store(codes, absmax, weight.shape, double_quant)
+    codes, absmax = nearest_codes(weight, kind)
+    return store(codes, absmax, weight.shape, double_quant, kind)
 
 
-def store(codes: "torch.Tensor", absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool) -> Stored:
+def kind_of(stored: Stored) -> str:
+    """ "nf4" or "fp4"."""
+    return next(suffix.removeprefix(DESCRIPTION) for suffix in stored if suffix.startswith(DESCRIPTION))
+
+
+def store(
+    codes: "torch.Tensor", absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool, kind: str = "nf4"
+) -> Stored:
     """Codes uint8 [n] (0..15) and absmax fp32 [blocks] as the parts of a bitsandbytes checkpoint.
 
     The descriptor says bf16 whatever the codes were computed from, so that it loads as any NF4 model does.
@@ -86,8 +95,8 @@ def store(codes: "torch.Tensor", absmax: "torch.Tensor", shape: "torch.Size", do
         shape=shape,
         dtype=torch.bfloat16,
         blocksize=BLOCKSIZE,
-        code=get_4bit_type("nf4", device=codes.device),
-        quant_type="nf4",
+        code=get_4bit_type(kind, device=codes.device),
+        quant_type=kind,
         offset=offset,
         state2=state2,
     )
