@@ -1,9 +1,10 @@
 """Judging as a user runs it: assets, tables, the leaderboard's marks, and a key that stays secret."""
 
+import json
+import sys
 from pathlib import Path
 
-import pytest
-
+from compression_assets.evaluation.judging.asking import HIDDEN
 from compression_assets.evaluation.judging.calibration import planted_cases
 from compression_assets.evaluation.judging.prompts import METRICS
 from compression_assets.leaderboard import doubts, read_leaderboard
@@ -15,52 +16,46 @@ KEY = "PLANTED-KEY-77ab31"
 
 
 def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
-    broken = True
+    planted = planted_cases(2)
 
     def script(_: JudgeServer, prompt: str, __: dict[str, object]) -> tuple[int, dict[str, str], bytes]:
-        if broken:
+        if "verdicts" in prompt and not any(case.context in prompt for case in planted):
             return 500, {}, f"no access for {KEY}".encode()
         return completion({**opinion(prompt, 4), "reason": f"because {KEY}"})
 
     with serving(script) as server:
-        patience = {"attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 20.0}
+        address = {"base_url": f"{server.url}/v1", "model": "m", "api_key_env": "JUDGE_KEY"}
         judge = {
-            "model": {
-                "kind": "openai_compatible",
-                "base_url": f"{server.url}/v1",
-                "model": "m",
-                "api_key_env": "JUDGE_KEY",
-            },
+            "model": {"kind": "openai_compatible", **address},
             "items": 2,
             "calibration_questions": 2,
-            "patience": patience,
+            "patience": {"attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 20.0},
         }
         project = Project(tmp_path, evaluation={"answers": {"max_new_tokens": 4}, "judge": judge})
-        run = ["compression", "run", "--select", "*judged_base"]
-        code, output = project.command(*run)
-        assert code == 1 and "export JUDGE_KEY=" in output
-        code, output = project.command(*run, JUDGE_KEY=KEY)
-        assert code == 1 and "answered none of the first" in output and "HTTP 500" in output
-
-        broken = False
-        server.prompts.clear()
-        code, output = project.command(*run, JUDGE_KEY=KEY)
+        run = (sys.executable, "-m", "compression_assets.cli", "run", "--select", "*judged_base")
+        code, output = project.command(*run, JUDGE_KEY=KEY, COMPRESSION_WORKERS="1")
         assert code == 0, output
-        answered = len([row for row in project.query("SELECT answer FROM answers LIMIT 2") if row[0].strip()])
-        assert len(server.prompts) == len(METRICS) * (len(planted_cases(2)) + answered)
+        asked = len(METRICS) * len(planted) + 2 * (len(METRICS) + 1)
+        assert len(server.prompts) == asked
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
 
     metrics = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
-    assert metrics["correctness"] == pytest.approx(0.75 * answered / 2)
+    assert metrics["correctness"] == metrics["g_eval"] == 0.75
+    assert metrics["prompt_alignment"] is None
     assert metrics["judge_trusted"] == 0.0 and metrics["judge_accuracy"] == 0.0
-    assert project.query("SELECT count(*) FROM samples.base WHERE part = 'judged'") == [(4 * 2,)]
-    tested = project.query(
-        "SELECT judge, metric, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'"
-    )
-    assert tested == [(f"m at {server.url}/v1", "g_eval", 14, False)]
-    code, output = project.compression("leaderboard")
-    assert code == 0 and "g_eval †" in output and "† g_eval is UNTRUSTED: m at" in output
+    errors = project.query("SELECT DISTINCT error FROM samples.base WHERE metric = 'prompt_alignment'")
+    assert errors == [(f"HTTP 500 (no access for {HIDDEN})",)]
+    tested = project.query("SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'")
+    assert tested == [(f"m at {server.url}/v1", 14, False)]
+    checks = json.loads((project.root / "judged" / "base" / "manifest.json").read_text())["checks"]
+    failed = {check["name"]: check["detail"] for check in checks if not check["passed"]}
+    assert set(failed) == {"judged_enough", "judge_trusted"}
+    assert "compression rebuild judged_base" in failed["judged_enough"]
 
+    database = MetricsDatabase(project.root / "compression.duckdb")
+    assert "g_eval †" in read_leaderboard(database)[0]
+    assert doubts(database)[0].startswith(f"† g_eval is UNTRUSTED: m at {server.url}/v1 puts 0%")
+    assert KEY not in output
     texts = [file.read_bytes() for file in project.storage.rglob("*") if file.is_file()]
     assert texts and not any(KEY.encode() in text for text in texts)
 
