@@ -9,6 +9,7 @@ from compression_assets.assets.answers import answers_assets
 from compression_assets.assets.comparisons import comparisons_asset
 from compression_assets.assets.data import dataset_assets, question_assets
 from compression_assets.assets.diagnostics import diagnostics_assets
+from compression_assets.assets.harness import harness_assets
 from compression_assets.assets.jobs import study_jobs
 from compression_assets.assets.judging import judging_assets
 from compression_assets.assets.metrics import metrics_assets
@@ -37,6 +38,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *answers_assets(study),
         *quality_assets(study),
         *judging_assets(study),
+        *harness_assets(study),
         *diagnostics_assets(study),
         *report_assets(study),
         comparisons_asset(study),

@@ -59,6 +59,8 @@ def expected_seconds(study: Study) -> dict[str, float]:
             asked = study.evaluation.answers.questions or study.data.questions.count
             costs[subject.asset("answers")] = 4.0 + asked * ANSWER
             costs[subject.asset("quality")] = 8.0
+        if study.evaluation.harness is not None:
+            costs[subject.asset("harness")] = 60.0
         if study.evaluation.judge is not None:
             costs[subject.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
     if (judge := study.evaluation.judge) is not None:

@@ -66,7 +66,7 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
     ) -> dg.MaterializeResult:
         def build(place: Workplace) -> StepReport:
-            from compression_assets.evaluation.measure import measure
+            from compression_assets.evaluation.measure import OTHER_TOKENIZER, measure
 
             measured = measure(
                 place.inputs[model],
@@ -78,10 +78,14 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
             )
             write_measured(place.output, measured.rows, measured.samples, context.run_id)
             perplexity = measured.perplexity
-            detail = f"perplexity {perplexity:.2f}, a uniform guess has {measured.vocabulary:,}"
+            if perplexity is None:
+                better, detail, summary = True, OTHER_TOKENIZER, "no perplexity: another tokenizer"
+            else:
+                better, summary = perplexity < measured.vocabulary, f"perplexity {perplexity:.2f}"
+                detail = f"{summary}, a uniform guess has {measured.vocabulary:,}"
             return StepReport(
-                checks=(Check(CHECK, perplexity < measured.vocabulary, detail, blocking=False),),
-                metadata={"summary": f"perplexity {perplexity:.2f}", "precision": measured.precision},
+                checks=(Check(CHECK, better, detail, blocking=False),),
+                metadata={"summary": summary, "precision": measured.precision},
             )
 
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)

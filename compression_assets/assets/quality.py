@@ -3,7 +3,7 @@
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
-from compression_assets.assets.layout import BASE_MODEL, FLUENCY_MODEL, OWNERS, relative_directory
+from compression_assets.assets.layout import BASE_MODEL, FLUENCY_MODEL, OWNERS, POOL, relative_directory
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.model_asset import released_model_asset
 from compression_assets.assets.priority import MEASURE, PRIORITY
@@ -61,6 +61,7 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         owners=OWNERS,
         code_version=artifact.code_version,
         op_tags={PRIORITY: MEASURE},
+        pool=POOL,
     )
     def quality(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu

@@ -53,6 +53,7 @@ def parts(study: Study) -> tuple[str, ...]:
         "metrics",
         *(["answers", "quality"] if asked.answers else []),
         *(["judged"] if asked.judge else []),
+        *(["harness"] if asked.harness else []),
     )
 
 

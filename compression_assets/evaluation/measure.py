@@ -11,6 +11,9 @@ from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.precision import compute_dtype
 
+TOKENIZER = "tokenizer.json"
+OTHER_TOKENIZER = "another tokenizer than the base's: a perplexity by token would not compare"
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -21,7 +24,7 @@ class Measured:
 
     rows: list[MetricRow]
     samples: list[Sample]
-    perplexity: float
+    perplexity: float | None
     vocabulary: int
     precision: str
 
@@ -34,9 +37,41 @@ def measure(
     device: str = "cpu",
     report: Report = no_report,
 ) -> Measured:
-    """Measure a model directory, whoever made it, against the base model and a prepared data set."""
+    """Measure a model directory, whoever made it, against the base model and a data set in the base's tokens.
+
+    A model with another tokenizer has no perplexity: the figure by token would not compare.
+    """
+    precision = str(compute_dtype(device)).removeprefix("torch.")
+    footprint = measure_footprint(model_dir, base_dir)
+    if not same_tokens(model_dir, base_dir):
+        row = MetricRow("perplexity", None, "1", 0, higher_is_better=False, note=OTHER_TOKENIZER)
+        return Measured([row, *footprint], [], None, 0, precision)
     dataset = TokenDataset.load(dataset_dir)
     result = measure_perplexity(model_dir, dataset, settings.perplexity.batch_size, device, report)
-    precision = str(compute_dtype(device)).removeprefix("torch.")
-    rows = [*result.rows(), *measure_footprint(model_dir, base_dir)]
-    return Measured(rows, result.samples(), result.perplexity, result.vocabulary, precision)
+    return Measured(
+        [*result.rows(), *footprint], result.samples(), result.perplexity, result.vocabulary, precision
+    )
+
+
+def same_tokens(model_dir: Path, base_dir: Path) -> bool:
+    """Whether two models give every id that both have to the same text."""
+    if model_dir == base_dir or _same_file(model_dir / TOKENIZER, base_dir / TOKENIZER):
+        return True
+    from transformers import AutoTokenizer
+
+    ours, theirs = (
+        {
+            index: text
+            for text, index in AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            .get_vocab()
+            .items()
+        }
+        for directory in (model_dir, base_dir)
+    )
+    return all(ours[index] == theirs[index] for index in ours.keys() & theirs.keys())
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes()

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from compression_assets.evaluation.embedding import EmbeddingSource
+from compression_assets.evaluation.harness import HarnessSettings
 from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.sources.models import ModelSource
 from compression_assets.strict import Strict
@@ -71,7 +72,7 @@ class EvaluationSettings(Strict):
     """Measurements of every finished model.
 
     answers: left out, no model is asked anything. clarity, judge: of these answers; left out, it is not measured, or
-    nobody judges.
+    nobody judges. harness: tasks of lm-evaluation-harness.
     diagnostics: left out, steps in between are not looked at.
     """
 
@@ -80,6 +81,7 @@ class EvaluationSettings(Strict):
     clarity: ClaritySettings | None = None
     statistics: StatisticsSettings = StatisticsSettings()
     judge: JudgeSettings | None = None
+    harness: HarnessSettings | None = None
     diagnostics: DiagnosticsSettings | None = None
 
     @model_validator(mode="after")
