@@ -13,7 +13,7 @@ from compression_assets.errors import StudyError
 from compression_assets.evaluation.rows import SCORE, MetricRow, Sample, mean_row
 from compression_assets.strict import Strict
 
-INSTALL = 'pip install "lm_eval>=0.4.9"'
+INSTALL = 'pip install "lm_eval>=0.4.13"'
 
 
 class HarnessSettings(Strict):
@@ -56,6 +56,7 @@ def run_tasks(
         tokenizer=tokenizer,
         batch_size=settings.batch_size,
         device=device,
+        softmax_dtype="float32",  # in the weights' bfloat16, likelihoods would be off by a percent
     )
     found = lm_eval.simple_evaluate(
         model=model,
