@@ -8,6 +8,7 @@ from compression_assets.assets.layout import (
     BASE_MODEL,
     COMPARISONS,
     DATASETS,
+    FLUENCY_MODEL,
     JUDGE_CALIBRATION,
     JUDGE_MODEL,
     PLAN,
@@ -53,6 +54,9 @@ def expected_seconds(study: Study) -> dict[str, float]:
         if node.parent is not None:
             costs[model_key(node)] = _step_seconds(study, node)
     costs |= {f"external_{model.name}": 30.0 for model in study.external_models}
+    clarity = study.evaluation.clarity
+    if study.evaluation.answers is not None and clarity is not None and clarity.fluency_model != "base":
+        costs[FLUENCY_MODEL] = 30.0
     for subject in subjects(study):
         costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
         if study.evaluation.answers is not None and study.data.questions is not None:

@@ -88,4 +88,6 @@ class EvaluationSettings(Strict):
     def _a_judge_has_answers(self) -> Self:
         if self.judge is not None and self.answers is None:
             raise ValueError("judge needs answers to judge: add 'answers: {}' beside it")
+        if self.clarity is not None and self.answers is None:
+            raise ValueError("clarity is that of answers: add 'answers: {}' beside it")
         return self
