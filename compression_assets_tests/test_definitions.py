@@ -37,3 +37,8 @@ def test_an_unusable_study_is_a_sentence_to_whoever_loads_it(
     assert len(done.output.splitlines()) == 1
     with pytest.raises(StudyError):
         runpy.run_module("compression_assets.definitions")
+
+
+def test_the_web_interface_listens_on_this_machine_alone() -> None:
+    recipe = (Path(__file__).parents[1] / "Makefile").read_text().partition("\nui:")[2].partition("\n\n")[0]
+    assert "dagster dev -h 127.0.0.1 -p 3000" in recipe

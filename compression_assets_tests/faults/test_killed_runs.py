@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,23 @@ def _expect_kept(project: Project, finished: dict[str, tuple[str, int]]) -> None
     """Nothing that was finished before has been made again."""
     now = made(project)
     assert {name: now.get(name) for name in finished} == finished
+
+
+def test_two_workers_that_are_killed_leave_nobody_behind(undisturbed: Project, tmp_path: Path) -> None:
+    """The command itself dies, while two steps are at work in processes of their own."""
+    project = Project(tmp_path, orderings=ORDERINGS)
+    project.workers = "2"
+    for models in (2, 4):
+        command = project.start(sys.executable, "-m", "compression_assets.cli", "run")
+        deadline = time.monotonic() + 240
+        while len(list((project.root / "models").glob("[a-z]*"))) < models and time.monotonic() < deadline:
+            time.sleep(0.05)
+        command.send_signal(signal.SIGKILL)
+        # Returns once every process that writes to the command's output is gone.
+        command.communicate(timeout=60)
+    finished = made(project)
+    assert len([name for name in finished if name.startswith("models/")]) >= 4
+    assert run(project) == 0, (project.storage / "log.txt").read_text()
+    _expect_kept(project, finished)
+    assert results(project) == results(undisturbed)
+    assert temporary(project) == []
