@@ -68,7 +68,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]
 
 
 def verdict(cells: list[dict[str, Any]]) -> str:
-    """One sentence about one setting."""
+    """One sentence about one setting; the rule is for trainings that began on the grid, others are their controls."""
     difference = paired_difference(cells, "nearest", "stochastic")
     surviving = _mean([row for row in cells if row["rounding"] == "nearest"], "surviving")
     if surviving is None or not difference:
@@ -84,6 +84,8 @@ def verdict(cells: list[dict[str, Any]]) -> str:
         f" (95 % interval {low:+.4f} to {high:+.4f} over {len(difference)} seeds, {by_items[0]:+.4f} to "
         f"{by_items[1]:+.4f} over conversations), {surviving:.3f} survives"
     )
+    if all(row["predicted"] is None for row in cells if row["rounding"] == "nearest"):
+        return f"control, never on the grid: {shown}"
     if low <= 0 <= high:
         return f"refuted, the interval includes zero: {shown}"
     if surviving > 0.5:

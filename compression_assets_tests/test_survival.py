@@ -120,6 +120,11 @@ def test_the_verdict_is_by_the_rule(differences: list[float], surviving: float, 
     assert verdict(rows(differences, surviving)).startswith(expected)
 
 
+def test_a_training_that_never_was_on_the_grid_is_a_control() -> None:
+    cells = [row | {"predicted": None} for row in rows([-0.1, 0.1, 0.2], 1.0)]
+    assert verdict(cells).startswith("control, never on the grid: ")
+
+
 def test_the_interval_over_conversations_is_of_the_same_difference() -> None:
     cells = rows([0.30, 0.31, 0.32], 0.01)
     for row in cells:
