@@ -42,7 +42,7 @@ class TeacherLogitsRecipe(Strict):
     """
 
     coding: Literal["dense", "hidden", "top_k", "sampled"] = "top_k"
-    k: int = Field(default=64, ge=1, description="largest probabilities kept (top_k and sampled)")
+    k: int = Field(default=36, ge=1, description="largest probabilities kept (top_k and sampled)")
     samples: int = Field(default=32, ge=1, description="draws from the rest (sampled only)")
     batch_size: int = Field(default=16, ge=1, description="rows in one forward pass of the teacher")
     rows_per_shard: int = Field(
