@@ -16,7 +16,7 @@ export STUDY SQL PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query report plan ui check test test-faults test-browser update_snapshot docs lint format lock recommend export doctor clean distclean
+.PHONY: help setup demo run query report plan ui check test test-faults test-browser bench update_snapshot docs lint format lock recommend export doctor clean distclean
 
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ test-faults: setup ## kill runs, fill disks: what make test has no time for
 
 test-browser: setup ## look at the report and at Dagster's pages in Chromium (apt install chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)
+
+bench: setup ## run every benchmark on the demo's models and write benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.run
 
 update_snapshot: setup ## write the asset graph's snapshot anew (read the diff before committing it)
 	@UPDATE_SNAPSHOT=1 $(BIN)/python -m pytest -q compression_assets_tests/test_graph.py $(ARGS)

@@ -1,4 +1,7 @@
-"""Run every benchmark in a process of its own and write RESULTS.md from what they print."""
+"""Run every benchmark in a process of its own and write RESULTS.md from what they print.
+
+`python -m benchmarks.run NAME ...` runs some of them and keeps the others' last results.
+"""
 
 import subprocess
 import sys
@@ -7,26 +10,37 @@ from pathlib import Path
 from benchmarks.common import machine
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "common", "run"}
+RESULTS = HERE / "results"
+NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in ("__init__", "common", "run"))
 
 
 def main() -> int:
-    """Exit code: how many benchmarks failed or missed a target. Names as arguments run only those, without writing."""
-    found = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NOT_BENCHMARKS)
-    sections, failed = [], 0
-    for name in sys.argv[1:] or found:
+    """Exit code: how many benchmarks failed or missed a target."""
+    failed = 0
+    for name in sys.argv[1:] or NAMES:
         print(f"benchmarks.{name}", file=sys.stderr, flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True, check=False
-        )
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout, flush=True)
         failed += done.returncode != 0
-        note = "" if done.returncode == 0 else f"\n\n(`benchmarks/{name}.py` ended with {done.returncode}.)"
-        sections.append(done.stdout.strip() + note)
-        print(sections[-1], flush=True)
-    if not sys.argv[1:]:
-        text = f"# Results\n\nWritten by `make bench`. {machine()}\n\n" + "\n\n".join(sections) + "\n"
-        (HERE / "RESULTS.md").write_text(text)
+        keep(name, done.stdout, done.returncode)
+    write()
     return failed
+
+
+def keep(name: str, printed: str, code: int) -> None:
+    """Write what a benchmark printed to results/, with the machine."""
+    note = "" if code == 0 else f"\n\nEnded with exit code {code}."
+    (RESULTS / f"{name}.md").write_text(f"{printed.strip()}{note}\n\n{machine()}\n")
+
+
+def write() -> None:
+    """RESULTS.md from results/."""
+    texts = [file.read_text().strip() for file in sorted(RESULTS.glob("*.md"))]
+    sections = [text if text.startswith("## ") else f"#{text}" for text in texts]
+    (HERE / "RESULTS.md").write_text(
+        "# Results\n\nWritten by `make bench`.\n\n" + "\n\n".join(sections) + "\n"
+    )
 
 
 if __name__ == "__main__":

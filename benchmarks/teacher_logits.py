@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from benchmarks.common import Targets, demo, one_thread, table
 from compression_assets.training.head_loss import DenseTargets, LossWeights
 from compression_assets.training.head_loss import Targets as Coded
-from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k
+from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k, stored_bytes
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def main() -> None:
     print("## Teacher logits: bytes a token and the gradient\n")
     print(
         f"Teacher: the demo's. Students: its base model and its pruned one, {TOKENS} content tokens of the "
-        "distillation set. Cosine with the gradient of the exact KL, over the whole batch: with respect to the logits, to the "
-        "last hidden states, and to the output layer's weights (the average over the batch). The worse of both students.\n"
+        "distillation set. Cosine with the gradient of the exact KL, over the whole batch: with respect to the "
+        "logits, to the last hidden states, and to the output layer's weights (the average over the batch). The worse "
+        "of both students.\n"
         "Bias: what is left of the error, relative to the gradient (logits), when it is averaged over draws without "
         f"end, estimated from {DRAWS}; a coding without draws has all of its error there. Bytes: as stored, at this "
         f"vocabulary of 49,152 and at {PAPER_VOCABULARY:,} (the teacher of width {PAPER_TEACHER_WIDTH:,})."
@@ -52,9 +53,9 @@ def main() -> None:
         for k, samples in codings:
             made = [_coded(teacher, k, samples, temperature) for _ in range(DRAWS if samples else 1)]
             figures = compare.row(made)
-            size = _bytes(k, samples, PAPER_VOCABULARY)
+            size = stored_bytes(k, samples, PAPER_VOCABULARY)
             name = f"top_k {k}" if not samples else f"sampled {k} + {samples}"
-            rows.append([name, _bytes(k, samples, teacher.shape[1]), size, *figures])
+            rows.append([name, stored_bytes(k, samples, teacher.shape[1]), size, *figures])
             if temperature == 1.0 and (k, samples) == (default.k, 0):
                 worst = min(float(figure) for figure in figures[:3])
                 targets.add("default coding at T = 1: bytes ≤ 120", str(size), size <= 120)
@@ -163,17 +164,6 @@ def _coded(logits: "torch.Tensor", k: int, samples: int, temperature: float) -> 
     if not samples:
         return decode(encode_top_k(logits, k, temperature), logits.shape[1])
     return decode(encode_sampled(logits, k, samples, temperature, torch.rand(len(logits))), logits.shape[1])
-
-
-def _bytes(k: int, samples: int, vocabulary: int) -> int:
-    """Bytes of the tensors of one token."""
-    import torch
-
-    logits = torch.zeros(1, vocabulary)
-    tensors = (
-        encode_sampled(logits, k, samples, 1.0, torch.zeros(1)) if samples else encode_top_k(logits, k, 1.0)
-    )
-    return sum(tensor.element_size() * tensor.numel() for tensor in tensors.values())
 
 
 def _bytes_exact() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from compression_assets.training.head_loss import (
     head_loss,
     logits_to_gradient,
 )
-from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k
+from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k, stored_bytes
 
 N, D, V = 11, 6, 23
 
@@ -173,10 +173,16 @@ def test_large_vocabularies_keep_their_ids(vocabulary: int) -> None:
         assert decode(encode_top_k(logits, k, 1.0), vocabulary).ids.tolist() == [wanted[:k]] * 3
 
 
-def test_bytes_a_token() -> None:
-    """At the paper's vocabulary, as stored: 36 entries and the rest in 120 bytes."""
-    tensors = encode_top_k(torch.randn(2, 151_936), 36, 1.0)
-    assert sum(tensor.element_size() * tensor[0].numel() for tensor in tensors.values()) == 120
+@pytest.mark.parametrize("vocabulary", [300, 65_536, 151_936, 262_145])
+@pytest.mark.parametrize(("k", "samples"), [(36, 0), (1, 0), (7, 5)])
+def test_bytes_a_token(k: int, samples: int, vocabulary: int) -> None:
+    logits = torch.randn(2, vocabulary)
+    tensors = (
+        encode_sampled(logits, k, samples, 1.0, torch.rand(2)) if samples else encode_top_k(logits, k, 1.0)
+    )
+    found = sum(tensor.element_size() * tensor[0].numel() for tensor in tensors.values())
+    assert found == stored_bytes(k, samples, vocabulary)
+    assert stored_bytes(36, 0, 151_936) == 120
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

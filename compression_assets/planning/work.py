@@ -8,6 +8,7 @@ from compression_assets.assets.layout import DATASETS, relative_directory
 from compression_assets.planning.shapes import Config, linear_parameters
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.study import Study
+from compression_assets.training.logits_coding import stored_bytes
 from compression_assets.training.loop import TrainingRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
 
@@ -97,10 +98,8 @@ def logits_bytes(recipe: TeacherLogitsRecipe, teacher: Config, student: Config, 
         return volume.content * VALUE_BYTES * vocabulary
     if recipe.coding == "hidden":
         return VALUE_BYTES * teacher["hidden_size"] * (volume.content + vocabulary)
-    identity = 2 if vocabulary <= 1 << 16 else 3
-    entry = recipe.k * (identity + VALUE_BYTES) + 4
-    drawn = recipe.samples * identity + 4 if recipe.coding == "sampled" else 0
-    return volume.content * (entry + drawn)
+    samples = recipe.samples if recipe.coding == "sampled" else 0
+    return volume.content * stored_bytes(recipe.k, samples, vocabulary)
 
 
 def _attention_width(config: Config) -> int:

@@ -57,6 +57,18 @@ def encode_sampled(
     return tensors
 
 
+def stored_bytes(k: int, samples: int, vocabulary: int) -> int:
+    """Bytes a token of `encode_top_k` (samples 0) or `encode_sampled`."""
+    k = min(k, vocabulary)
+    tail = _id_bytes(samples, vocabulary) + 4 if samples else 0
+    return _id_bytes(k, vocabulary) + 2 + (k - 1) + 2 + tail
+
+
+def _id_bytes(count: int, vocabulary: int) -> int:
+    high = count if vocabulary > 1 << 18 else -(-count // 4) if vocabulary > 1 << 16 else 0
+    return 2 * count + high
+
+
 def decode(tensors: "dict[str, torch.Tensor]", vocabulary: int) -> SparseTargets:
     """Targets from what `encode_top_k` or `encode_sampled` made of n tokens."""
     import torch
