@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.common import Targets, one_thread, ratios, spread, table
 
 TOKENS, WIDTH, VOCABULARY = 4_096, 896, 151_936
-ROUNDS = 3
+ROUNDS = 2
 PEAK = "VmHWM:"
 
 

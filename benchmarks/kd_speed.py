@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-ROUNDS = 3
-LENGTH = 300
+ROUNDS = 2
+LENGTH = 200
 TEMPERATURE = 2.0
 RECIPE: dict[str, Any] = {
     "epochs": 1,
