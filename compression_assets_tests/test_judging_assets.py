@@ -4,11 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import dagster as dg
+
+from compression_assets.build import build_defs
+from compression_assets.costs import expected_seconds
 from compression_assets.evaluation.judging.asking import HIDDEN
 from compression_assets.evaluation.judging.calibration import planted_cases
 from compression_assets.evaluation.judging.prompts import METRICS
 from compression_assets.leaderboard import doubts, read_leaderboard
 from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.study import load_study
 from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
 from compression_assets_tests.project import Project
 
@@ -50,7 +55,7 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
     checks = json.loads((project.root / "judged" / "base" / "manifest.json").read_text())["checks"]
     failed = {check["name"]: check["detail"] for check in checks if not check["passed"]}
     assert set(failed) == {"judged_enough", "judge_trusted"}
-    assert "compression rebuild judged_base" in failed["judged_enough"]
+    assert "the next run asks for the missing ones alone" in failed["judged_enough"]
 
     database = MetricsDatabase(project.root / "compression.duckdb")
     assert "g_eval †" in read_leaderboard(database)[0]
@@ -82,3 +87,13 @@ def test_only_untrusted_columns_are_marked(tmp_path: Path) -> None:
     assert doubts(database) == [
         "† g_eval is UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%)"
     ]
+
+
+def test_a_judge_with_a_model_of_its_own_has_an_asset_for_it(tmp_path: Path) -> None:
+    source = {"kind": "random", "hidden_size": 64}
+    judge = {"model": {"kind": "local", "source": source}, "items": 2, "calibration_questions": 2}
+    study = load_study(Project(tmp_path, evaluation={"answers": {}, "judge": judge}).study_file)
+    graph = build_defs(study).resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == set(expected_seconds(study))
+    parents = {key.to_user_string() for key in graph.get(dg.AssetKey("judged_q")).parent_keys}
+    assert parents == {"answers_q", "judge_calibration", "judge_model"}

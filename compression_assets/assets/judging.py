@@ -34,6 +34,9 @@ FILE = "calibration.json"
 CACHE = "judge_cache"
 """Directory of the study in which every answer of every judge is kept."""
 
+MISSING = "missing"
+"""In a manifest's metadata: scores that the next run has to ask for again."""
+
 TRUSTED = "judge_trusted"
 COVERED = "judged_enough"
 
@@ -114,10 +117,13 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
             doubts = [doubt for score in found.scores if (doubt := found.doubt(score.metric))]
             detail = doubts[0] if doubts else f"{asker.backend.name} orders the planted answers well enough"
             check = Check(TRUSTED, not doubts, detail, blocking=False)
-            return StepReport(checks=(check,), metadata={"summary": detail, **_counts(asker)})
+            missing = sum(outcome.value is None for outcome in outcomes)
+            about = {"summary": detail, MISSING: missing, **_counts(asker)}
+            return StepReport(checks=(check,), metadata=about)
 
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)
+        again = config.rebuild or _incomplete(storage, JUDGE_CALIBRATION)
+        manifest, cached = make(context, artifact, build, storage, gpu, again)
         rows = _read_calibration(directory).table()
         with as_failure(JUDGE_CALIBRATION):
             about = {"measured_at": manifest.created_at}
@@ -166,8 +172,9 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         def build(place: Workplace) -> StepReport:
             return _judge(judge, artifact, answers, storage, place, context.run_id)
 
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
+        again = config.rebuild or _incomplete(storage, artifact.asset)
+        manifest, cached = make(context, artifact, build, storage, gpu, again)
         with as_failure(artifact.asset):
             shown = record(study, storage, subject, PART, manifest)
         return result(manifest, cached, directory, **shown)
@@ -196,13 +203,22 @@ def _judge(
     rows = results.to_rows(samples, judge.coverage, calibration)
     write_measured(place.output, rows, samples, run_id)
     problem = results.coverage_problem(rows)
-    again = f"; ask for the missing ones alone with: compression rebuild {artifact.asset}" if problem else ""
+    again = "; the next run asks for the missing ones alone" if problem else ""
     doubt = calibration.doubt(results.G_EVAL)
     checks = (
         Check(COVERED, not problem, (problem or f"{len(cases)} answers judged") + again, blocking=False),
         Check(TRUSTED, not doubt, doubt or f"{calibration.judge} passed its test", blocking=False),
     )
-    return StepReport(checks=checks, metadata={"summary": _summary(rows, doubt), **_counts(asker)})
+    missing = sum(sample.value is None for sample in samples) if problem else 0
+    about = {"summary": _summary(rows, doubt), MISSING: missing, **_counts(asker)}
+    return StepReport(checks=checks, metadata=about)
+
+
+def _incomplete(storage: StudyStorage, asset: str) -> bool:
+    """Whether so much was left unanswered that it is asked for again; what was answered comes from the cache."""
+    with as_failure(asset):
+        manifest = storage.artifacts.manifest(storage.artifacts.root / relative_directory(asset), asset)
+        return manifest is not None and bool(manifest.metadata.get(MISSING))
 
 
 def _asker(storage: StudyStorage, judge: JudgeSettings, place: Workplace, asset: str) -> "Asker":
