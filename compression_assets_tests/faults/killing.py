@@ -41,6 +41,15 @@ class Fault:
     clock_jumps: bool = False
 
 
+def small_project(folder: Path, orderings: list[str]) -> Project:
+    """A study that is measured by perplexity alone: every artifact is made alike, and a run has to be short."""
+    project = Project(folder, orderings=orderings, evaluation={"perplexity": {"batch_size": 8}})
+    study = project.read()
+    del study["data"]["questions"]
+    project.write(study)
+    return project
+
+
 def server() -> Any:
     """The multiprocessing context whose processes are forked from a server with everything imported."""
     context = multiprocessing.get_context("forkserver")

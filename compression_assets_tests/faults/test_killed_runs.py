@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from compression_assets_tests.faults.killing import Fault, made, operations, results, run, temporary
+from compression_assets_tests.faults.killing import (
+    Fault,
+    made,
+    operations,
+    results,
+    run,
+    small_project,
+    temporary,
+)
 from compression_assets_tests.project import Project
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -28,7 +36,7 @@ ORDERINGS = ["P-KD-Q"]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("undisturbed"), orderings=ORDERINGS)
+    project = small_project(tmp_path_factory.mktemp("undisturbed"), ORDERINGS)
     assert run(project) == 0, (project.storage / "log.txt").read_text()
     return project
 
@@ -43,7 +51,7 @@ def test_a_study_that_is_killed_again_and_again_comes_to_the_same(
     while done < KILLS:
         folder = tmp_path / f"round_{rounds}"
         folder.mkdir()
-        project = Project(folder, orderings=ORDERINGS)
+        project = small_project(folder, ORDERINGS)
         done += _kill_and_finish(project, chance, changes, min(KILLS_IN_A_ROUND, KILLS - done), done)
         assert results(project) == expected, rounds
         assert temporary(project) == []
@@ -79,7 +87,7 @@ def _expect_kept(project: Project, finished: dict[str, tuple[str, int]]) -> None
 
 def test_two_workers_that_are_killed_leave_nobody_behind(undisturbed: Project, tmp_path: Path) -> None:
     """The command itself dies, while two steps are at work in processes of their own."""
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = small_project(tmp_path, ORDERINGS)
     project.workers = "2"
     for models in (2, 4):
         command = project.start(sys.executable, "-m", "compression_assets.cli", "run")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compression_assets_tests.faults.killing import Fault, made, results, run, temporary
+from compression_assets_tests.faults.killing import Fault, made, results, run, small_project, temporary
 from compression_assets_tests.project import Project
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -30,7 +30,7 @@ compression query "SELECT model FROM leaderboard ORDER BY ALL"
 def copied(storage: Path, folder: Path) -> Project:
     """A project whose storage is what a script has left there."""
     folder.mkdir()
-    project = Project(folder, orderings=ORDERINGS)
+    project = small_project(folder, ORDERINGS)
     shutil.rmtree(project.storage)
     shutil.copytree(storage, project.storage, copy_function=shutil.copy2)
     return project
@@ -38,7 +38,7 @@ def copied(storage: Path, folder: Path) -> Project:
 
 def test_a_full_disk_and_a_read_only_one(tmp_path: Path) -> None:
     """A disk of 3 MiB fills in the middle of the study; it is then enlarged, and at last mounted read-only."""
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = small_project(tmp_path, ORDERINGS)
     script = SCRIPT.format(python=sys.executable)
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", script, "bash", str(project.storage), str(tmp_path)],
@@ -72,7 +72,7 @@ def test_clocks_that_jump_and_temporary_files_on_another_disk(tmp_path: Path) ->
     expected = None
     for folder, fault in ((steady, None), (jumping, Fault(clock_jumps=True))):
         folder.mkdir()
-        project = Project(folder, orderings=ORDERINGS)
+        project = small_project(folder, ORDERINGS)
         assert run(project, fault, TMPDIR="/dev/shm") == 0, (project.storage / "log.txt").read_text()
         assert Path("/dev/shm").stat().st_dev != project.storage.stat().st_dev
         expected = expected or results(project)
