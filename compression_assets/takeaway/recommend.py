@@ -83,9 +83,12 @@ def recommend(rows: Sequence[Row], limits: Limits) -> Choice:
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """Models that no other is both as small as and as good as, from small to large; of equal ones the first."""
+    """Models that no other is both as small as and as good as, from small to large; of equal ones the first.
+
+    Sizes that agree in three digits count as equal: two NF4 files of the same shapes differ by some printed digits.
+    """
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row[SIZE], row[QUALITY])):
+    for row in sorted(rows, key=lambda row: (float(f"{row[SIZE]:.3g}"), row[QUALITY])):
         if not front or row[QUALITY] < front[-1][QUALITY]:
             front.append(row)
     return front
