@@ -1,7 +1,8 @@
 """The paper's preset, every setting of it, on tiny models of the same structure.
 
 Tied embeddings, biases on q, k and v, a teacher with another shape and a longer padded vocabulary, widths that are not
-rounded, moments in 8 bits, checkpointed activations, the teacher in 8 bits where there is CUDA. A study of some twenty steps: `make test-faults` has the time for it.
+rounded, moments in 8 bits, checkpointed activations, the teacher in 8 bits where there is CUDA. A study of some twenty
+steps: `make test-faults` has the time for it.
 """
 
 from pathlib import Path
