@@ -46,6 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     rebuild = _command(commands, "rebuild", _rebuild, "make assets again although they are there")
     rebuild.add_argument("assets", nargs="+", metavar="ASSET")
 
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a model directory as the study measures its own; writes nothing",
+    )
+    evaluate.add_argument("directory")
     _command(commands, "leaderboard", _leaderboard, "print the leaderboard beside the paper's Table 1")
     query = _command(commands, "query", _query, "print the result of a SQL query on the study's database")
     query.add_argument("sql")
@@ -112,6 +119,29 @@ def _leaderboard(_: argparse.Namespace) -> int:
     print(plain(columns, rows))
     for sentence in doubts(_database()):
         print(sentence)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from compression_assets.evaluate import evaluate_directory
+    from compression_assets.leaderboard import with_half_width
+    from compression_assets.runtime import prepare_process
+    from compression_assets.settings import current_study, storage_root, study_root
+    from compression_assets.tables import plain
+    from compression_assets.workers import cuda_devices
+
+    prepare_process()
+    study = current_study()
+    device = "cuda" if cuda_devices() else "cpu"
+    rows = evaluate_directory(
+        study, study_root(study), Path(arguments.directory), storage_root() / ".downloads", device
+    )
+    table = [
+        (row.metric, with_half_width(row.value, row.lo, row.hi), row.unit, row.n, row.note) for row in rows
+    ]
+    print(plain(["metric", "value", "unit", "n", "note"], table))
     return 0
 
 

@@ -44,7 +44,7 @@ def read_leaderboard(
     for metric in metrics:
         header.append(f"{metric} †" if metric in untrusted else metric)
         for cell, record in zip(cells, records, strict=True):
-            cell.append(_with_half_width(record, metric))
+            cell.append(with_half_width(*(record[metric + end] for end in ("", "_lo", "_hi"))))
         if theirs and metric in PAPER:
             header.append("paper")
             for cell, record in zip(cells, records, strict=True):
@@ -75,8 +75,8 @@ def _paper(database: MetricsDatabase) -> dict[str, dict[str, float]]:
     return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
 
 
-def _with_half_width(record: dict[str, Any], metric: str) -> str | None:
-    value, lo, hi = (record[metric + suffix] for suffix in ("", "_lo", "_hi"))
-    if value is None:
-        return None
-    return shown(value) if lo is None else f"{shown(value)} ±{shown((hi - lo) / 2)}"
+def with_half_width(value: float | None, lo: float | None, hi: float | None) -> str | None:
+    """A figure as it is printed: "0.531 ±0.042", or the value alone where there is no interval."""
+    if value is None or lo is None or hi is None:
+        return None if value is None else shown(value)
+    return f"{shown(value)} ±{shown((hi - lo) / 2)}"

@@ -50,6 +50,7 @@ ELSEWHERE = {
     r"make ui\b.*": "a server: test_browser.py starts the same one",
     r"dagster dev\b.*": "a server: test_browser.py starts it",
     r"dagster asset materialize .*": "run for real by test_reruns.py, in both spellings",
+    r"compression evaluate .*": "run for real by test_evaluate.py",
     r"dg launch .*": "run for real by test_reruns.py",
     r"dagster job execute .*": "run for real by test_reruns.py",
 }

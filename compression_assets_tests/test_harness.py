@@ -1,0 +1,76 @@
+"""What lm-evaluation-harness returns as rows; that a study which names tasks without it says what to install."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compression_assets.errors import StudyError
+from compression_assets.evaluation.harness import HarnessSettings, run_tasks, to_rows
+from compression_assets_tests.tiny_models import tiny_directory
+
+HARNESS = importlib.util.find_spec("lm_eval") is not None
+
+TASK = """
+task: two_colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: [red, blue]
+doc_to_target: right
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    documents = [{"doc_id": index, "filter": "none", "acc": float(index % 2)} for index in range(4)]
+    return {
+        "results": {"arc_easy": {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.1}},
+        "higher_is_better": {"arc_easy": {"acc": True}},
+        "samples": {"arc_easy": documents},
+        **changes,
+    }
+
+
+def test_a_mean_over_documents_has_its_samples() -> None:
+    rows, samples = to_rows(found())
+    (row,) = rows
+    assert (row.metric, row.value, row.n, row.higher_is_better) == ("arc_easy_acc", 0.5, 4, True)
+    assert [(sample.item, sample.value) for sample in samples] == [
+        ("0", 0.0),
+        ("1", 1.0),
+        ("2", 0.0),
+        ("3", 1.0),
+    ]
+
+
+def test_a_figure_that_is_no_mean_stands_alone() -> None:
+    rows, samples = to_rows(found(results={"arc_easy": {"acc,none": 0.6, "f1,strict-match": 0.25}}))
+    assert [(row.metric, row.value) for row in rows] == [
+        ("arc_easy_acc", 0.6),
+        ("arc_easy_f1_strict_match", 0.25),
+    ]
+    assert samples == []
+
+
+@pytest.mark.skipif(HARNESS, reason="lm_eval is installed")
+def test_without_the_harness_a_sentence_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"not installed .*pip install .*lm_eval"):
+        run_tasks(tmp_path, HarnessSettings(tasks=["arc_easy"]), seed=0)
+
+
+@pytest.mark.skipif(not HARNESS, reason="needs lm_eval (dependency group harness)")
+def test_a_task_of_ones_own_runs_without_a_network(tmp_path: Path) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(f'{{"question": "Colour {n}?", "right": {n % 2}}}\n' for n in range(6)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "two_colours.yaml").write_text(TASK.format(data=data))
+    settings = HarnessSettings(tasks=["two_colours"], include=str(tmp_path / "tasks"), limit=5)
+    rows, samples = run_tasks(tiny_directory(tmp_path / "model"), settings, seed=0)
+    assert [(row.metric, row.n) for row in rows] == [("two_colours_acc", 5)]
+    assert rows[0].value == sum(sample.value or 0 for sample in samples) / 5
+    with pytest.raises(StudyError, match="has no task 'two_colors'"):
+        run_tasks(tmp_path / "model", HarnessSettings(tasks=["two_colors"]), seed=0)
