@@ -101,6 +101,7 @@ def test_a_quantized_model_is_compared_with_its_true_4_bit_form(model_dir: Path,
         changed.model.layers[0].mlp.down_proj.weight.mul_(-1)
     other = compare_with_four_bit(changed, tmp_path / "q", [list(range(100))], "cpu")
     assert (other.logit_cosine or 0) < 0.97
+    assert answered.four_bit.check().passed and not other.check().passed
 
 
 def test_where_the_4_bit_kernels_cannot_run_the_rows_say_so(tmp_path: Path) -> None:
@@ -109,6 +110,8 @@ def test_where_the_4_bit_kernels_cannot_run_the_rows_say_so(tmp_path: Path) -> N
     rows = {row.metric: row for row in answer_questions(tmp_path / "q", QUESTIONS, SETTINGS, seed=0).rows()}
     assert rows["four_bit_top_1"].value is None
     assert "kernels of this CPU cannot run" in rows["four_bit_top_1"].note
+    with pytest.raises(StudyError, match="is not a model directory"):
+        answer_questions(tmp_path, QUESTIONS, SETTINGS, seed=0)
 
 
 def test_speed_comes_back_from_disk(tmp_path: Path) -> None:

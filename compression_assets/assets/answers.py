@@ -15,12 +15,15 @@ from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.needs import of_scoring
 from compression_assets.assets.priority import MEASURE, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
+from compression_assets.evaluation import four_bit
 from compression_assets.evaluation.answers import Answer, read_answers
 from compression_assets.evaluation.settings import AnswerSettings
+from compression_assets.orderings import technique_of
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.tables import markdown
+from compression_assets.techniques import registry
 from compression_assets.techniques.step import StepReport
 
 PART = "answers"
@@ -39,6 +42,7 @@ def answers_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> dg.AssetsDefinition:
     model = subject.model
+    quantized = bool(subject.path) and registry.technique(technique_of(subject.path[-1])).quantizes
     artifact = Artifact(
         asset=subject.asset(PART),
         settings={PART: settings.model_dump(mode="json")},
@@ -48,6 +52,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         seed=study.seed if settings.temperature > 0 else None,
         parent=model,
         path=subject.path,
+        warnings=(four_bit.CHECK,) if quantized else (),
         needs=of_scoring(model, study),
     )
 
@@ -60,6 +65,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         tags={"stage": "answers", "ordering": subject.key},
         owners=OWNERS,
         code_version=artifact.code_version,
+        check_specs=artifact.check_specs(),
         pool=POOL,
         op_tags={PRIORITY: MEASURE},
     )
@@ -84,11 +90,12 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
             write_measured(place.output, answered.rows(), answered.samples(), context.run_id)
             speed = answered.speed.tokens_per_second
             return StepReport(
+                checks=(answered.four_bit.check(),) if quantized and answered.four_bit else (),
                 metadata={
                     "summary": f"{len(answered.answers)} answers, {speed:.0f} tokens/s",
                     "precision": answered.speed.precision,
                     "threads": answered.speed.threads,
-                }
+                },
             )
 
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)

@@ -84,8 +84,8 @@ def answer_questions(
     from compression_assets.training.precision import compute_dtype
 
     asked = _first(questions, settings.questions)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
     model = load_for_scoring(model_dir, device, compute_dtype(device))
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
     prompts = [question_prompt(tokenizer, question.question, question.context) for question in asked]
     tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
     _refuse_too_long(model, tokens, settings.max_new_tokens, asked)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.rows import SCORE, MetricRow
+from compression_assets.techniques.step import Check
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+CHECK = "agrees_with_four_bit"
+LEAST_COSINE = 0.99
 PROMPTS = 3
 POSITIONS = 64
 """Last positions of each prompt whose logits are compared."""
@@ -27,6 +30,13 @@ class Agreement:
     top_1: float | None
     positions: int
     reason: str = ""
+
+    def check(self) -> Check:
+        """A warning where the 4-bit model is not the one that was scored, or could not be compared with it."""
+        if self.logit_cosine is None or self.top_1 is None:
+            return Check(CHECK, False, f"not compared: {self.reason}", blocking=False)
+        detail = f"cosine {self.logit_cosine:.4f}, same first token at {self.top_1:.1%} of {self.positions} positions"
+        return Check(CHECK, self.logit_cosine >= LEAST_COSINE, detail, blocking=False)
 
     def rows(self) -> list[MetricRow]:
         return [
