@@ -62,6 +62,13 @@ def test_a_step_dies_with_its_run(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pid)
 
 
+def test_what_steps_are_forked_from_can_be_imported_and_starts_no_thread() -> None:
+    # Its server swallows an ImportError, and every step would import torch for itself.
+    code = "import threading, compression_assets.preload; print(threading.active_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"
+
+
 def test_the_longest_way_goes_first() -> None:
     study = load_study("demo")
     costs = expected_seconds(study)
