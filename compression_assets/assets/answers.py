@@ -13,7 +13,7 @@ from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workpla
 from compression_assets.assets.layout import OWNERS, POOL, QUESTION_SET, relative_directory
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.needs import of_scoring
-from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.priority import FILL, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation import four_bit
 from compression_assets.evaluation.answers import Answer, read_answers
@@ -67,7 +67,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
         pool=POOL,
-        op_tags={PRIORITY: MEASURE},
+        op_tags={PRIORITY: FILL},
     )
     def answers(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu

@@ -6,7 +6,7 @@ from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workpla
 from compression_assets.assets.layout import OWNERS, POOL, relative_directory
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.needs import of_scoring
-from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.priority import FILL, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation.harness import HarnessSettings
 from compression_assets.resources.gpu import Gpu
@@ -45,7 +45,7 @@ def _harness_asset(study: Study, subject: Subject, settings: HarnessSettings) ->
         tags={"stage": PART, "ordering": subject.key},
         owners=OWNERS,
         code_version=artifact.code_version,
-        op_tags={PRIORITY: MEASURE},
+        op_tags={PRIORITY: FILL},
         pool=POOL,
     )
     def harness(

@@ -17,7 +17,7 @@ from compression_assets.assets.layout import (
 )
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.model_asset import released_model_asset
-from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.priority import FILL, MEASURE, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation.judging.settings import JudgeSettings, LocalJudge
 from compression_assets.resources.gpu import Gpu
@@ -164,7 +164,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         pool=POOL if isinstance(judge.model, LocalJudge) else None,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
-        op_tags={PRIORITY: MEASURE},
+        op_tags={PRIORITY: FILL},
     )
     def judged(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu

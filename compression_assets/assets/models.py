@@ -6,7 +6,7 @@ from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import BASE_MODEL, model_key
 from compression_assets.assets.model_asset import model_asset, released_model_asset
 from compression_assets.assets.needs import of_step
-from compression_assets.assets.priority import model_priority
+from compression_assets.assets.priority import PRIORITY, longest_ways
 from compression_assets.orderings import Node, StepPath, last_quantized, recipe_token
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -16,9 +16,11 @@ from compression_assets.techniques.step import StepInputs, StepReport
 
 def model_assets(study: Study) -> list[dg.AssetsDefinition]:
     """The base model, every step result that the study's orderings need, each once, and the external models."""
-    nodes = study.nodes
+    nodes, ways = study.nodes, longest_ways(study)
     steps = [
-        _step_asset(study, node, nodes[node.parent]) for node in nodes.values() if node.parent is not None
+        _step_asset(study, node, nodes[node.parent], ways[node.path])
+        for node in nodes.values()
+        if node.parent is not None
     ]
     base = released_model_asset(
         BASE_MODEL,
@@ -67,7 +69,7 @@ def kept_grid(study: Study, node: Node) -> list[StepPath]:
     return [quantized] if keeps and quantized else []
 
 
-def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
+def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
     artifact = step_artifact(study, node, parent)
     assert node.step is not None
     technique = registry.technique(node.technique or "")
@@ -105,7 +107,7 @@ def _step_asset(study: Study, node: Node, parent: Node) -> dg.AssetsDefinition:
             **({"ordering": node.final.key} if node.final else {}),
         },
         quantized=technique.quantizes,
-        priority=model_priority(study, node.path),
+        priority={PRIORITY: str(seconds)},
     )
 
 

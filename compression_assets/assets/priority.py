@@ -1,4 +1,4 @@
-"""Which of the steps that could start goes first: a finished model's measurement, then the longest way to go.
+"""Which of the steps that could start goes first: a finished model's perplexity, then the longest way to go.
 
 With two steps at work at once, a run ends soonest when the step with most work behind it never waits.
 """
@@ -13,28 +13,20 @@ MEASURE = "10000"
 """A finished model is measured before the next one is built, so that the leaderboard fills early."""
 
 FILL = "-1"
-"""Work that nothing waits for: it fills the gaps that the models leave."""
+"""Answers and what is made of them: nothing waits for them, so they fill the gaps that the models leave."""
 
 
-def longest_way(study: Study, path: StepPath) -> int:
-    """Expected seconds from the start of this node to the end of the longest ordering through it."""
+def longest_ways(study: Study) -> dict[StepPath, int]:
+    """For each node, expected seconds from its start to the end of the longest ordering through it."""
     costs = expected_seconds(study)
-    below = [
-        sum(
-            costs[model_key(study.nodes[node.path[:length]])]
-            for length in range(len(path), len(node.path) + 1)
-        )
-        for node in study.nodes.values()
-        if node.path[: len(path)] == path
-    ]
-    return round(max(below))
-
-
-def model_priority(study: Study, path: StepPath) -> dict[str, str]:
-    """Op tags of a node of the prefix tree."""
-    return {PRIORITY: str(longest_way(study, path))}
+    ways: dict[StepPath, float] = {}
+    for node in reversed(study.nodes.values()):  # children before their parents
+        ways[node.path] = ways.get(node.path, 0.0) + costs[model_key(node)]
+        if node.parent is not None:
+            ways[node.parent] = max(ways.get(node.parent, 0.0), ways[node.path])
+    return {path: round(seconds) for path, seconds in ways.items()}
 
 
 def teacher_priority(study: Study) -> dict[str, str]:
     """Op tags of the teacher and its logits: every distillation step waits for them."""
-    return {PRIORITY: str(longest_way(study, ()))}
+    return {PRIORITY: str(longest_ways(study)[()])}

@@ -6,7 +6,7 @@ from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workpla
 from compression_assets.assets.layout import BASE_MODEL, FLUENCY_MODEL, OWNERS, POOL, relative_directory
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.model_asset import released_model_asset
-from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.priority import FILL, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation.settings import ClaritySettings
 from compression_assets.resources.gpu import Gpu
@@ -60,7 +60,7 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         tags={"stage": PART, "ordering": subject.key},
         owners=OWNERS,
         code_version=artifact.code_version,
-        op_tags={PRIORITY: MEASURE},
+        op_tags={PRIORITY: FILL},
         pool=POOL,
     )
     def quality(
