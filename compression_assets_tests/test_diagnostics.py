@@ -71,7 +71,7 @@ def test_parts_of_some_rows_decode_to_those_rows() -> None:
 def test_what_each_q_is_compared_with() -> None:
     study = load_study("smoke")
     nodes = {node.key: node for node in study.nodes.values()}
-    assert not follows_training(nodes["q"])
+    assert not follows_training(study, nodes["q"])
     assert compared_with(study, nodes["q_p_kd"]) == (("Q", "D"), ("Q",), [("Q", "D", "P")])
     assert compared_with(study, nodes["p_q_kd"]) == (("P", "Q", "D"), ("P", "Q"), [])
     assert compared_with(study, nodes["kd_p_q"]) == (("KD",), None, [("KD", "P")])

@@ -24,12 +24,13 @@ if __name__ == "__main__":
 """
 REPOSITORY = Path(__file__).parents[1]
 ORDERINGS = ["Q", "P-KD-Q", "Q-P-KD"]
+PERPLEXITY_ALONE = {"perplexity": {"batch_size": 8}}
 NODES = {"base", "teacher", "q", "p", "p_kd", "p_kd_q", "q_d", "q_d_p", "q_d_p_kd", "q_p_kd"}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("finished"), orderings=ORDERINGS)
+    project = Project(tmp_path_factory.mktemp("finished"), orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     code, output = project.compression("run")
     assert code == 0, output
     return project
@@ -38,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def copy(finished: Project, tmp_path: Path) -> Project:
     """A finished study of this test's own."""
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     shutil.rmtree(project.storage)
     shutil.copytree(finished.storage, project.storage, copy_function=shutil.copy2)
     return project
@@ -109,7 +110,7 @@ def test_teacher_logits_made_again_change_nothing(copy: Project) -> None:
 def test_a_mistake_on_the_command_line_is_one_sentence(
     tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     code, output = project.compression(*arguments)
     assert code == 1
     assert sentence in output
@@ -134,7 +135,7 @@ def test_a_damaged_model_is_named_and_rebuilt_on_request(copy: Project) -> None:
 
 
 def test_a_killed_run_continues_where_it_stopped(finished: Project, tmp_path: Path) -> None:
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     process = project.start(sys.executable, "-m", "compression_assets.cli", "run")
     deadline = time.monotonic() + 200
     while len(list((project.root / "models").glob("[a-z]*"))) < 3 and time.monotonic() < deadline:
@@ -152,7 +153,7 @@ def test_a_killed_run_continues_where_it_stopped(finished: Project, tmp_path: Pa
 
 
 def test_a_missing_upstream_fails_at_once_with_the_command(tmp_path: Path) -> None:
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     code, output = project.command(
         "dagster", "asset", "materialize", "--select", "final_p_kd_q*",
         DAGSTER_HOME=project.dagster_home(), DAGSTER_MODULE_NAME="compression_assets",
@@ -205,7 +206,7 @@ def test_dg_checks_and_launches(copy: Project) -> None:
 
 def test_steps_can_run_in_processes_of_their_own(tmp_path: Path) -> None:
     """What a CUDA machine does, with the CPU doing the work."""
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     script = tmp_path / "spawn.py"
     script.write_text(SPAWN)
     code, output = project.command(sys.executable, str(script))
@@ -214,7 +215,7 @@ def test_steps_can_run_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 def test_one_ordering_alone(tmp_path: Path) -> None:
-    project = Project(tmp_path, orderings=ORDERINGS)
+    project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     code, output = project.compression("run", "--ordering", "q")
     assert code == 0, output
     assert set(project.versions()) == {"base", "q"}

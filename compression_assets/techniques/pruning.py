@@ -87,13 +87,13 @@ class Pruning:
         keep = [most_important(scores, after) for scores in importance]
         names = {module: name for name, module in model.named_modules()}
         kept = {names[block]: own.tolist() for block, own in zip(ffn_blocks(model), keep, strict=True)}
-        (step.output / KEPT_NEURONS).write_text(json.dumps(kept))
         prune_ffn(model, keep)
         dataset = TokenDataset.load(step.data["finetuning_set"])
         recipe = step.recipe.finetune
         resuming = checkpoints_in(step.scratch, model, dataset, recipe, step.seed, step.device)
         training = finetune(model, dataset, recipe, step.seed, step.device, step.report, resuming)
         checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
+        (step.output / KEPT_NEURONS).write_text(json.dumps(kept))
 
         actual = checkpoints.read_config(step.output).intermediate_size
         return StepReport(
