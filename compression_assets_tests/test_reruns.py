@@ -13,7 +13,7 @@ import pytest
 
 from compression_assets_tests.project import Project, changed
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(700)
 
 SPAWN = """
 if __name__ == "__main__":

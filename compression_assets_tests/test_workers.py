@@ -79,7 +79,7 @@ def test_the_longest_way_goes_first() -> None:
     assert ways[()] >= max(ways.values()) > 0
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(500)
 def test_two_workers_make_a_study_that_one_finds_finished(tmp_path: Path) -> None:
     project = Project(tmp_path, orderings=["Q"], evaluation={"perplexity": {"batch_size": 8}})
     project.workers = "2"
