@@ -10,7 +10,6 @@ from typing import Any
 
 from compression_assets.techniques.pruning import PruningRecipe, kept_width
 from compression_assets.techniques.quantization import QuantizationRecipe
-from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.head_loss import BLOCK_BYTES, CHUNK_BYTES
 from compression_assets.training.loop import TrainingRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
@@ -99,18 +98,6 @@ def step_memory(
     if not type(recipe).model_fields:  # D has nothing to choose
         return LIBRARIES[kind] + (8 * shapes.parameters + nf4_bytes(shapes) if kind == "cpu" else 0)
     return None
-
-
-def teacher_memory(
-    config: Mapping[str, Any],
-    recipe: FinetuneRecipe,
-    *,
-    max_length: int,
-    device: str = "cpu",
-    compute_bytes: int = 2,
-) -> int | None:
-    """Peak bytes of correcting a teacher; see `step_memory`."""
-    return step_memory(config, recipe, max_length=max_length, device=device, compute_bytes=compute_bytes)
 
 
 def logits_memory(

@@ -182,7 +182,7 @@ class _Planner:
             parameters=shapes.parameters(self.base),
             size=size,
             disk=size + TOKENIZER_BYTES * self.base["vocab_size"],
-            memory=memory.teacher_memory(self.base, teacher.finetune, **self._memory_arguments()),
+            memory=memory.step_memory(self.base, teacher.finetune, **self._memory_arguments()),
             tokens=int(volume.content * work.epochs_of(teacher.finetune, volume)),
             flops=flops,
             seconds=self._seconds(flops, self.device.training, 2 * size),
