@@ -52,7 +52,7 @@ check: setup ## load the definitions and validate them
 	@source $(BIN)/activate && use_study "$$STUDY" && exec dg check defs
 
 test: setup ## run the tests; ARGS="-k orderings" narrows them
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup ## kill runs, fill disks: what make test has no time for
 	@$(BIN)/python -m pytest -q -n 2 --dist load -m faults $(ARGS)

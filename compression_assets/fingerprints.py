@@ -35,7 +35,7 @@ def code_fingerprint(module: str) -> str:
     Comments, docstrings, formatting and imports for type checkers do not count: a reworded sentence must not
     retrain a model.
     """
-    return fingerprint({name: ast.dump(_executed(_source(name))) for name in sorted(_imported(module))})
+    return fingerprint({name: _code(name)[0] for name in sorted(_imported(module))})
 
 
 def _imported(module: str) -> set[str]:
@@ -46,8 +46,15 @@ def _imported(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        waiting += _package_imports(_executed(_source(name)))
+        waiting += _code(name)[1]
     return found
+
+
+@cache
+def _code(module: str) -> tuple[str, list[str]]:
+    """(its code as text, the modules of this package that it imports); most modules belong to many fingerprints."""
+    tree = _executed(_source(module))
+    return ast.dump(tree), _package_imports(tree)
 
 
 def _package_imports(tree: ast.AST) -> list[str]:
@@ -73,7 +80,6 @@ def _is_module(name: str) -> bool:
         return False
 
 
-@cache
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:

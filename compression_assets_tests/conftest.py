@@ -53,8 +53,14 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+LONGEST_FIRST = ("test_reruns", "test_documents", "test_workers", "test_report", "test_judging_assets")
+"""Files of whole runs: begun last, one of them would leave the other workers of the session without work."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+    """Put the longest files first, and skip tests marked `gpu` where there is no CUDA device."""
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

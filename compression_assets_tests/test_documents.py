@@ -132,7 +132,16 @@ def storage(finished_study: Project, tmp_path_factory: pytest.TempPathFactory) -
 def recipe_of(command: str) -> list[str]:
     """The commands behind a `make` target, as make itself would run them."""
     asked = subprocess.run(
-        ["make", "-n", "--no-print-directory", "-o", "setup", "-o", ".venv/.ready", *shlex.split(command)[1:]],
+        [
+            "make",
+            "-n",
+            "--no-print-directory",
+            "-o",
+            "setup",
+            "-o",
+            ".venv/.ready",
+            *shlex.split(command)[1:],
+        ],
         cwd=ROOT,
         env={**os.environ, "STUDY": "smoke"},
         capture_output=True,

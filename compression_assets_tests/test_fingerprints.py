@@ -8,6 +8,11 @@ import pytest
 from compression_assets import fingerprints
 
 
+def forget() -> None:
+    fingerprints.code_fingerprint.cache_clear()
+    fingerprints._code.cache_clear()
+
+
 @pytest.fixture
 def edited(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """edit(module, old, new) replaces text in a module's source as the fingerprint sees it."""
@@ -15,7 +20,7 @@ def edited(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 
     def edit(module: str, old: str, new: str) -> None:
         assert old in original(module)
-        fingerprints.code_fingerprint.cache_clear()
+        forget()
         monkeypatch.setattr(
             fingerprints,
             "_source",
@@ -24,7 +29,7 @@ def edited(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 
     yield edit
     monkeypatch.undo()
-    fingerprints.code_fingerprint.cache_clear()
+    forget()
 
 
 def test_keys_may_come_in_any_order_but_values_count() -> None:

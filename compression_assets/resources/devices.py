@@ -5,12 +5,15 @@ Who may use a device is said by `gpu`.
 
 import ctypes
 import gc
+import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
+WORTH_RETURNING = 2**28
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,16 @@ def peak_bytes(device: str) -> int:
     return _status("self", "VmHWM")
 
 
-def give_back(device: str) -> None:
-    """Return memory that nothing refers to any more to the system."""
+def give_back(device: str, held: int) -> None:
+    """Return memory that nothing refers to any more to the system. held: `resident_bytes` before it was taken.
+
+    On a CPU only where it is worth the half second that looking at every object takes.
+    """
+    if device == "cpu" and (
+        multiprocessing.parent_process() is not None  # a step's own process, which ends now
+        or resident_bytes() - held < WORTH_RETURNING
+    ):
+        return
     gc.collect()
     if device != "cpu":
         import torch

@@ -98,11 +98,12 @@ class Gpu(dg.ConfigurableResource):
         )
         with take as (device, expected), _in_use(device):
             reset_peak(device)
+            held = resident_bytes()
             started = time.monotonic()
             try:
                 yield Lease(device, started, expected, started - asked)
             finally:
-                give_back(device)
+                give_back(device, held)
 
     def _candidates(self, holder: str) -> list[CudaDevice]:
         """CUDA devices that would do; none means the CPU."""

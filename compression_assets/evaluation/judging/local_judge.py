@@ -87,11 +87,13 @@ class _Reader:
         from transformers import AutoTokenizer, DynamicCache
 
         from compression_assets.checkpoints import load_for_scoring
+        from compression_assets.evaluation.grouped_attention import use_fastest_attention
 
         self._model = load_for_scoring(directory, device, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
+        use_fastest_attention(self._model)
         self._cache: Any = DynamicCache()
         self._held: list[list[int]] = []
         self._before, self._after = self._template()
