@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import Targets, demo, matmul_peak, one_thread, ratios, spread, table, turns
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.loop import Distil, TrainingRecipe, plan
+from compression_assets.training.loop import Distil
+from compression_assets.training.schedule import TrainingRecipe, plan
 
 if TYPE_CHECKING:
     import torch

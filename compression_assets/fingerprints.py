@@ -1,7 +1,7 @@
-"""What makes two results the same: hashes of settings, of code and of library versions.
+"""What makes two results the same: hashes of settings, of code, of files and of library versions.
 
 A finished step is reused only while its fingerprint is unchanged, so everything that can change a
-result has to reach one of these functions. Hashes of files on disk live with the model store.
+result has to reach one of these functions.
 """
 
 import ast
@@ -21,6 +21,12 @@ def fingerprint(value: Any) -> str:
     """SHA-256 (hex) of a JSON-serialisable value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

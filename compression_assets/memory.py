@@ -11,7 +11,7 @@ from typing import Any
 from compression_assets.techniques.pruning import PruningRecipe, kept_width
 from compression_assets.techniques.quantization import QuantizationRecipe
 from compression_assets.training.head_loss import BLOCK_BYTES, CHUNK_BYTES
-from compression_assets.training.loop import TrainingRecipe
+from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
 
 MIB = 2**20

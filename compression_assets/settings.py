@@ -6,7 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from compression_assets.errors import StudyError
-from compression_assets.study import Study, load_study
+from compression_assets.study import Study
+from compression_assets.study_files import load_study
 
 DEFAULT_STUDY = "demo"
 EARLIER_TEMPLATES = {

@@ -5,17 +5,13 @@ Belongs here: the keys of a study file and what must hold between them. Not here
 Every preset in `studies/` is an example; `smoke.yaml` is the shortest.
 """
 
-import json
 import re
-from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.judging.settings import LocalJudge
 from compression_assets.evaluation.settings import EvaluationSettings
 from compression_assets.orderings import (
     BASE,
@@ -30,23 +26,19 @@ from compression_assets.orderings import (
     recipe_token,
     technique_of,
 )
-from compression_assets.sources.chat import ChatSource, check_chat_source
-from compression_assets.sources.models import ModelSource, check_model_source
-from compression_assets.sources.questions import QuestionSettings, check_question_source
+from compression_assets.sources.chat import ChatSource
+from compression_assets.sources.models import ModelSource
+from compression_assets.sources.questions import QuestionSettings
 from compression_assets.strict import Strict, near_match
-from compression_assets.study_errors import failure, sentence
+from compression_assets.study_errors import failure
 from compression_assets.study_recipes import read_recipes
 from compression_assets.study_sweeps import Sweep, expanded
-from compression_assets.study_yaml import read_mapping
 from compression_assets.techniques.registry import technique
 from compression_assets.text.splits import SplitSize
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
 
-PRESETS = Path(__file__).parent / "studies"
-
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
-SHIPPED = "package:"
 TEACHER_LOGITS = "teacher_logits"
 
 
@@ -281,101 +273,3 @@ class Study(Strict):
 
 def _inputs(token: str) -> tuple[str, ...]:
     return technique(technique_of(token)).inputs
-
-
-def load_study(name_or_path: str | Path) -> Study:
-    """A preset by its name, or a study file by its path (anything with a "/" or a .yaml suffix).
-
-    Relative paths inside the file are relative to the file.
-
-    Raises:
-        StudyError: one sentence naming the file, the key path, what is wrong with it, and what is allowed.
-    """
-    path = _study_path(name_or_path)
-    raw = read_mapping(path)
-    try:
-        study: Study = _located(_validate(raw), path.parent.absolute())
-        _refuse_missing_sources(study)
-    except ValidationError as error:
-        raise StudyError(f"{path}: {sentence(error, raw, _validate)}") from None
-    except StudyError as error:
-        raise StudyError(f"{path}: {error}") from None
-    if study.name in presets() and path.resolve().parent != PRESETS.resolve():
-        raise StudyError(
-            f"{path}: name '{study.name}' is a preset's, and its models would be overwritten: write another name"
-        )
-    return study
-
-
-def presets() -> list[str]:
-    """Names of the studies that ship with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def _study_path(name_or_path: str | Path) -> Path:
-    text = str(name_or_path)
-    if text in presets():
-        return PRESETS / f"{text}.yaml"
-    path = _expanded(text)
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    if "/" in text:
-        raise StudyError(f"{text} is no study file: its name must end in .yaml")
-    near = near_match(text, presets())
-    raise StudyError(
-        f"there is no study called {text!r}{f': {near}' if near.startswith('did') else ''} "
-        f"(presets: {', '.join(presets())}; or give the path of a .yaml file)"
-    )
-
-
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # "~someone" who is unknown here: the path as written does not exist either
-        return Path(path)
-
-
-def _validate(raw: Any) -> Study:
-    # As JSON, since pydantic is strict there ("3" and true are no numbers) and still takes text for a path.
-    return Study.model_validate_json(json.dumps(raw), strict=True)
-
-
-def _located(value: Any, directory: Path) -> Any:
-    """A copy in which every `path` of a source is absolute, except those of files that ship with the package."""
-    if not isinstance(value, Strict):
-        return value
-    changed = {}
-    for name in type(value).model_fields:
-        old = getattr(value, name)
-        if name == "path" and not str(old).startswith(SHIPPED):
-            changed[name] = type(old)(directory / _expanded(old))
-        elif (new := _located(old, directory)) is not old:
-            changed[name] = new
-    return value.model_copy(update=changed) if changed else value
-
-
-def _refuse_missing_sources(study: Study) -> None:
-    """Raise StudyError, with the key path, for a local source that is not there or cannot be used."""
-    teacher = study.teacher.source if isinstance(study.teacher, ModelTeacher) else None
-    _check("base_model", check_model_source, study.base_model)
-    _check("teacher.source", check_model_source, teacher)
-    _check("data.chat", check_chat_source, study.data.chat)
-    _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
-    questions = study.data.questions.source if study.data.questions else None
-    _check("data.questions.source", check_question_source, questions)
-    clarity = study.evaluation.clarity
-    if clarity is not None and clarity.fluency_model != "base":
-        _check("evaluation.clarity.fluency_model", check_model_source, clarity.fluency_model)
-    judge = study.evaluation.judge.model if study.evaluation.judge else None
-    if isinstance(judge, LocalJudge):
-        _check("evaluation.judge.model.source", check_model_source, judge.source)
-    for index, external in enumerate(study.external_models):
-        _check(f"external_models[{index}].source", check_model_source, external.source)
-
-
-def _check(where: str, check: Callable[[Any], None], source: Any) -> None:
-    try:
-        if source is not None:
-            check(source)
-    except StudyError as error:
-        raise StudyError(f"{where}: {error}") from None

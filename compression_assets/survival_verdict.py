@@ -144,7 +144,7 @@ def placing_the_paper(rows: list[dict[str, Any]]) -> list[str]:
     the sweep has runs of at least two lengths; the paper's is far outside of them.
     """
     from compression_assets.evaluation.survival import adam_rms_bounds
-    from compression_assets.training.loop import TrainingRecipe, learning_rate
+    from compression_assets.training.schedule import TrainingRecipe, learning_rate
 
     recipe = TrainingRecipe(
         epochs=2,

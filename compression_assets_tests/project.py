@@ -12,7 +12,7 @@ import yaml
 
 from compression_assets.assets.layout import TABLES
 from compression_assets.resources.artifact_store import ArtifactStore
-from compression_assets.study import PRESETS
+from compression_assets.study_files import PRESETS
 
 
 class Project:

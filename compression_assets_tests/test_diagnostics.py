@@ -9,7 +9,7 @@ import torch
 from compression_assets import checkpoints
 from compression_assets.assets.diagnosed import compared_with, diagnosed, follows_training
 from compression_assets.evaluation.diagnostics import compare, rows_of
-from compression_assets.study import load_study
+from compression_assets.study_files import load_study
 from compression_assets.techniques import nf4
 from compression_assets.techniques.dequantization import dequantize_checkpoint
 from compression_assets.techniques.pruning import KEPT_NEURONS, prune_ffn

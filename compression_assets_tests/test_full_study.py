@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from compression_assets.evaluation.answers import read_answers
-from compression_assets.resources.artifact_store import sha256_of
+from compression_assets.fingerprints import file_sha256
 from compression_assets.text.questions import read_question_set
 from compression_assets_tests.project import Project
 
@@ -132,7 +132,7 @@ def test_manifests_tell_where_a_model_comes_from(project: Project) -> None:
     raw = json.loads((project.root / "models/p_kd_q/manifest.json").read_text())
     assert raw["parent"] == "model_p_kd"
     assert raw["path"] == ["P", "KD", "Q"]
-    assert raw["files"]["model.safetensors"]["sha256"] == sha256_of(
+    assert raw["files"]["model.safetensors"]["sha256"] == file_sha256(
         project.root / "models/p_kd_q/model.safetensors"
     )
     assert raw["peak_memory_bytes"] > 1e6

@@ -15,7 +15,7 @@ from compression_assets.assets.layout import TABLES
 from compression_assets.assets.subjects import parts
 from compression_assets.build import build_defs
 from compression_assets.costs import expected_seconds
-from compression_assets.study import PRESETS, load_study, presets
+from compression_assets.study_files import PRESETS, load_study, presets
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "demo_graph.json"
 

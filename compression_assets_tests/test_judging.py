@@ -1,7 +1,6 @@
 """Judging through DeepEval against a real server on loopback: what is asked, what is kept, what failure becomes."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -13,11 +12,8 @@ from typing import Any
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.judging.asking import HIDDEN, Asker
-from compression_assets.evaluation.judging.cache import AnswerCache
 from compression_assets.evaluation.judging.calibration import Calibration, calibrate, planted_cases
 from compression_assets.evaluation.judging.http_errors import retry_after
-from compression_assets.evaluation.judging.judges import open_backend
 from compression_assets.evaluation.judging.prompts import METRICS, Case
 from compression_assets.evaluation.judging.results import (
     cases_of,
@@ -27,41 +23,9 @@ from compression_assets.evaluation.judging.results import (
     to_samples,
 )
 from compression_assets.evaluation.judging.scoring import Outcome, judge_cases
-from compression_assets.evaluation.judging.settings import GeminiJudge, OpenAiJudge, PatienceSettings
 from compression_assets_tests import judge_server
 from compression_assets_tests.judge_server import JudgeServer, always, completion, opinion, serving
-
-KEY = "PLANTED-KEY-5d1f0c"
-QUICK = PatienceSettings(
-    concurrency=4,
-    timeout_seconds=30.0,
-    attempts=3,
-    backoff_seconds=0.01,
-    item_seconds=120.0,
-    run_seconds=120.0,
-    give_up_after=3,
-)
-HASTY = QUICK.model_copy(update={"timeout_seconds": 1.0, "attempts": 2})
-"""For a judge that hangs; the others may take their time on a busy machine."""
-
-CASES = [
-    Case(f"q{number}", f"What is {number}?", f"It is {number}.", (str(number),), f"It is {number}.")
-    for number in range(4)
-]
-QUESTIONS = len(CASES) * len(METRICS)
-
-
-def asker(server: JudgeServer, cache: Path, patience: PatienceSettings = QUICK, **settings: Any) -> Asker:
-    judge = OpenAiJudge(kind="openai_compatible", base_url=f"{server.url}/v1", **{"model": "m", **settings})
-    return Asker(open_backend(judge, None, "", "cpu"), AnswerCache(cache), patience)
-
-
-def judged(asking: Asker, cases: list[Case] = CASES) -> list[Outcome]:
-    return judge_cases(cases, asking, 1000, "judged_q")
-
-
-def values(outcomes: list[Outcome], metric: str) -> list[float | None]:
-    return [outcome.value for outcome in outcomes if outcome.metric == metric]
+from compression_assets_tests.judging_helpers import CASES, HASTY, QUESTIONS, QUICK, asker, judged, values
 
 
 def test_scores_are_weighted_by_token_probabilities_where_the_judge_gives_them(tmp_path: Path) -> None:
@@ -281,86 +245,6 @@ def outcomes_of(value: float) -> list[Outcome]:
     return [Outcome(name, case.id, value) for name in METRICS for case in CASES]
 
 
-def test_a_key_is_sent_and_shown_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    caplog.set_level(logging.DEBUG)
-
-    def echoing(_: JudgeServer, prompt: str, __: dict[str, Any]) -> Any:
-        if "What is 1?" in prompt:
-            return 500, {}, f"cannot serve {KEY}".encode()
-        return completion({**opinion(prompt, 4), "reason": f"your key is {KEY}"})
-
-    with serving(echoing) as server:
-        asking = asker(server, tmp_path, api_key_env="JUDGE_KEY")
-        outcomes = judged(asking)
-        assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
-    errors = {outcome.error for outcome in outcomes if outcome.value is None}
-    assert errors == {f"HTTP 500 (cannot serve {HIDDEN})"}
-    with serving(lambda *_: (403, {}, KEY.encode())) as server, pytest.raises(StudyError) as caught:
-        judged(asker(server, tmp_path / "other", api_key_env="JUDGE_KEY"))
-    shown: list[BaseException | None] = [caught.value]
-    while shown[-1] is not None:
-        assert KEY not in repr(shown[-1])
-        shown.append(shown[-1].__cause__ or shown[-1].__context__)
-    assert KEY not in caplog.text
-    assert all(KEY not in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
-
-
-def test_keys_that_are_missing_or_in_the_wrong_place_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
-    with pytest.raises(StudyError, match="export GEMINI_API_KEY"):
-        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu")
-    with pytest.raises(ValueError, match="never the key itself"):
-        GeminiJudge(kind="gemini", api_key_env="AIzaSy-123")
-    for address in (
-        "http://user:secret@host/v1",
-        "http://host/v1?key=secret",
-        "ftp://host",
-        "localhost:11434",
-    ):
-        with pytest.raises(ValueError, match="must"):
-            OpenAiJudge(kind="openai_compatible", base_url=address, model="m")
-
-
-def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GEMINI_API_KEY", KEY)
-    calls = 0
-
-    def script(_: JudgeServer, prompt: str, request: dict[str, Any]) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            detail = {
-                "error": {"code": 429, "message": f"quota of {KEY}", "details": [{"retryDelay": "0.1s"}]}
-            }
-            return 429, {"content-type": "application/json"}, json.dumps(detail).encode()
-        text = json.dumps(opinion(prompt, 4))
-        part = {"content": {"role": "model", "parts": [{"text": text[:-5] if calls == 2 else text}]}}
-        body = {"candidates": [part], "usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}}
-        return 200, {"content-type": "application/json"}, json.dumps(body).encode()
-
-    with serving(script) as server:
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
-        patience = QUICK
-        asking = Asker(
-            open_backend(GeminiJudge(kind="gemini"), None, "", "cpu"), AnswerCache(tmp_path), patience
-        )
-        outcomes = judged(asking, CASES[:1])
-    assert [outcome.value for outcome in outcomes] == [0.75, 0.75, 1.0]
-    assert len(server.prompts) == len(METRICS) + 2 and asking.tokens == 30
-    assert {headers["x-goog-api-key"] for headers in server.headers} == {KEY}
-    assert all(KEY not in file.read_text() for file in tmp_path.iterdir())
-    # The server is gone now.
-    asking = Asker(
-        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu"), AnswerCache(tmp_path / "b"), QUICK
-    )
-    with pytest.raises(StudyError, match="answered none of the first") as caught:
-        judged(asking)
-    assert KEY not in str(caught.value)
-
-
 def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert retry_after("7") == 7.0 and retry_after("") == 0.0 and retry_after("soon") == 0.0
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
@@ -370,7 +254,7 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
 JUDGE_UNTIL_KILLED = """
 import sys
 from pathlib import Path
-from compression_assets_tests.test_judging import CASES, asker, judged
+from compression_assets_tests.judging_helpers import CASES, asker, judged
 class Server: url = sys.argv[1]
 judged(asker(Server, Path(sys.argv[2])), CASES)
 """

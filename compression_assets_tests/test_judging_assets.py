@@ -13,7 +13,7 @@ from compression_assets.evaluation.judging.calibration import planted_cases
 from compression_assets.evaluation.judging.prompts import METRICS
 from compression_assets.leaderboard import doubts, read_leaderboard
 from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.study import load_study
+from compression_assets.study_files import load_study
 from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
 from compression_assets_tests.project import Project
 

@@ -17,7 +17,8 @@ from compression_assets.evaluation.rows import MetricRow
 from compression_assets.orderings import parse_ordering
 from compression_assets.resources import metrics_schema
 from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.study import PRESETS, Study, load_study
+from compression_assets.study import Study
+from compression_assets.study_files import PRESETS, load_study
 
 
 def study(tmp_path: Path, **changes: Any) -> Study:

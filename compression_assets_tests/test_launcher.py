@@ -15,7 +15,7 @@ from dagster._core.launcher import WorkerStatus
 
 from compression_assets.launcher import WatchedRunLauncher, close_abandoned_runs
 from compression_assets.settings import EARLIER_TEMPLATES, dagster_home
-from compression_assets.study import load_study
+from compression_assets.study_files import load_study
 
 TEMPLATE = Path(__file__).parents[1] / "storage" / "dagster.yaml"
 

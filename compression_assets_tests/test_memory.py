@@ -13,7 +13,7 @@ from compression_assets.memory import (
     scoring_memory,
     step_memory,
 )
-from compression_assets.study import load_study
+from compression_assets.study_files import load_study
 from compression_assets.techniques import nf4
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe

@@ -15,7 +15,7 @@ from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.planning.summary import as_markdown, as_text, database_rows
 from compression_assets.sources.models import DirectoryModel, HubModel
-from compression_assets.study import PRESETS, load_study
+from compression_assets.study_files import PRESETS, load_study
 from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
 from compression_assets.weights import WEIGHTS
 from compression_assets_tests.tiny_models import tiny_directory

@@ -66,7 +66,7 @@ def test_a_line_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from compression_assets.techniques.registry import techniques; techniques();"
-        "from compression_assets.study import load_study; load_study('paper').nodes;"
+        "from compression_assets.study_files import load_study; load_study('paper').nodes;"
         "heavy = {'torch', 'transformers', 'bitsandbytes', 'datasets', 'pandas', 'pyarrow', 'dagster'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )

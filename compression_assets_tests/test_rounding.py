@@ -9,7 +9,7 @@ import torch
 from compression_assets import checkpoints
 from compression_assets.errors import StudyError
 from compression_assets.orderings import last_quantized, parse_ordering
-from compression_assets.study import PRESETS, load_study
+from compression_assets.study_files import PRESETS, load_study
 from compression_assets.techniques import nf4
 from compression_assets.techniques.dequantization import dequantize_checkpoint
 from compression_assets.techniques.quantization import QuantizationRecipe, load_as_user, quantize_checkpoint

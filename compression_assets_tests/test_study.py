@@ -10,7 +10,8 @@ import yaml
 
 from compression_assets.errors import StudyError
 from compression_assets.orderings import BASE_ORDERING
-from compression_assets.study import PRESETS, CorrectedTeacher, Study, load_study, presets
+from compression_assets.study import CorrectedTeacher, Study
+from compression_assets.study_files import PRESETS, load_study, presets
 from compression_assets.study_yaml import read_mapping
 
 PAPER = ["KD", "P", "Q", "P-KD-Q", "KD-P-Q", "P-Q-KD", "KD-Q-P", "Q-KD-P", "Q-P-KD"]

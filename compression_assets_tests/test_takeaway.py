@@ -11,7 +11,8 @@ from compression_assets import checkpoints
 from compression_assets.errors import StudyError
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.sources.models import GgufModel, fetch_model
-from compression_assets.study import Study, load_study
+from compression_assets.study import Study
+from compression_assets.study_files import load_study
 from compression_assets.takeaway import cleaning
 from compression_assets.takeaway.doctor import Finding, as_text, examine
 from compression_assets.takeaway.gguf_file import write_gguf

@@ -1,44 +1,33 @@
-"""The training loop on tiny models: what a step averages over, what never counts, masters, resuming, divergence."""
+"""The training loop on tiny models: what a step averages over, what never counts, masters, the schedule."""
 
 import copy
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaModel
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques.step import Report, no_report
 from compression_assets.text.datasets import TokenDataset, TokenRow
-from compression_assets.training import loop, masters, resuming
-from compression_assets.training.finetuning import FinetuneRecipe, finetune, finetune_teacher
-from compression_assets.training.resuming import Checkpoints, run_identity
-from compression_assets_tests.training_helpers import VOCABULARY, save_model, tiny_dataset, tiny_model
+from compression_assets.training import loop, masters, schedule
+from compression_assets.training.finetuning import finetune, finetune_teacher
+from compression_assets_tests.training_helpers import (
+    VOCABULARY,
+    Killed,
+    checkpoints_in,
+    recipe_of,
+    save_model,
+    tiny_dataset,
+    tiny_model,
+    weights_of,
+)
 
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in float32, whatever the machine has."""
     monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.float32)
-
-
-def _recipe(**changes: Any) -> FinetuneRecipe:
-    plain = {
-        "epochs": 1,
-        "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "batch_size": 4,
-        "gradient_accumulation": 1,
-    }
-    return FinetuneRecipe(**(plain | changes))
-
-
-def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def _content_loss(model: torch.nn.Module, dataset: TokenDataset) -> torch.Tensor:
@@ -70,7 +59,7 @@ def _gradients(
         return 1.0
 
     monkeypatch.setattr(masters.MasterWeights, "step", look)
-    done = finetune(model, dataset, _recipe(**changes), 0)
+    done = finetune(model, dataset, recipe_of(**changes), 0)
     return seen | {"loss": torch.tensor(done.loss_curve[0]["loss"])}
 
 
@@ -128,10 +117,10 @@ def test_training_learns_and_is_repeatable() -> None:
     before = _score(models[0], dataset)
     notes: list[tuple[int, int, str]] = []
     for model in models:
-        done = finetune(model, dataset, _recipe(epochs=4), 3, "cpu", lambda *call: notes.append(call))
+        done = finetune(model, dataset, recipe_of(epochs=4), 3, "cpu", lambda *call: notes.append(call))
     assert _score(models[0], dataset) < before - 0.3
-    for name, weight in _weights(models[0]).items():
-        assert torch.equal(weight, _weights(models[1])[name])
+    for name, weight in weights_of(models[0]).items():
+        assert torch.equal(weight, weights_of(models[1])[name])
     assert done.tokens_seen == 4 * dataset.n_predicted
     assert done.steps == 12 == len(done.loss_curve)
     assert notes[-1][:2] == (done.tokens_seen, done.tokens_seen)
@@ -140,18 +129,18 @@ def test_training_learns_and_is_repeatable() -> None:
 
 def test_incomplete_last_step_is_used() -> None:
     dataset = tiny_dataset(11)
-    done = finetune(tiny_model(), dataset, _recipe(batch_size=2, gradient_accumulation=2), 0)
+    done = finetune(tiny_model(), dataset, recipe_of(batch_size=2, gradient_accumulation=2), 0)
     assert done.steps == 3
     assert done.tokens_seen == dataset.n_predicted
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
-    recipe = _recipe(warmup_steps=2, learning_rate=1.0)
-    assert [loop.learning_rate(recipe, step, 6) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    recipe = recipe_of(warmup_steps=2, learning_rate=1.0)
+    assert [schedule.learning_rate(recipe, step, 6) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 def test_warm_up_longer_than_training_is_noted() -> None:
-    assert "never reached" in finetune(tiny_model(), tiny_dataset(2), _recipe(warmup_steps=50), 0).notes[0]
+    assert "never reached" in finetune(tiny_model(), tiny_dataset(2), recipe_of(warmup_steps=50), 0).notes[0]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -159,12 +148,12 @@ def test_bfloat16_compute_keeps_float32_masters(tied: bool, monkeypatch: pytest.
     """Updates far below a bfloat16 step add up in the masters, and the rotary frequencies are never rounded."""
     monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.bfloat16)
     model = tiny_model(tied=tied)
-    before, frequencies = _weights(model), model.model.rotary_emb.inv_freq.clone()
-    done = finetune(model, tiny_dataset(8), _recipe(learning_rate=1e-5, epochs=2), 0)
+    before, frequencies = weights_of(model), model.model.rotary_emb.inv_freq.clone()
+    done = finetune(model, tiny_dataset(8), recipe_of(learning_rate=1e-5, epochs=2), 0)
     assert done.steps == 4
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
-    for name, weight in _weights(model).items():
+    for name, weight in weights_of(model).items():
         assert weight.dtype == torch.float32
         moved = (weight - before[name]).abs()
         assert 0 < moved.max() < 5e-5
@@ -172,9 +161,9 @@ def test_bfloat16_compute_keeps_float32_masters(tied: bool, monkeypatch: pytest.
 
 def test_bfloat16_trains_like_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, exact, rounded = tiny_dataset(8), tiny_model(), tiny_model()
-    finetune(exact, dataset, _recipe(epochs=3), 0)
+    finetune(exact, dataset, recipe_of(epochs=3), 0)
     monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.bfloat16)
-    finetune(rounded, dataset, _recipe(epochs=3), 0)
+    finetune(rounded, dataset, recipe_of(epochs=3), 0)
     assert _score(rounded, dataset) == pytest.approx(_score(exact, dataset), rel=0.02)
 
 
@@ -192,7 +181,7 @@ def test_dropout_is_seeded() -> None:
         for layer in model.model.layers:
             layer.self_attn.attention_dropout = 0.5
         state = torch.get_rng_state()
-        finetune(model, TokenDataset(tiny_dataset(8).rows[:1]), _recipe(), seed)
+        finetune(model, TokenDataset(tiny_dataset(8).rows[:1]), recipe_of(), seed)
         assert torch.equal(torch.get_rng_state(), state)
         return model.lm_head.weight.detach()
 
@@ -200,193 +189,10 @@ def test_dropout_is_seeded() -> None:
     assert not torch.equal(trained(1), trained(2))
 
 
-def _checkpoints(directory: Path, identity: str = "run") -> Checkpoints:
-    return Checkpoints(directory, every=2, identity=identity)
-
-
-class Killed(Exception):
-    pass
-
-
-def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    dataset, recipe = tiny_dataset(14), _recipe(batch_size=2, warmup_steps=2)
-    straight, resumed = tiny_model(), tiny_model()
-    for model in (straight, resumed):
-        for layer in model.model.layers:
-            layer.self_attn.attention_dropout = 0.3
-    expected = finetune(straight, dataset, recipe, 5)
-
-    def kill(done: int, total: int, note: str) -> None:
-        if done > total * 0.7:
-            raise Killed
-
-    with pytest.raises(Killed):
-        finetune(copy.deepcopy(resumed), dataset, recipe, 5, "cpu", kill, _checkpoints(tmp_path))
-    other = finetune(copy.deepcopy(resumed), dataset, recipe, 5, checkpoints=_checkpoints(tmp_path / "none"))
-    assert not any("resumed" in note for note in other.notes)
-    about = tmp_path / "step-000004" / "progress.json"
-    saved = json.loads(about.read_text())
-    assert saved["progress"]["earlier"] > 0
-    saved["progress"]["earlier"] = 1000.0
-    about.write_text(json.dumps(saved))
-    found = finetune(resumed, dataset, recipe, 5, checkpoints=_checkpoints(tmp_path))
-    assert "resumed after step 4" in found.notes
-    assert found.loss_curve == expected.loss_curve
-    assert found.tokens_seen == expected.tokens_seen
-    assert found.seconds > 1000
-    for name, weight in _weights(straight).items():
-        assert torch.equal(weight, _weights(resumed)[name])
-
-
-def test_checkpoint_of_another_run_is_left_alone(tmp_path: Path) -> None:
-    finetune(tiny_model(), tiny_dataset(12), _recipe(), 0, checkpoints=_checkpoints(tmp_path, "one"))
-    again = finetune(tiny_model(), tiny_dataset(12), _recipe(), 0, checkpoints=_checkpoints(tmp_path, "two"))
-    assert again.notes == []
-
-
-def test_every_input_of_a_run_is_in_its_identity() -> None:
-    plain = {
-        "model": tiny_model(),
-        "dataset": tiny_dataset(8),
-        "recipe": _recipe(),
-        "seed": 0,
-        "device": "cpu",
-    }
-    changes = {
-        "model": tiny_model(seed=1),
-        "dataset": tiny_dataset(8, seed=1),
-        "recipe": _recipe(epochs=7),
-        "seed": 1,
-        "device": "cuda:0",
-        "teacher": {"teacher": "t"},
-    }
-    found = [run_identity(**(plain | {name: value})) for name, value in changes.items()]
-    assert run_identity(**plain) == run_identity(**(plain | {"model": tiny_model()}))
-    assert len({run_identity(**plain), *found}) == len(found) + 1
-
-
-def test_a_killed_teacher_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resuming, "CHECKPOINT_EVERY", 2)
-    parent = save_model(tiny_model(), tmp_path / "parent")
-    tiny_dataset(14).save(tmp_path / "data")
-    reports: list[int] = []
-
-    def kill(done: int, total: int, note: str) -> None:
-        reports.append(done)
-        if len(reports) == 3:
-            raise Killed
-
-    def teacher(output: str, report: Report = no_report, scratch: Path | None = None) -> list[str]:
-        arguments = (
-            parent,
-            tmp_path / output,
-            tmp_path / "data",
-            _recipe(epochs=3),
-            0,
-            "cpu",
-            report,
-            scratch,
-        )
-        return finetune_teacher(*arguments).metadata["training_notes"]
-
-    teacher("undisturbed")
-    with pytest.raises(Killed):
-        teacher("killed", kill, tmp_path / "scratch")
-    assert "resumed after step 2" in teacher("resumed", scratch=tmp_path / "scratch")
-    undisturbed, resumed = (tmp_path / name / "model.safetensors" for name in ("undisturbed", "resumed"))
-    assert undisturbed.read_bytes() == resumed.read_bytes()
-
-
-def test_non_finite_loss_names_the_step() -> None:
-    model = tiny_model()
-    model.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(StudyError, match="diverged at step 1 of 3: the loss is nan"):
-        finetune(model, tiny_dataset(12), _recipe(), 0)
-
-
-def test_loss_explosion_names_the_step() -> None:
-    recipe = _recipe(epochs=20, learning_rate=50.0, warmup_steps=30, max_grad_norm=1e9)
-    with pytest.raises(StudyError, match=r"diverged at step \d+ of 60: the loss has been above"):
-        finetune(tiny_model(), tiny_dataset(12), recipe, 0)
-
-
-def _failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], Exception | None]) -> list[int]:
-    """Let the embedding fail for the batches of these sizes; returns the sizes that were tried."""
-    tried: list[int] = []
-    body = LlamaModel.forward
-
-    def forward(self: Any, input_ids: torch.Tensor, **rest: Any) -> Any:
-        if self.training:
-            tried.append(len(input_ids))
-            hidden = body(self, input_ids=input_ids, **rest)
-            if error := fails(len(input_ids)):
-                hidden.last_hidden_state.sum().backward()
-                raise error
-            return hidden
-        return body(self, input_ids=input_ids, **rest)
-
-    monkeypatch.setattr(LlamaModel, "forward", forward)
-    return tried
-
-
-CPU_ERROR = RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes."
-)
-
-
-@pytest.mark.parametrize("error", [CPU_ERROR, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
-def test_out_of_memory_halves_the_rows_and_keeps_the_gradient(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = tiny_dataset(10)
-    whole = tiny_model()
-    expected = finetune(whole, dataset, _recipe(batch_size=5, max_grad_norm=100.0), 0)
-    tried = _failing(monkeypatch, lambda rows: error if rows > 2 else None)
-    split = tiny_model()
-    done = finetune(split, dataset, _recipe(batch_size=5, max_grad_norm=100.0), 0)
-    assert tried == [5, 3, 2, 2, 1, 2, 2, 1]
-    assert done.steps == expected.steps == 2
-    assert [note.split(":")[0] for note in done.notes] == ["out of memory at step 1"] * 2
-    assert "2 of 5 rows" in done.notes[1]
-    for one, other in zip(done.loss_curve, expected.loss_curve, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
-    for name, weight in _weights(whole).items():
-        torch.testing.assert_close(_weights(split)[name], weight, rtol=1e-4, atol=1e-5)
-
-
-def test_a_row_that_never_fits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    _failing(monkeypatch, lambda rows: CPU_ERROR)
-    with pytest.raises(StudyError, match=r"one row of up to \d+ tokens does not fit into the memory of cpu"):
-        finetune(tiny_model(), tiny_dataset(6), _recipe(), 0)
-
-
-def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    _failing(monkeypatch, lambda rows: RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        finetune(tiny_model(), tiny_dataset(6), _recipe(), 0)
-
-
-def test_a_resumed_run_keeps_the_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = _failing(monkeypatch, lambda rows: CPU_ERROR if rows > 2 else None)
-
-    def kill(done: int, total: int, note: str) -> None:
-        if done > total * 0.7:
-            raise Killed
-
-    with pytest.raises(Killed):
-        finetune(tiny_model(), tiny_dataset(14), _recipe(), 0, "cpu", kill, _checkpoints(tmp_path))
-    tried.clear()
-    done = finetune(tiny_model(), tiny_dataset(14), _recipe(), 0, checkpoints=_checkpoints(tmp_path))
-    assert max(tried) == 2
-    assert any(note.startswith("out of memory at step 1") for note in done.notes)
-
-
 def test_nothing_to_train_on() -> None:
     rows = TokenDataset([TokenRow("r", [1, 2, 3], [True, False, False])])
     with pytest.raises(StudyError, match="no content token"):
-        finetune(tiny_model(), rows, _recipe(), 0)
+        finetune(tiny_model(), rows, recipe_of(), 0)
 
 
 def test_model_with_other_logits_is_refused() -> None:
@@ -395,7 +201,7 @@ def test_model_with_other_logits_is_refused() -> None:
     forward = model.forward
     model.forward = lambda **inputs: _scaled(forward(**inputs))
     with pytest.raises(StudyError, match="does more than a linear layer"):
-        finetune(model, tiny_dataset(2), _recipe(), 0)
+        finetune(model, tiny_dataset(2), recipe_of(), 0)
 
 
 def _scaled(output: Any) -> Any:
@@ -409,7 +215,7 @@ def test_corrected_teacher(tmp_path: Path) -> None:
     parent = save_model(tiny_model(), tmp_path / "parent")
     dataset = tiny_dataset(12)
     dataset.save(tmp_path / "data")
-    report = finetune_teacher(parent, tmp_path / "teacher", tmp_path / "data", _recipe(epochs=3), 0)
+    report = finetune_teacher(parent, tmp_path / "teacher", tmp_path / "data", recipe_of(epochs=3), 0)
     assert [check.passed for check in report.checks] == [True]
     assert report.tokens_seen == 3 * dataset.n_predicted
     assert report.metadata["loss_curve"][-1]["step"] == 9
@@ -422,7 +228,7 @@ def test_corrected_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
 def test_moments_in_8_bits_train_almost_as_float32_ones_do_and_resume(tmp_path: Path, optimizer: str) -> None:
     dataset = tiny_dataset(14)
-    recipe = _recipe(batch_size=2, warmup_steps=2)
+    recipe = recipe_of(batch_size=2, warmup_steps=2)
     eight = recipe.model_copy(update={"optimizer": optimizer})
     # bitsandbytes narrows the moments of tensors of 4,096 elements and more: here the embedding.
     exact, narrow, resumed = (tiny_model(vocabulary=256) for _ in range(3))
@@ -439,20 +245,20 @@ def test_moments_in_8_bits_train_almost_as_float32_ones_do_and_resume(tmp_path: 
             raise Killed
 
     with pytest.raises(Killed):
-        finetune(copy.deepcopy(resumed), dataset, eight, 5, "cpu", kill, _checkpoints(tmp_path))
-    finetune(resumed, dataset, eight, 5, checkpoints=_checkpoints(tmp_path))
+        finetune(copy.deepcopy(resumed), dataset, eight, 5, "cpu", kill, checkpoints_in(tmp_path))
+    finetune(resumed, dataset, eight, 5, checkpoints=checkpoints_in(tmp_path))
     assert torch.equal(resumed.model.embed_tokens.weight, kept)
 
 
 def test_a_limit_on_tokens_ends_training_and_its_schedule() -> None:
     dataset = tiny_dataset(14)
-    recipe = _recipe(batch_size=2, epochs=3)
-    whole = loop.plan(dataset, recipe, 0)
+    recipe = recipe_of(batch_size=2, epochs=3)
+    whole = schedule.plan(dataset, recipe, 0)
     tokens = [sum(dataset[row].n_predicted for rows in step for row in rows) for step in whole]
     limited = recipe.model_copy(update={"max_tokens": sum(tokens[:4]) - 1})
-    assert loop.plan(dataset, limited, 0) == whole[:4]
+    assert schedule.plan(dataset, limited, 0) == whole[:4]
     report = finetune(tiny_model(), dataset, limited, 0)
     assert report.tokens_seen == sum(tokens[:4]) and report.steps == 4
     assert report.loss_curve[-1]["lr"] < recipe.learning_rate / 2
     with pytest.raises(StudyError, match=r"max_tokens is .* raise epochs"):
-        loop.plan(dataset, recipe.model_copy(update={"max_tokens": 10 * sum(tokens)}), 0)
+        schedule.plan(dataset, recipe.model_copy(update={"max_tokens": 10 * sum(tokens)}), 0)

@@ -12,7 +12,7 @@ import pytest
 from compression_assets.assets.priority import longest_ways
 from compression_assets.costs import expected_seconds
 from compression_assets.errors import StudyError
-from compression_assets.study import load_study
+from compression_assets.study_files import load_study
 from compression_assets.workers import workers
 from compression_assets_tests.project import Project, changed
 

@@ -3,11 +3,14 @@
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from compression_assets.text.datasets import TokenDataset, TokenRow
+from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.resuming import Checkpoints
 
 VOCABULARY = 64
 
@@ -59,3 +62,29 @@ def save_tokenizer(directory: Path, vocabulary: dict[str, int]) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="t0").save_pretrained(directory)
     return directory
+
+
+def recipe_of(**changes: Any) -> FinetuneRecipe:
+    """Plain settings: one epoch, no warm-up, batches of four."""
+    plain = {
+        "epochs": 1,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "batch_size": 4,
+        "gradient_accumulation": 1,
+    }
+    return FinetuneRecipe(**(plain | changes))
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def checkpoints_in(directory: Path, identity: str = "run") -> Checkpoints:
+    """Saved every second step."""
+    return Checkpoints(directory, every=2, identity=identity)
+
+
+class Killed(Exception):
+    """Raised in a report to end a run."""

@@ -14,7 +14,7 @@ from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.results import leaderboard_table
 from compression_assets.resources.metrics_db import MetricsDatabase
 from compression_assets.settings import database_file, study_root
-from compression_assets.study import load_study
+from compression_assets.study_files import load_study
 from compression_assets.tables import markdown
 
 ROOT = Path(__file__).parents[1]

@@ -5,21 +5,21 @@ Everything that judges answers reads these; nothing generates them again.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
-from compression_assets.assets.layout import OWNERS, POOL, QUESTION_SET, relative_directory
-from compression_assets.assets.measured import record, write_measured
+from compression_assets.assets.artifact import Artifact, Workplace
+from compression_assets.assets.layout import QUESTION_SET
+from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.needs import of_scoring
-from compression_assets.assets.priority import FILL, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation import four_bit
 from compression_assets.evaluation.answers import Answer, read_answers
+from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import AnswerSettings
 from compression_assets.orderings import technique_of
-from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.tables import markdown
@@ -56,58 +56,43 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         needs=of_scoring(model, study),
     )
 
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name="answers",
-        description=f"What {model} answers to the questions, in DuckDB table answers; new tokens a second.",
-        kinds={"parquet", "duckdb"},
-        tags={"stage": "answers", "ordering": subject.key},
-        owners=OWNERS,
-        code_version=artifact.code_version,
-        check_specs=artifact.check_specs(),
-        pool=POOL,
-        op_tags={PRIORITY: FILL},
+    def measure(place: Workplace, storage: StudyStorage) -> tuple[list[MetricRow], list[Sample], StepReport]:
+        from compression_assets.evaluation.answering import answer_questions
+        from compression_assets.evaluation.answers import write_answers, write_speed
+        from compression_assets.text.questions import read_question_set
+
+        answered = answer_questions(
+            place.inputs[model],
+            read_question_set(place.inputs[QUESTION_SET]),
+            settings,
+            study.seed,
+            place.device,
+            place.report,
+        )
+        write_answers(answered.answers, place.output)
+        write_speed(answered.speed, place.output)
+        speed = answered.speed.tokens_per_second
+        report = StepReport(
+            checks=(answered.four_bit.check(),) if quantized and answered.four_bit else (),
+            metadata={
+                "summary": f"{len(answered.answers)} answers, {speed:.0f} tokens/s",
+                "precision": answered.speed.precision,
+                "threads": answered.speed.threads,
+            },
+        )
+        return answered.rows(), answered.samples(), report
+
+    def to_table(storage: StudyStorage, directory: Path) -> dict[str, Any]:
+        found = read_answers(directory)
+        storage.database.write_table(TABLE, table_rows(subject.key, found), ["model"])
+        sql = f"`SELECT question, answer FROM {TABLE} WHERE model = '{subject.key}'`"
+        return {"examples": _examples(found), "sql": dg.MetadataValue.md(sql)}
+
+    about = f"What {model} answers to the questions (table {TABLE}) and how fast"
+    measurement = Measurement(
+        PART, PART, about, measure, kinds=frozenset({"parquet", "duckdb"}), more=to_table
     )
-    def answers(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            from compression_assets.evaluation.answering import answer_questions
-            from compression_assets.evaluation.answers import write_answers, write_speed
-            from compression_assets.text.questions import read_question_set
-
-            answered = answer_questions(
-                place.inputs[model],
-                read_question_set(place.inputs[QUESTION_SET]),
-                settings,
-                study.seed,
-                place.device,
-                place.report,
-            )
-            write_answers(answered.answers, place.output)
-            write_speed(answered.speed, place.output)
-            write_measured(place.output, answered.rows(), answered.samples(), context.run_id)
-            speed = answered.speed.tokens_per_second
-            return StepReport(
-                checks=(answered.four_bit.check(),) if quantized and answered.four_bit else (),
-                metadata={
-                    "summary": f"{len(answered.answers)} answers, {speed:.0f} tokens/s",
-                    "precision": answered.speed.precision,
-                    "threads": answered.speed.threads,
-                },
-            )
-
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
-        directory = storage.artifacts.root / relative_directory(artifact.asset)
-        with as_failure(artifact.asset):
-            shown = record(study, storage, subject, PART, manifest)
-            found = read_answers(directory)
-            storage.database.write_table(TABLE, table_rows(subject.key, found), ["model"])
-        sql = dg.MetadataValue.md(f"`SELECT question, answer FROM answers WHERE model = '{subject.key}'`")
-        return result(manifest, cached, directory, **{**shown, "examples": _examples(found), "sql": sql})
-
-    return answers
+    return measured_asset(study, subject, artifact, measurement)
 
 
 def table_rows(model: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:

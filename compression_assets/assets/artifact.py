@@ -16,8 +16,8 @@ import dagster as dg
 
 from compression_assets.assets.layout import relative_directory
 from compression_assets.errors import StudyError
-from compression_assets.fingerprints import code_fingerprint, fingerprint, library_versions
-from compression_assets.resources.artifact_store import ArtifactStore, Manifest, sha256_of
+from compression_assets.fingerprints import code_fingerprint, file_sha256, fingerprint, library_versions
+from compression_assets.resources.artifact_store import ArtifactStore, Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.resources.write_errors import storage_problem
@@ -244,7 +244,7 @@ def _about(artifact: Artifact, wanted: str, versions: Mapping[str, str], step: S
 def _contents(sources: tuple[Any, ...]) -> dict[str, str]:
     from compression_assets.sources.local import local_files
 
-    return {file.name: sha256_of(file) for source in sources for file in local_files(source)}
+    return {file.name: file_sha256(file) for source in sources for file in local_files(source)}
 
 
 def _reporter(context: dg.AssetExecutionContext, asset: str, storage: StudyStorage) -> Report:

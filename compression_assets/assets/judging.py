@@ -15,11 +15,12 @@ from compression_assets.assets.layout import (
     POOL,
     relative_directory,
 )
-from compression_assets.assets.measured import record, write_measured
+from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.model_asset import released_model_asset
-from compression_assets.assets.priority import FILL, MEASURE, PRIORITY
+from compression_assets.assets.priority import MEASURE, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation.judging.settings import JudgeSettings, LocalJudge
+from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -153,33 +154,15 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         warnings=(COVERED, TRUSTED),
     )
 
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name="judging",
-        description=f"G-Eval and prompt alignment of {subject.model}'s answers, in DuckDB table metrics.{subject.key}.",
-        kinds={"duckdb"},
-        tags={"stage": "judging", "ordering": subject.key},
-        owners=OWNERS,
+    measurement = Measurement(
+        PART,
+        "judging",
+        f"G-Eval and prompt alignment of {subject.model}'s answers",
+        lambda place, storage: _judge(judge, artifact, answers, storage, place),
         pool=POOL if isinstance(judge.model, LocalJudge) else None,
-        code_version=artifact.code_version,
-        check_specs=artifact.check_specs(),
-        op_tags={PRIORITY: FILL},
+        incomplete=lambda storage: _incomplete(storage, artifact.asset),
     )
-    def judged(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            return _judge(judge, artifact, answers, storage, place, context.run_id)
-
-        directory = storage.artifacts.root / relative_directory(artifact.asset)
-        again = config.rebuild or _incomplete(storage, artifact.asset)
-        manifest, cached = make(context, artifact, build, storage, gpu, again)
-        with as_failure(artifact.asset):
-            shown = record(study, storage, subject, PART, manifest)
-        return result(manifest, cached, directory, **shown)
-
-    return judged
+    return measured_asset(study, subject, artifact, measurement)
 
 
 def _judge(
@@ -188,8 +171,7 @@ def _judge(
     answers: str,
     storage: StudyStorage,
     place: Workplace,
-    run_id: str,
-) -> StepReport:
+) -> tuple[list[MetricRow], list[Sample], StepReport]:
     from compression_assets.evaluation.answers import read_answers
     from compression_assets.evaluation.judging import results
     from compression_assets.evaluation.judging.scoring import judge_cases
@@ -201,7 +183,6 @@ def _judge(
     outcomes = judge_cases(asked, asker, judge.max_characters, artifact.asset, place.report)
     samples = results.to_samples(cases, [*outcomes, *results.empty_outcomes(cases)])
     rows = results.to_rows(samples, judge.coverage, calibration)
-    write_measured(place.output, rows, samples, run_id)
     problem = results.coverage_problem(rows)
     again = "; the next run asks for the missing ones alone" if problem else ""
     doubt = calibration.doubt(results.G_EVAL)
@@ -211,7 +192,7 @@ def _judge(
     )
     missing = sum(sample.value is None for sample in samples) if problem else 0
     about = {"summary": _summary(rows, doubt), MISSING: missing, **_counts(asker)}
-    return StepReport(checks=checks, metadata=about)
+    return rows, samples, StepReport(checks=checks, metadata=about)
 
 
 def _incomplete(storage: StudyStorage, asset: str) -> bool:

@@ -5,28 +5,27 @@ from typing import Any
 
 import dagster as dg
 
-from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
+from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
-    OWNERS,
-    POOL,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     model_key,
     relative_directory,
 )
-from compression_assets.assets.measured import record, write_measured
+from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.needs import of_scoring
-from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.priority import MEASURE
 from compression_assets.assets.subjects import Subject, subjects
+from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.resources.artifact_store import ArtifactStore
-from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.techniques import registry
 from compression_assets.techniques.step import Check, StepReport
 
+PART = "metrics"
 CHECK = "perplexity_below_uniform_guess"
 
 
@@ -39,7 +38,7 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
     model = subject.model
     data = DATASETS["evaluation"]
     artifact = Artifact(
-        asset=subject.asset("metrics"),
+        asset=subject.asset(PART),
         settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
         code="compression_assets.evaluation.measure",
         inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
@@ -49,53 +48,39 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         needs=of_scoring(model, study),
     )
 
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name="metrics",
-        description=f"Perplexity, size and compression ratio of {model}, in DuckDB table metrics.{subject.key}.",
-        kinds={"duckdb"},
-        tags={"stage": "metrics", "ordering": subject.key},
-        owners=OWNERS,
-        pool=POOL,
-        code_version=artifact.code_version,
-        check_specs=artifact.check_specs(),
-        op_tags={PRIORITY: MEASURE},
+    def measure(place: Workplace, storage: StudyStorage) -> tuple[list[MetricRow], list[Sample], StepReport]:
+        from compression_assets.evaluation.measure import OTHER_TOKENIZER
+        from compression_assets.evaluation.measure import measure as measure_model
+
+        measured = measure_model(
+            place.inputs[model],
+            place.inputs[BASE_MODEL],
+            place.inputs[data],
+            study.evaluation,
+            place.device,
+            place.report,
+        )
+        perplexity = measured.perplexity
+        if perplexity is None:
+            better, detail, summary = True, OTHER_TOKENIZER, "no perplexity: another tokenizer"
+        else:
+            better, summary = perplexity < measured.vocabulary, f"perplexity {perplexity:.2f}"
+            detail = f"{summary}, a uniform guess has {measured.vocabulary:,}"
+        report = StepReport(
+            checks=(Check(CHECK, better, detail, blocking=False),),
+            metadata={"summary": summary, "precision": measured.precision},
+        )
+        return measured.rows, measured.samples, report
+
+    measurement = Measurement(
+        PART,
+        PART,
+        f"Perplexity, size and compression ratio of {model}",
+        measure,
+        priority=MEASURE,
+        lineage=lambda storage: lineage_rows(study, subject, storage.artifacts),
     )
-    def metrics(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            from compression_assets.evaluation.measure import OTHER_TOKENIZER, measure
-
-            measured = measure(
-                place.inputs[model],
-                place.inputs[BASE_MODEL],
-                place.inputs[data],
-                study.evaluation,
-                place.device,
-                place.report,
-            )
-            write_measured(place.output, measured.rows, measured.samples, context.run_id)
-            perplexity = measured.perplexity
-            if perplexity is None:
-                better, detail, summary = True, OTHER_TOKENIZER, "no perplexity: another tokenizer"
-            else:
-                better, summary = perplexity < measured.vocabulary, f"perplexity {perplexity:.2f}"
-                detail = f"{summary}, a uniform guess has {measured.vocabulary:,}"
-            return StepReport(
-                checks=(Check(CHECK, better, detail, blocking=False),),
-                metadata={"summary": summary, "precision": measured.precision},
-            )
-
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
-        directory = storage.artifacts.root / relative_directory(artifact.asset)
-        with as_failure(artifact.asset):
-            lineage = lineage_rows(study, subject, storage.artifacts)
-            shown = record(study, storage, subject, "metrics", manifest, lineage)
-        return result(manifest, cached, directory, **shown)
-
-    return metrics
+    return measured_asset(study, subject, artifact, measurement)
 
 
 def lineage_rows(study: Study, subject: Subject, store: ArtifactStore) -> list[dict[str, Any]]:

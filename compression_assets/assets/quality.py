@@ -2,14 +2,13 @@
 
 import dagster as dg
 
-from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
-from compression_assets.assets.layout import BASE_MODEL, FLUENCY_MODEL, OWNERS, POOL, relative_directory
-from compression_assets.assets.measured import record, write_measured
+from compression_assets.assets.artifact import Artifact, Workplace
+from compression_assets.assets.layout import BASE_MODEL, FLUENCY_MODEL
+from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.model_asset import released_model_asset
-from compression_assets.assets.priority import FILL, PRIORITY
 from compression_assets.assets.subjects import Subject, subjects
+from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import ClaritySettings
-from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
 from compression_assets.techniques.step import StepReport
@@ -50,49 +49,28 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         sources=(clarity.embedding_model,) if clarity else (),
     )
 
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name="quality",
-        description=f"SQuAD scores, length and clarity of the answers of {subject.model}, in DuckDB table "
-        f"metrics.{subject.key}.",
-        kinds={"duckdb"},
-        tags={"stage": PART, "ordering": subject.key},
-        owners=OWNERS,
-        code_version=artifact.code_version,
-        op_tags={PRIORITY: FILL},
-        pool=POOL,
-    )
-    def quality(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            from compression_assets.evaluation.answers import read_answers
-            from compression_assets.evaluation.quality import measure_answers, measure_answers_clarity
+    def measure(place: Workplace, storage: StudyStorage) -> tuple[list[MetricRow], list[Sample], StepReport]:
+        from compression_assets.evaluation.answers import read_answers
+        from compression_assets.evaluation.quality import measure_answers, measure_answers_clarity
 
-            given = read_answers(place.inputs[answers])
-            rows, samples = measure_answers(given)
-            if clarity is not None:
-                more_rows, more_samples = measure_answers_clarity(
-                    given,
-                    clarity,
-                    fluency_model,
-                    place.inputs[fluency_model],
-                    storage.downloads,
-                    place.device,
-                    place.report,
-                )
-                rows, samples = rows + more_rows, samples + more_samples
-            write_measured(place.output, rows, samples, context.run_id)
-            values = {row.metric: row.value for row in rows}
-            return StepReport(metadata={"summary": f"F1 {values['f1']:.2f}"})
+        given = read_answers(place.inputs[answers])
+        rows, samples = measure_answers(given)
+        if clarity is not None:
+            more_rows, more_samples = measure_answers_clarity(
+                given,
+                clarity,
+                fluency_model,
+                place.inputs[fluency_model],
+                storage.downloads,
+                place.device,
+                place.report,
+            )
+            rows, samples = rows + more_rows, samples + more_samples
+        values = {row.metric: row.value for row in rows}
+        return rows, samples, StepReport(metadata={"summary": f"F1 {values['f1']:.2f}"})
 
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
-        with as_failure(artifact.asset):
-            shown = record(study, storage, subject, PART, manifest)
-        return result(manifest, cached, storage.artifacts.root / relative_directory(artifact.asset), **shown)
-
-    return quality
+    about = f"SQuAD scores, length and clarity of the answers of {subject.model}"
+    return measured_asset(study, subject, artifact, Measurement(PART, PART, about, measure))
 
 
 def _fluency_asset(clarity: ClaritySettings | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets import checkpoints
+from compression_assets import checkpoints, quantized_weights
 from compression_assets.evaluation.survival import Survival, measure_survival, measure_update
 from compression_assets.techniques import nf4
 from compression_assets.techniques.pruning import KEPT_NEURONS
@@ -42,10 +42,10 @@ def compare(
     """
     kept = [json.loads((directory / KEPT_NEURONS).read_text()) for directory in pruned]
     masters = dict(read_tensors(checkpoints.masters_or_published(trained)))
-    starts = dict(checkpoints.read_nf4(quantized_origin)) if quantized_origin else {}
+    starts = dict(quantized_weights.read_nf4(quantized_origin)) if quantized_origin else {}
     origins = dict(read_tensors(checkpoints.masters_or_published(origin)))
     found = Comparison()
-    for name, stored in checkpoints.read_nf4(after):
+    for name, stored in quantized_weights.read_nf4(after):
         if not isinstance(stored, dict):
             continue
         layer = name.removesuffix(".weight")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets import checkpoints
+from compression_assets import checkpoints, quantized_weights
 from compression_assets.evaluation.perplexity import PerplexityResult, score
 from compression_assets.evaluation.survival import Survival, Update, measure_survival, measure_update
 from compression_assets.techniques import nf4
@@ -37,7 +37,9 @@ class Start:
 def start_of(directory: Path, quantized: Path | None) -> Start:
     """The start in a model directory. quantized: the NF4 directory that it was dequantized from, if it was."""
     if quantized is not None:
-        grid = {name: parts for name, parts in checkpoints.read_nf4(quantized) if isinstance(parts, dict)}
+        grid = {
+            name: parts for name, parts in quantized_weights.read_nf4(quantized) if isinstance(parts, dict)
+        }
         return Start({name: nf4.dequantize(parts) for name, parts in grid.items()}, grid, on_grid=True)
     linear = _linear_names(checkpoints.empty_model(checkpoints.read_config(directory)))
     weights = read_tensors(checkpoints.masters_or_published(directory))

@@ -9,7 +9,7 @@ from compression_assets.planning.shapes import Config, linear_parameters
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.study import Study
 from compression_assets.training.logits_coding import stored_bytes
-from compression_assets.training.loop import TrainingRecipe
+from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
 
 CONTENT_SHARE = 0.75

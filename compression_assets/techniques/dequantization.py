@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compression_assets import checkpoints
+from compression_assets import checkpoints, quantized_weights
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
 from compression_assets.techniques import int8, nf4
@@ -90,7 +90,7 @@ def compare_with_grid(quantized: Path, dequantized: Path, report: Report = no_re
     have no codes to keep; they are counted in "blocks_without_scale" instead.
     """
     masters = dict(read_tensors(checkpoints.masters_or_published(dequantized)))
-    stored_layers = {n: s for n, s in checkpoints.read_nf4(quantized) if isinstance(s, dict)}
+    stored_layers = {n: s for n, s in quantized_weights.read_nf4(quantized) if isinstance(s, dict)}
     layers = []
     for done, (name, stored) in enumerate(stored_layers.items(), start=1):
         on_grid, same, scaled = (_int8_again if int8.is_int8(stored) else _four_bit_again)(

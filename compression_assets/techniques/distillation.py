@@ -7,8 +7,9 @@ from pydantic import Field
 from compression_assets.techniques.step import Report, StepInputs, StepReport, no_report
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import Teacher
-from compression_assets.training.loop import Distil, TrainingRecipe, TrainingReport, train
+from compression_assets.training.loop import Distil, TrainingReport, train
 from compression_assets.training.resuming import Checkpoints, checkpoints_in
+from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.teacher_logits import TeacherLogits
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compression_assets import checkpoints
+from compression_assets import checkpoints, quantized_weights
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
 from compression_assets.techniques import int8, nf4
@@ -150,14 +150,14 @@ def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str
     """
     originals = dict(read_tensors(checkpoints.masters_or_published(full_precision)))
     errors = {}
-    for name, stored in checkpoints.read_nf4(quantized):
+    for name, stored in quantized_weights.read_nf4(quantized):
         if isinstance(stored, dict):
             weight = originals[name].float()
             # A layer of zeros is stored exactly; its error is 0, not 0 / 0.
             norm = weight.norm().item() or 1.0
             share, bias = (0.0, 0.0) if int8.is_int8(stored) else clipping(weight, stored)
             errors[name.removesuffix(".weight")] = {
-                "relative_error": (checkpoints.dequantized(stored) - weight).norm().item() / norm,
+                "relative_error": (quantized_weights.dequantized(stored) - weight).norm().item() / norm,
                 "clipped_share": share,
                 "clipping_bias": bias,
             }
@@ -173,7 +173,7 @@ def answer_or_reason(directory: Path, model: "PreTrainedModel", device: str, tok
     kind = device.partition(":")[0]
     modules = dict(model.named_modules())
     misfits = [name for name in nf4.linear_layers(model) if not nf4.fits_cpu(modules[name].weight.shape)]
-    if checkpoints.is_int8(directory):
+    if quantized_weights.is_int8(directory):
         misfits = []  # its CPU kernels take any shape
     loaded = load_as_user(directory, device)
     if kind != "cpu" or not misfits:
@@ -250,7 +250,7 @@ def _quantized_tensors(
         if not tensor.isfinite().all():
             raise StudyError(f"{name} in {source} is not finite; build this model again")
         stored = _stored(tensor.to(device), kind, rounding, name, grid.get(name))
-        yield from ((checkpoints.part_name(name, suffix), part) for suffix, part in stored.items())
+        yield from ((quantized_weights.part_name(name, suffix), part) for suffix, part in stored.items())
         done += 1
         report(done, len(layers), "layers quantized")
 
@@ -276,7 +276,7 @@ def _kept_grid(
     shapes = {name: tensor.shape for name, tensor in checkpoints.stored_tensors(model).items()}
     return {
         name: stored
-        for name, stored in checkpoints.read_nf4(grid)
+        for name, stored in quantized_weights.read_nf4(grid)
         if isinstance(stored, dict) and nf4.shape_of(stored) == shapes[name]
     }
 

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from compression_assets.techniques.step import Report, StepReport, no_report
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.loop import TrainingRecipe, TrainingReport, train
+from compression_assets.training.loop import TrainingReport, train
 from compression_assets.training.resuming import Checkpoints, checkpoints_in
+from compression_assets.training.schedule import TrainingRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compression_assets.text.datasets import TokenDataset
-    from compression_assets.training.loop import TrainingRecipe
+    from compression_assets.training.schedule import TrainingRecipe
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
 CHECKPOINT_EVERY = 500

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from compression_assets.errors import StudyError
 
 if TYPE_CHECKING:
-    from compression_assets.training.loop import TrainingRecipe
+    from compression_assets.training.schedule import TrainingRecipe
 
 EXPLOSION_FACTOR = 3.0
 EXPLOSION_MARGIN = 1.0

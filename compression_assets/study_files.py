@@ -1,0 +1,122 @@
+"""Loading a study: a preset by its name or a file of a user's own, checked down to the files that it names.
+
+How YAML is read is in `study_yaml.py`, how an error becomes a sentence in `study_errors.py`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.settings import LocalJudge
+from compression_assets.sources.chat import check_chat_source
+from compression_assets.sources.models import check_model_source
+from compression_assets.sources.questions import check_question_source
+from compression_assets.strict import Strict, near_match
+from compression_assets.study import ModelTeacher, Study
+from compression_assets.study_errors import sentence
+from compression_assets.study_yaml import read_mapping
+
+PRESETS = Path(__file__).parent / "studies"
+SHIPPED = "package:"
+
+
+def load_study(name_or_path: str | Path) -> Study:
+    """A preset by its name, or a study file by its path (anything with a "/" or a .yaml suffix).
+
+    Relative paths inside the file are relative to the file.
+
+    Raises:
+        StudyError: one sentence naming the file, the key path, what is wrong with it, and what is allowed.
+    """
+    path = _study_path(name_or_path)
+    raw = read_mapping(path)
+    try:
+        study: Study = _located(_validate(raw), path.parent.absolute())
+        _refuse_missing_sources(study)
+    except ValidationError as error:
+        raise StudyError(f"{path}: {sentence(error, raw, _validate)}") from None
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from None
+    if study.name in presets() and path.resolve().parent != PRESETS.resolve():
+        raise StudyError(
+            f"{path}: name '{study.name}' is a preset's, and its models would be overwritten: write another name"
+        )
+    return study
+
+
+def presets() -> list[str]:
+    """Names of the studies that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _study_path(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if text in presets():
+        return PRESETS / f"{text}.yaml"
+    path = _expanded(text)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if "/" in text:
+        raise StudyError(f"{text} is no study file: its name must end in .yaml")
+    near = near_match(text, presets())
+    raise StudyError(
+        f"there is no study called {text!r}{f': {near}' if near.startswith('did') else ''} "
+        f"(presets: {', '.join(presets())}; or give the path of a .yaml file)"
+    )
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # "~someone" who is unknown here: the path as written does not exist either
+        return Path(path)
+
+
+def _validate(raw: Any) -> Study:
+    # As JSON, since pydantic is strict there ("3" and true are no numbers) and still takes text for a path.
+    return Study.model_validate_json(json.dumps(raw), strict=True)
+
+
+def _located(value: Any, directory: Path) -> Any:
+    """A copy in which every `path` of a source is absolute, except those of files that ship with the package."""
+    if not isinstance(value, Strict):
+        return value
+    changed = {}
+    for name in type(value).model_fields:
+        old = getattr(value, name)
+        if name == "path" and not str(old).startswith(SHIPPED):
+            changed[name] = type(old)(directory / _expanded(old))
+        elif (new := _located(old, directory)) is not old:
+            changed[name] = new
+    return value.model_copy(update=changed) if changed else value
+
+
+def _refuse_missing_sources(study: Study) -> None:
+    """Raise StudyError, with the key path, for a local source that is not there or cannot be used."""
+    teacher = study.teacher.source if isinstance(study.teacher, ModelTeacher) else None
+    _check("base_model", check_model_source, study.base_model)
+    _check("teacher.source", check_model_source, teacher)
+    _check("data.chat", check_chat_source, study.data.chat)
+    _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
+    questions = study.data.questions.source if study.data.questions else None
+    _check("data.questions.source", check_question_source, questions)
+    clarity = study.evaluation.clarity
+    if clarity is not None and clarity.fluency_model != "base":
+        _check("evaluation.clarity.fluency_model", check_model_source, clarity.fluency_model)
+    judge = study.evaluation.judge.model if study.evaluation.judge else None
+    if isinstance(judge, LocalJudge):
+        _check("evaluation.judge.model.source", check_model_source, judge.source)
+    for index, external in enumerate(study.external_models):
+        _check(f"external_models[{index}].source", check_model_source, external.source)
+
+
+def _check(where: str, check: Callable[[Any], None], source: Any) -> None:
+    try:
+        if source is not None:
+            check(source)
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from None
