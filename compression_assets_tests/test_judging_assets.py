@@ -15,16 +15,17 @@ from compression_assets.leaderboard import doubts, read_leaderboard
 from compression_assets.resources.metrics_db import MetricsDatabase
 from compression_assets.study_files import load_study
 from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
-from compression_assets_tests.project import Project
+from compression_assets_tests.project import Project, changed
 
 KEY = "PLANTED-KEY-77ab31"
 
 
 def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
     planted = planted_cases(2)
+    ill = True
 
     def script(_: JudgeServer, prompt: str, __: dict[str, object]) -> tuple[int, dict[str, str], bytes]:
-        if "verdicts" in prompt and not any(case.context in prompt for case in planted):
+        if ill and "verdicts" in prompt and not any(case.context in prompt for case in planted):
             return 500, {}, f"no access for {KEY}".encode()
         return completion({**opinion(prompt, 4), "reason": f"because {KEY}"})
 
@@ -44,23 +45,31 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
         assert len(server.prompts) == asked
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
 
-    metrics = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
-    assert metrics["correctness"] == metrics["g_eval"] == 0.75
-    assert metrics["prompt_alignment"] is None
-    assert metrics["judge_trusted"] == 0.0 and metrics["judge_accuracy"] == 0.0
-    errors = project.query("SELECT DISTINCT error FROM samples.base WHERE metric = 'prompt_alignment'")
-    assert errors == [(f"HTTP 500 (no access for {HIDDEN})",)]
-    tested = project.query("SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'")
-    assert tested == [(f"m at {server.url}/v1", 14, False)]
-    checks = json.loads((project.root / "judged" / "base" / "manifest.json").read_text())["checks"]
-    failed = {check["name"]: check["detail"] for check in checks if not check["passed"]}
-    assert set(failed) == {"judged_enough", "judge_trusted"}
-    assert "the next run asks for the missing ones alone" in failed["judged_enough"]
+        metrics = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
+        assert metrics["correctness"] == metrics["g_eval"] == 0.75
+        assert metrics["prompt_alignment"] is None
+        assert metrics["judge_trusted"] == 0.0 and metrics["judge_accuracy"] == 0.0
+        errors = project.query("SELECT DISTINCT error FROM samples.base WHERE metric = 'prompt_alignment'")
+        assert errors == [(f"HTTP 500 (no access for {HIDDEN})",)]
+        tested = project.query("SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'")
+        assert tested == [(f"m at {server.url}/v1", 14, False)]
+        checks = json.loads((project.root / "judged" / "base" / "manifest.json").read_text())["checks"]
+        failed = {check["name"]: check["detail"] for check in checks if not check["passed"]}
+        assert set(failed) == {"judged_enough", "judge_trusted"}
+        assert "the next run asks for the missing ones alone" in failed["judged_enough"]
+
+        ill = False
+        code, again = project.command(*run, JUDGE_KEY=KEY, COMPRESSION_WORKERS="1")
+        assert code == 0, again
+        assert len(server.prompts) == asked + 2  # the prompt alignment of two answers, nothing else
+        assert "judged_base" in changed(again) and "answers_base" not in changed(again)
+    repaired = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
+    assert repaired == {**metrics, "prompt_alignment": 1.0}
 
     database = MetricsDatabase(project.root / "compression.duckdb")
     assert "g_eval †" in read_leaderboard(database)[0]
     assert doubts(database)[0].startswith(f"† g_eval is UNTRUSTED: m at {server.url}/v1 puts 0%")
-    assert KEY not in output
+    assert KEY not in output + again
     texts = [file.read_bytes() for file in project.storage.rglob("*") if file.is_file()]
     assert texts and not any(KEY.encode() in text for text in texts)
 

@@ -45,8 +45,13 @@ def dataset(seed: int, rows: int = 7) -> TokenDataset:
     return TokenDataset(made)
 
 
-def importance_by_formula(model: PreTrainedModel, data: TokenDataset, share: float) -> list[np.ndarray]:
-    """s · w/max(w) + (1 - s) · a/max(a), one row at a time without padding, gate and up multiplied by hand."""
+def importance_by_formula(
+    model: PreTrainedModel, data: TokenDataset, share: float, gate_alone: bool = False
+) -> list[np.ndarray]:
+    """s · w/max(w) + (1 - s) · a/max(a), one row at a time without padding, gate and up multiplied by hand.
+
+    gate_alone: a is the mean |gate_proj(x)|, as in the authors' scripts.
+    """
     sums = [np.zeros(model.config.intermediate_size) for _ in model.model.layers]
     for row in data:
         inputs: list[torch.Tensor] = []
@@ -65,7 +70,8 @@ def importance_by_formula(model: PreTrainedModel, data: TokenDataset, share: flo
                 + (0 if linear.bias is None else linear.bias.detach().numpy())
                 for linear in (mlp.gate_proj, mlp.up_proj)
             )
-            sums[index] = sums[index] + np.abs(gate / (1 + np.exp(-gate)) * up).sum(0)
+            activation = gate if gate_alone else gate / (1 + np.exp(-gate)) * up
+            sums[index] = sums[index] + np.abs(activation).sum(0)
     scores = []
     for layer, total in zip(model.model.layers, sums, strict=True):
         gate, up = (linear.weight.detach().numpy() for linear in (layer.mlp.gate_proj, layer.mlp.up_proj))
@@ -86,6 +92,15 @@ def test_importance_is_the_formula(seed: int, share: float, settings: dict) -> N
     for ours, theirs in zip(
         ffn_importance(model, data, recipe, "cpu"), importance_by_formula(model, data, share), strict=True
     ):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, BIASED])
+def test_importance_by_the_gates_output_is_its_own_formula(settings: dict) -> None:
+    model, data = tiny_model(seed=4, **settings).double(), dataset(4)
+    recipe = PruningRecipe(activation="gate_proj_output")
+    expected = importance_by_formula(model, data, 0.5, gate_alone=True)
+    for ours, theirs in zip(ffn_importance(model, data, recipe, "cpu"), expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5)
 
 

@@ -15,10 +15,11 @@ from compression_assets.reporting.charts import largest_rise
 from compression_assets.reporting.making import best_model, by_layer
 from compression_assets.reporting.page import fingerprint_of, render, write_report
 from compression_assets.reporting.parts import Page as PageOf
-from compression_assets.reporting.parts import Section, significant
+from compression_assets.reporting.parts import Section, significant, with_half_width
 from compression_assets.reporting.quality import calibration, comparisons, sample_answers, why_it_breaks
 from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.results import PAPER_METRICS, leaderboard, pareto_front
+from compression_assets.reporting.seeds import over_seeds
 from compression_assets.resources.metrics_db import MetricsDatabase
 from compression_assets.study_files import load_study
 from compression_assets_tests.project import Project
@@ -255,6 +256,28 @@ def test_layers_are_averaged_by_number() -> None:
 def test_numbers_are_written_without_powers(value: float, text: str) -> None:
     assert significant(value) == text
     assert "e" not in significant(math.pi * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ((49.73, 42.9, 56.9), "49.7 ± 7.0"),
+        ((0.005155, 0.0045, 0.0058), "0.00516 ± 0.00065"),
+        ((301.76, 250.0, 358.2), "302 ± 54"),
+        ((0.5, 0.5, 0.5), "0.5 ± 0"),
+    ],
+)
+def test_a_figure_has_the_decimals_of_its_interval(figures: tuple[float, float, float], text: str) -> None:
+    assert with_half_width(*figures) == text
+
+
+def test_seeds_are_summed_where_there_are_several(data: ReportData) -> None:
+    assert over_seeds(data) is None
+    about = {"metric": "perplexity", "mean": 40.0, "sd": 1.0, "lo": 37.5, "hi": 42.5}
+    rows = [{"ordering": "base", "n": 1, **about}, {"ordering": "KD", "n": 3, **about}]
+    section = over_seeds(replace(data, tables={**data.tables, "leaderboard_seeds": rows}))
+    assert section is not None
+    assert [[cell.text for cell in row] for row in section.tables[0].rows] == [["KD", "3", "40.0 ± 2.5", "1"]]
 
 
 def test_the_papers_columns_are_all_known() -> None:

@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 
 from compression_assets.fingerprints import code_fingerprint, fingerprint
-from compression_assets.reporting import making, quality, results
+from compression_assets.reporting import making, quality, results, seeds
 from compression_assets.reporting.parts import Page, Section
 from compression_assets.reporting.read import ReportData
 
@@ -32,6 +32,7 @@ def make_page(data: ReportData, print_of_data: str = "") -> Page:
     sections: list[Section] = [
         results.cautions(data),
         results.leaderboard(data),
+        *([varied] if (varied := seeds.over_seeds(data)) else []),
         results.size_and_quality(data),
         results.steps_of_orderings(data),
         quality.why_it_breaks(data),

@@ -1,6 +1,7 @@
 """What a page is made of: sections, charts and tables. No data and no HTML in here."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,10 +113,18 @@ def number(
     """A number with its half-width if it has an interval; a dash where it is not measured."""
     if value is None:
         return Cell("–", key)
-    text = significant(value, digits)
-    if interval is not None:
-        text += f" ± {significant((interval[1] - interval[0]) / 2, 2)}"
-    return Cell(text, key, value)
+    return Cell(
+        significant(value, digits) if interval is None else with_half_width(value, *interval), key, value
+    )
+
+
+def with_half_width(value: float, lo: float, hi: float) -> str:
+    """Such as "49.7 ± 7.0": the half-width with two significant digits, the value with as many decimals."""
+    half = (hi - lo) / 2
+    if half == 0:
+        return f"{significant(value)} ± 0"
+    decimals = max(0, 1 - math.floor(math.log10(half)))
+    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
 def significant(value: float, digits: int = 3) -> str:

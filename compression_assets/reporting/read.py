@@ -13,8 +13,14 @@ from compression_assets.study import Study
 
 Row = dict[str, Any]
 
-OPTIONAL_TABLES = ("comparisons", "judge_calibration", "step_diagnostics", "layer_diagnostics")
-"""Tables that only some studies fill; the report says 'not measured' where one has no rows."""
+OPTIONAL_TABLES = (
+    "comparisons",
+    "judge_calibration",
+    "step_diagnostics",
+    "layer_diagnostics",
+    "leaderboard_seeds",
+)
+"""Tables and views that only some studies fill; the report says 'not measured' where one has no rows."""
 
 
 @dataclass(frozen=True)
