@@ -164,6 +164,23 @@ def test_a_missing_upstream_fails_at_once_with_the_command(tmp_path: Path) -> No
     assert not (project.root / "models").exists()
 
 
+def test_a_model_with_all_before_and_after_it_in_a_new_storage(tmp_path: Path) -> None:
+    """What measures a model needs more than the model's ancestors; that is made on the way."""
+    project = Project(tmp_path, orderings=["Q", "P-KD-Q"])
+    code, output = project.command(
+        *("dagster", "asset", "materialize", "-m", "compression_assets", "--select", "*final_p_kd_q*"),
+        DAGSTER_HOME=project.dagster_home(),
+    )
+    assert code == 0, output
+    row = project.query(
+        "SELECT ordering, perplexity > 1, g_eval IS NOT NULL, f1 IS NOT NULL FROM leaderboard"
+    )
+    assert row == [("P-KD-Q", True, True, True)]
+    assert {name for (name,) in project.query("SELECT DISTINCT model FROM step_diagnostics")} >= {"p", "p_kd"}
+    assert not (project.root / "models" / "q").exists()
+    assert (project.root / "reports" / "report.html").exists()
+
+
 def test_the_dagster_command_materialises_and_keeps_history(copy: Project) -> None:
     home = copy.dagster_home()
     code, output = copy.command(

@@ -1,6 +1,7 @@
 """The data sets: disjoint splits of the chat data, tokenised with the base model's tokenizer."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -13,10 +14,16 @@ from compression_assets.assets.layout import (
     QUESTION_SET,
     relative_directory,
 )
+from compression_assets.assets.side_inputs import SideInput
+from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
+from compression_assets.sources.questions import QuestionSettings
 from compression_assets.study import Study
 from compression_assets.techniques.step import StepReport
+
+if TYPE_CHECKING:
+    from compression_assets.text.prepare import Preparation
 
 DESCRIPTIONS = {
     "calibration": "Conversations over which pruning measures activations.",
@@ -45,13 +52,7 @@ def question_assets(study: Study) -> list[dg.AssetsDefinition]:
     asked = study.data.questions
     if asked is None:
         return []
-    artifact = Artifact(
-        asset=QUESTION_SET,
-        settings=asked.model_dump(mode="json"),
-        code="compression_assets.sources.questions",
-        seed=study.seed,
-        sources=(asked.source,),
-    )
+    artifact = _questions_artifact(study, asked)
 
     @dg.asset(
         key=QUESTION_SET,
@@ -65,21 +66,50 @@ def question_assets(study: Study) -> list[dg.AssetsDefinition]:
     def question_set(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
     ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            from compression_assets.sources.questions import read_questions
-            from compression_assets.text.questions import select_questions, write_questions
-
-            questions = select_questions(
-                read_questions(asked.source, storage.downloads), asked.count, study.seed
-            )
-            write_questions(questions, place.output)
-            return StepReport(metadata={"rows": len(questions), "summary": f"{len(questions):,} questions"})
-
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+        manifest, cached = _make_questions(study, asked, context, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(QUESTION_SET)
         return result(manifest, cached, directory, rows=manifest.metadata["rows"])
 
     return [question_set]
+
+
+def questions_on_the_way(study: Study) -> SideInput:
+    """`question_set` for a step that finds it missing; only of a study that asks questions."""
+    asked = study.data.questions
+    assert asked is not None
+    return SideInput(
+        QUESTION_SET,
+        lambda context, storage, gpu: _make_questions(study, asked, context, storage, gpu)[0],
+    )
+
+
+def _questions_artifact(study: Study, asked: QuestionSettings) -> Artifact:
+    return Artifact(
+        asset=QUESTION_SET,
+        settings=asked.model_dump(mode="json"),
+        code="compression_assets.sources.questions",
+        seed=study.seed,
+        sources=(asked.source,),
+    )
+
+
+def _make_questions(
+    study: Study,
+    asked: QuestionSettings,
+    context: dg.AssetExecutionContext,
+    storage: StudyStorage,
+    gpu: Gpu,
+    rebuild: bool = False,
+) -> tuple[Manifest, bool]:
+    def build(place: Workplace) -> StepReport:
+        from compression_assets.sources.questions import read_questions
+        from compression_assets.text.questions import select_questions, write_questions
+
+        questions = select_questions(read_questions(asked.source, storage.downloads), asked.count, study.seed)
+        write_questions(questions, place.output)
+        return StepReport(metadata={"rows": len(questions), "summary": f"{len(questions):,} questions"})
+
+    return make(context, _questions_artifact(study, asked), build, storage, gpu, rebuild)
 
 
 def dataset_assets(study: Study) -> dg.AssetsDefinition:
@@ -115,10 +145,9 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
             if dg.AssetKey(artifact.asset) not in context.selected_asset_keys:
                 continue
 
-            def build(place: Workplace, split: str = split) -> StepReport:
-                return preparation.write(split, place.inputs[BASE_MODEL], place.output, place.report)
-
-            manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
+            manifest, cached = _make_split(
+                split, artifact, preparation, context, storage, gpu, config.rebuild
+            )
             shown = {
                 key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")
             }
@@ -127,3 +156,30 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
             yield result(manifest, cached, directory, **shown, sql=dg.MetadataValue.md(f"`{sql}`"))
 
     return datasets
+
+
+def split_on_the_way(study: Study, split: str) -> SideInput:
+    """One split for a step that finds it missing."""
+
+    def make_it(context: dg.AssetExecutionContext, storage: StudyStorage, gpu: Gpu) -> Manifest:
+        from compression_assets.text.prepare import Preparation
+
+        preparation = Preparation(study.data, study.seed, storage.downloads)
+        return _make_split(split, split_artifact(study, split), preparation, context, storage, gpu)[0]
+
+    return SideInput(DATASETS[split], make_it)
+
+
+def _make_split(
+    split: str,
+    artifact: Artifact,
+    preparation: "Preparation",
+    context: dg.AssetExecutionContext,
+    storage: StudyStorage,
+    gpu: Gpu,
+    rebuild: bool = False,
+) -> tuple[Manifest, bool]:
+    def build(place: Workplace) -> StepReport:
+        return preparation.write(split, place.inputs[BASE_MODEL], place.output, place.report)
+
+    return make(context, artifact, build, storage, gpu, rebuild)

@@ -20,6 +20,7 @@ from compression_assets.assets.artifact import (
     result,
     tracked,
 )
+from compression_assets.assets.data import split_on_the_way
 from compression_assets.assets.diagnosed import compared_with, diagnosed, follows_training, to_score
 from compression_assets.assets.layout import (
     DATASETS,
@@ -34,6 +35,7 @@ from compression_assets.assets.layout import (
 from compression_assets.assets.measured import read_measured
 from compression_assets.assets.needs import of_scoring
 from compression_assets.assets.priority import FILL, PRIORITY
+from compression_assets.assets.side_inputs import make_missing
 from compression_assets.evaluation.settings import DiagnosticsSettings
 from compression_assets.orderings import DEQUANTIZATION, Node, StepPath
 from compression_assets.resources.gpu import Gpu
@@ -123,6 +125,7 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
             (place.output / FILE).write_text(json.dumps(found, indent=1, allow_nan=False))
             return StepReport(metadata={"summary": ", ".join(summary)})
 
+        make_missing([split_on_the_way(study, "evaluation")] if scored else [], context, storage, gpu)
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
         found = json.loads((directory / FILE).read_text())
@@ -186,7 +189,7 @@ def _table(study: Study, nodes: list[Node]) -> dg.AssetsDefinition:
     )
     def step_diagnostics(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
         with tracked(context, storage, STEP_DIAGNOSTICS), as_failure(STEP_DIAGNOSTICS):
-            found = {node.key: _read(storage, node) for node in nodes}
+            found = {node.key: one for node in nodes if (one := _read(storage, node)) is not None}
             scored = _perplexities(study, storage, found)
             rows = [row for one in orderings for row in _steps(study, one.text, one.path, scored, found)]
             layers = [
@@ -204,15 +207,24 @@ def _table(study: Study, nodes: list[Node]) -> dg.AssetsDefinition:
             "surviving",
         ]
         table = markdown(shown, [[row[name] for name in shown] for row in rows])
-        return dg.MaterializeResult(metadata={"rows": len(rows), "steps": dg.MetadataValue.md(table)})
+        absent = [node.key for node in nodes if node.key not in found]
+        return dg.MaterializeResult(
+            metadata={
+                "rows": len(rows),
+                "not_diagnosed": ", ".join(absent),
+                "steps": dg.MetadataValue.md(table),
+            }
+        )
 
     return step_diagnostics
 
 
-def _read(storage: StudyStorage, node: Node) -> dict[str, Any]:
+def _read(storage: StudyStorage, node: Node) -> dict[str, Any] | None:
+    """None while the model has not been diagnosed: the table is read partly filled."""
     key = diagnostics_key(node)
     directory = storage.artifacts.root / relative_directory(key)
-    storage.artifacts.require(directory, key, STEP_DIAGNOSTICS, verify=False)
+    if storage.artifacts.manifest(directory, key) is None:
+        return None
     return dict(json.loads((directory / FILE).read_text()))
 
 
@@ -223,11 +235,15 @@ def _perplexities(
     from compression_assets.text.datasets import TokenDataset
 
     assert study.evaluation.diagnostics is not None
+    scored = {key: one["perplexity"] for key, one in found.items() if one["perplexity"]}
+    measured = {
+        ordering: directory
+        for ordering in study.parsed_orderings
+        if (directory := storage.artifacts.root / relative_directory(metrics_key(ordering))).exists()
+    }
     data = TokenDataset.load(storage.artifacts.root / relative_directory(DATASETS["evaluation"]))
     wanted = {row.id for row in first_rows(data, study.evaluation.diagnostics.tokens)}
-    scored = {key: one["perplexity"] for key, one in found.items() if one["perplexity"]}
-    for ordering in study.parsed_orderings:
-        directory = storage.artifacts.root / relative_directory(metrics_key(ordering))
+    for ordering, directory in measured.items():
         _, samples, _ = read_measured(directory)
         scored[study.nodes[ordering.path].key] = {
             sample.item: (sample.value, sample.weight)

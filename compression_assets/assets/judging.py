@@ -18,9 +18,11 @@ from compression_assets.assets.layout import (
 from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.model_asset import released_model_asset
 from compression_assets.assets.priority import MEASURE, PRIORITY
+from compression_assets.assets.side_inputs import SideInput
 from compression_assets.assets.subjects import Subject, subjects
 from compression_assets.evaluation.judging.settings import JudgeSettings, LocalJudge
 from compression_assets.evaluation.rows import MetricRow, Sample
+from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -79,8 +81,8 @@ def _settings(judge: JudgeSettings) -> dict[str, Any]:
     return {"judge": judge.content(), "deepeval": version("deepeval")}
 
 
-def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinition:
-    artifact = Artifact(
+def _calibration_artifact(study: Study, judge: JudgeSettings) -> Artifact:
+    return Artifact(
         asset=JUDGE_CALIBRATION,
         settings=_settings(judge),
         code="compression_assets.evaluation.judging.calibration",
@@ -88,6 +90,10 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
         seed=study.seed,
         warnings=(TRUSTED,),
     )
+
+
+def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinition:
+    artifact = _calibration_artifact(study, judge)
 
     @dg.asset(
         key=JUDGE_CALIBRATION,
@@ -106,31 +112,9 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
     def judge_calibration(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
     ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            from compression_assets.evaluation.judging.calibration import calibrate, planted_cases
-            from compression_assets.evaluation.judging.scoring import judge_cases
-
-            asker = _asker(storage, judge, place, JUDGE_CALIBRATION)
-            cases = planted_cases(judge.calibration_questions)
-            outcomes = judge_cases(cases, asker, judge.max_characters, JUDGE_CALIBRATION, place.report)
-            found = calibrate(asker.backend.name, cases, outcomes, judge.trust, study.seed)
-            (place.output / FILE).write_text(found.to_json())
-            doubts = [doubt for score in found.scores if (doubt := found.doubt(score.metric))]
-            detail = doubts[0] if doubts else f"{asker.backend.name} orders the planted answers well enough"
-            check = Check(TRUSTED, not doubts, detail, blocking=False)
-            missing = sum(outcome.value is None for outcome in outcomes)
-            about = {"summary": detail, MISSING: missing, **_counts(asker)}
-            return StepReport(checks=(check,), metadata=about)
-
+        manifest, cached = _make_calibration(study, judge, context, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)
-        again = config.rebuild or _incomplete(storage, JUDGE_CALIBRATION)
-        manifest, cached = make(context, artifact, build, storage, gpu, again)
         rows = _read_calibration(directory).table()
-        with as_failure(JUDGE_CALIBRATION):
-            about = {"measured_at": manifest.created_at}
-            storage.database.write_table(
-                JUDGE_CALIBRATION, [row | about for row in rows], ["judge", "metric"]
-            )
         shown = [
             (row["metric"], row["pairs"], row["accuracy"], row["lo"], row["hi"], row["trusted"])
             for row in rows
@@ -139,6 +123,39 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
         return result(manifest, cached, directory, accuracy=dg.MetadataValue.md(table))
 
     return judge_calibration
+
+
+def _make_calibration(
+    study: Study,
+    judge: JudgeSettings,
+    context: dg.AssetExecutionContext,
+    storage: StudyStorage,
+    gpu: Gpu,
+    rebuild: bool = False,
+) -> tuple[Manifest, bool]:
+    def build(place: Workplace) -> StepReport:
+        from compression_assets.evaluation.judging.calibration import calibrate, planted_cases
+        from compression_assets.evaluation.judging.scoring import judge_cases
+
+        asker = _asker(storage, judge, place, JUDGE_CALIBRATION)
+        cases = planted_cases(judge.calibration_questions)
+        outcomes = judge_cases(cases, asker, judge.max_characters, JUDGE_CALIBRATION, place.report)
+        found = calibrate(asker.backend.name, cases, outcomes, judge.trust, study.seed)
+        (place.output / FILE).write_text(found.to_json())
+        doubts = [doubt for score in found.scores if (doubt := found.doubt(score.metric))]
+        detail = doubts[0] if doubts else f"{asker.backend.name} orders the planted answers well enough"
+        check = Check(TRUSTED, not doubts, detail, blocking=False)
+        missing = sum(outcome.value is None for outcome in outcomes)
+        about = {"summary": detail, MISSING: missing, **_counts(asker)}
+        return StepReport(checks=(check,), metadata=about)
+
+    again = rebuild or _incomplete(storage, JUDGE_CALIBRATION)
+    manifest, cached = make(context, _calibration_artifact(study, judge), build, storage, gpu, again)
+    with as_failure(JUDGE_CALIBRATION):
+        rows = _read_calibration(storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)).table()
+        about = {"measured_at": manifest.created_at}
+        storage.database.write_table(JUDGE_CALIBRATION, [row | about for row in rows], ["judge", "metric"])
+    return manifest, cached
 
 
 def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.AssetsDefinition:
@@ -160,6 +177,12 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         f"G-Eval and prompt alignment of {subject.model}'s answers",
         lambda place, storage: _judge(judge, artifact, answers, storage, place),
         pool=POOL if isinstance(judge.model, LocalJudge) else None,
+        side_inputs=(
+            SideInput(
+                JUDGE_CALIBRATION,
+                lambda context, storage, gpu: _make_calibration(study, judge, context, storage, gpu)[0],
+            ),
+        ),
         incomplete=lambda storage: _incomplete(storage, artifact.asset),
     )
     return measured_asset(study, subject, artifact, measurement)

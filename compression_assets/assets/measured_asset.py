@@ -11,6 +11,7 @@ from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workpla
 from compression_assets.assets.layout import OWNERS, POOL, relative_directory
 from compression_assets.assets.measured import record, write_measured
 from compression_assets.assets.priority import FILL, PRIORITY
+from compression_assets.assets.side_inputs import SideInput, make_missing
 from compression_assets.assets.subjects import Subject
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.resources.gpu import Gpu
@@ -25,9 +26,10 @@ Measure = Callable[[Workplace, StudyStorage], tuple[Sequence[MetricRow], Sequenc
 class Measurement:
     """What sets one kind of measurement of a subject apart from the others.
 
-    part: prefix of the asset's key, and its tag `stage`. about: its description, to which the table's name is added.
+    part: prefix of the asset's key. group: in the UI, and its tag `stage`. about: its description, to which the table's name is added.
     measure: writes what it likes into the workplace and returns rows, samples per item and a report.
-    incomplete: whether a finished measurement has to be made again. lineage: rows for the table of that name.
+    side_inputs: made first where they are missing. incomplete: whether a finished measurement has to be made again.
+    lineage: rows for the table of that name.
     more: metadata for Dagster from the finished directory, after it was recorded.
     """
 
@@ -38,6 +40,7 @@ class Measurement:
     kinds: frozenset[str] = frozenset({"duckdb"})
     priority: str = FILL
     pool: str | None = POOL
+    side_inputs: tuple[SideInput, ...] = ()
     incomplete: Callable[[StudyStorage], bool] = lambda storage: False
     lineage: Callable[[StudyStorage], Sequence[dict[str, Any]]] = lambda storage: ()
     more: Callable[[StudyStorage, Path], Mapping[str, Any]] = lambda storage, directory: {}
@@ -70,6 +73,7 @@ def measured_asset(
             write_measured(place.output, rows, samples, context.run_id)
             return report
 
+        make_missing(measurement.side_inputs, context, storage, gpu)
         again = config.rebuild or measurement.incomplete(storage)
         manifest, cached = make(context, artifact, build, storage, gpu, again)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
