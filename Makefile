@@ -21,7 +21,7 @@ export PYTHONUNBUFFERED := 1
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  STUDY=NAME|PATH picks the study of run, query, report, plan, ui and check (default: demo)."
+	@echo "  STUDY=NAME|PATH picks the study of run, query, report, plan, ui, check, recommend, export, doctor and clean (default: demo)."
 
 setup: .venv/.ready ## install everything into .venv
 

@@ -11,7 +11,9 @@ from benchmarks.common import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in ("__init__", "common", "run"))
+NAMES = sorted(
+    file.stem for file in HERE.glob("*.py") if file.stem not in ("__init__", "common", "run", "crosscheck")
+)
 
 
 def main() -> int:

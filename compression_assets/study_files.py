@@ -82,13 +82,16 @@ def _validate(raw: Any) -> Study:
 
 
 def _located(value: Any, directory: Path) -> Any:
-    """A copy in which every `path` of a source is absolute, except those of files that ship with the package."""
+    """A copy in which every path is absolute, except those of files that ship with the package."""
+    if isinstance(value, tuple):
+        items = tuple(_located(one, directory) for one in value)
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     if not isinstance(value, Strict):
         return value
     changed = {}
     for name in type(value).model_fields:
         old = getattr(value, name)
-        if name == "path" and not str(old).startswith(SHIPPED):
+        if name in ("path", "include") and old is not None and not str(old).startswith(SHIPPED):
             changed[name] = type(old)(directory / _expanded(old))
         elif (new := _located(old, directory)) is not old:
             changed[name] = new

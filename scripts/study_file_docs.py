@@ -65,16 +65,21 @@ def page() -> str:
 def section(where: str, model: type[Strict]) -> str:
     """A heading, what the class says about itself, and a row for each key."""
     rows = [
-        f"| `{info.alias or name}` | {kind(info.annotation)}{limits(info)} | {default(info)} |"
+        f"| `{info.alias or name}` | {kind(info.annotation)}{limits(info)} | {default(info)} | "
+        f"{info.description or ''} |"
         for name, info in model.model_fields.items()
     ]
-    table = ["| key | value | default |", "| --- | --- | --- |", *rows] if rows else ["No keys."]
+    table = ["| key | value | default | what |", "| --- | --- | --- | --- |", *rows] if rows else ["No keys."]
     return f"## {where} ({model.__name__})\n\n{about(model)}\n\n" + "\n".join(table) + "\n"
 
 
 def about(model: type[Strict]) -> str:
-    text = inspect.getdoc(model) or ""
-    text = re.split(r"\n?(Raises:|Raises pydantic)", text)[0]
+    """What a class and those that it extends say about themselves, up to what they raise."""
+    own = [
+        one.__doc__ for one in model.__mro__ if issubclass(one, Strict) and one is not Strict and one.__doc__
+    ]
+    said = [re.split(r"\n?(Raises:|Raises pydantic)", inspect.cleandoc(text))[0].strip() for text in own]
+    text = "\n\n".join(said)
     # An indented block is an example; everything else flows.
     return "\n\n".join(
         block if block.startswith("    ") else " ".join(block.split())

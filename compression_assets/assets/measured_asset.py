@@ -26,7 +26,8 @@ Measure = Callable[[Workplace, StudyStorage], tuple[Sequence[MetricRow], Sequenc
 class Measurement:
     """What sets one kind of measurement of a subject apart from the others.
 
-    part: prefix of the asset's key. group: in the UI, and its tag `stage`. about: its description, to which the table's name is added.
+    part: prefix of the asset's key. group: in the UI, and its tag `stage`.
+    about: its description, to which the table's name is added.
     measure: writes what it likes into the workplace and returns rows, samples per item and a report.
     side_inputs: made first where they are missing. incomplete: whether a finished measurement has to be made again.
     lineage: rows for the table of that name.

@@ -90,10 +90,13 @@ def _few_items(data: ReportData) -> Iterator[str]:
     few: dict[str, int] = {}
     for rows in data.metrics.values():
         for name, row in rows.items():
-            if row["unit"] not in ("MiB", "parameters") and 1 < row["n"] < FEW:
+            if row["unit"] not in ("MiB", "parameters", "1 or 0") and 1 < row["n"] < FEW:
                 few[name] = min(row["n"], few.get(name, row["n"]))
     if few:
-        listed = ", ".join(f"{name} (n = {n})" for name, n in few.items())
+        by_count: dict[int, list[str]] = {}
+        for name, n in few.items():
+            by_count.setdefault(n, []).append(name)
+        listed = "; ".join(f"{', '.join(names)} (n = {n})" for n, names in sorted(by_count.items()))
         yield f"Few items stand behind {listed}."
 
 

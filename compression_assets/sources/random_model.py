@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression_assets.fingerprints import file_sha256
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-    from compression_assets.fingerprints import file_sha256
-from compression_assets.sources.models import RandomModel
+    from compression_assets.sources.models import RandomModel
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY_SIZE = 256 + len(SPECIAL_TOKENS)

