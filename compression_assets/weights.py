@@ -111,6 +111,23 @@ def write_weights(tensors: "Mapping[str, torch.Tensor]", directory: Path) -> Pat
     return file
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a safetensors file is there with all the bytes that its header announces."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def to_disk(file: Path) -> None:
+    """Return once a file's bytes are on the disk: a rename can outlive a power failure that they do not."""
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
 def save_tensors(
     tensors: "Mapping[str, torch.Tensor]", file: Path, metadata: dict[str, str] | None = None
 ) -> None:

@@ -20,6 +20,8 @@ from compression_assets.errors import StudyError
 AT_ONCE_ON_A_CPU = 2
 VARIABLE = "COMPRESSION_WORKERS"
 PRELOADED = "compression_assets.preload"
+WSL_DRIVER = Path("/usr/lib/wsl/lib/libcuda.so.1")
+"""Under Windows' Linux there is no /dev/nvidia0; a device there counts as one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def workers() -> Workers:
 def cuda_devices() -> int:
     """Visible NVIDIA devices, told without importing torch (which takes seconds)."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    present = len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(WSL_DRIVER.exists())
     if visible is None:
         return present
     return min(present, len([name for name in visible.split(",") if name.strip()]))

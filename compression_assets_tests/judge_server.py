@@ -81,7 +81,15 @@ def completion(content: Any, score: int | None = None) -> Answer:
     if score is not None:
         other = 2 if score == 1 else score - 1
         top = [{"token": str(score), "logprob": -0.10536}, {"token": str(other), "logprob": -2.302585}]
-        choice["logprobs"] = {"content": [{"token": str(score), "logprob": -0.10536, "top_logprobs": top}]}
+        before, _, after = text.partition(f'"score": {score}')
+        plain = {"logprob": -0.01, "top_logprobs": []}
+        choice["logprobs"] = {
+            "content": [
+                {"token": f'{before}"score": ', **plain},
+                {"token": str(score), "logprob": -0.10536, "top_logprobs": top},
+                {"token": after, **plain},
+            ]
+        }
     return 200, {}, json.dumps({"choices": [choice], "usage": {"total_tokens": 10}}).encode()
 
 

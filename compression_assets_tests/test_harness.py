@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.harness import HarnessSettings, run_tasks, to_rows
+from compression_assets.evaluation.harness import HarnessSettings, made_of, run_tasks, to_rows
 from compression_assets_tests.tiny_models import tiny_directory
 
 HARNESS = importlib.util.find_spec("lm_eval") is not None
@@ -45,6 +45,29 @@ def test_a_mean_over_documents_has_its_samples() -> None:
         ("2", 0.0),
         ("3", 1.0),
     ]
+
+
+def test_only_shares_have_a_unit_and_a_document_counts_once() -> None:
+    twice = [{"doc_id": index, "filter": name} for index in range(3) for name in ("none", "strict-match")]
+    rows, _ = to_rows(
+        found(
+            results={"wiki": {"word_perplexity,none": 25.3}, "both": {"acc,none": 0.6}},
+            samples={"wiki": twice, "arc_easy": twice},
+            group_subtasks={"both": ["wiki", "arc_easy"]},
+        )
+    )
+    assert [(row.metric, row.unit, row.n) for row in rows] == [
+        ("wiki_word_perplexity", "", 3),
+        ("both_acc", "0..1", 6),
+    ]
+
+
+def test_a_changed_task_file_is_another_measurement(tmp_path: Path) -> None:
+    settings = HarnessSettings(tasks=["two_colours"], include=str(tmp_path))
+    (tmp_path / "task.yaml").write_text("task: two_colours")
+    before = made_of(settings)
+    (tmp_path / "task.yaml").write_text("task: two_colours # changed")
+    assert made_of(settings) != before
 
 
 def test_a_figure_that_is_no_mean_stands_alone() -> None:

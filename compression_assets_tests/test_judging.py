@@ -14,6 +14,7 @@ import pytest
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.calibration import Calibration, calibrate, planted_cases
 from compression_assets.evaluation.judging.http_errors import retry_after
+from compression_assets.evaluation.judging.openai_judge import _top
 from compression_assets.evaluation.judging.prompts import METRICS, Case
 from compression_assets.evaluation.judging.results import (
     cases_of,
@@ -164,6 +165,38 @@ def test_a_dead_judge_is_given_up_at_once_in_one_sentence(tmp_path: Path, script
     assert cause in str(caught.value) and "compression run --select 'judged_q*'" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 20 and len(server.prompts) <= 7 * QUICK.attempts
+
+
+def test_a_judge_is_given_up_for_good_though_a_late_answer_comes(tmp_path: Path) -> None:
+    """Three questions are refused while the first is still being answered: the rest was never asked."""
+
+    def script(server: JudgeServer, prompt: str, _: dict[str, Any]) -> Any:
+        if prompt is server.prompts[0]:
+            time.sleep(1.0)
+            return completion(opinion(prompt, 3))
+        return 400, {}, b"too long"
+
+    with serving(script) as server, pytest.raises(StudyError, match="HTTP 400"):
+        judged(asker(server, tmp_path))
+
+
+def test_the_score_is_weighted_at_its_own_token() -> None:
+    def token(text: str, *others: str) -> dict[str, Any]:
+        return {"token": text, "top_logprobs": [{"token": one, "logprob": -1.0} for one in others]}
+
+    def choice(*tokens: dict[str, Any]) -> dict[str, Any]:
+        return {"logprobs": {"content": list(tokens)}}
+
+    first = choice(
+        token('{"score": '), token("5", "5", "4"), token(', "reason": "since 190'), token("2", "2")
+    )
+    assert _top(first, '{"score": 5, "reason": "since 1902"}') == (("5", -1.0), ("4", -1.0))
+    last = choice(
+        token('{"reason": "'), token("5", "5", "1"), token(' words", "score": '), token("2", "2", "3")
+    )
+    assert _top(last, '{"reason": "5 words", "score": 2}') == (("2", -1.0), ("3", -1.0))
+    merged = choice(token('{"score": 5'), token(', "reason": "'), token("5", "1"))
+    assert _top(merged, '{"score": 5, "reason": "5"}') is None
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

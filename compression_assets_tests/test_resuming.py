@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_killed_run_resumes_to_the_sameweights_of(tmp_path: Path) -> None:
     assert found.seconds > 1000
     for name, weight in weights_of(straight).items():
         assert torch.equal(weight, weights_of(resumed)[name])
+
+
+@pytest.mark.parametrize(("name", "kept"), [("progress.json", 0), ("state.safetensors", 2_000)])
+def test_a_checkpoint_that_power_failure_cut_short_is_as_none(tmp_path: Path, name: str, kept: int) -> None:
+    def kill(done: int, total: int, note: str) -> None:
+        if done > total * 0.7:
+            raise Killed
+
+    recipe = recipe_of(batch_size=2)
+    with pytest.raises(Killed):
+        finetune(tiny_model(), tiny_dataset(14), recipe, 0, "cpu", kill, checkpoints_in(tmp_path))
+    (saved,) = tmp_path.glob("step-*")
+    os.truncate(saved / name, kept)
+    done = finetune(tiny_model(), tiny_dataset(14), recipe, 0, checkpoints=checkpoints_in(tmp_path))
+    assert not any("resumed" in note for note in done.notes)
 
 
 def test_checkpoint_of_another_run_is_left_alone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from compression_assets.orderings import BASE_ORDERING
 from compression_assets.study import CorrectedTeacher, Study
 from compression_assets.study_files import PRESETS, load_study, presets
 from compression_assets.study_yaml import read_mapping
+from compression_assets_tests.tiny_models import tiny_directory
 
 PAPER = ["KD", "P", "Q", "P-KD-Q", "KD-P-Q", "P-Q-KD", "KD-Q-P", "Q-KD-P", "Q-P-KD"]
 TABLE_1 = PRESETS.parent / "data" / "paper_table_1.csv"
@@ -120,6 +121,19 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     for spelling in (path, str(path), "mine.yaml", "./mine.yaml", Path("mine.yaml")):
         study = load_study(spelling)
         assert study.data.chat.path == str(tmp_path / "chat.jsonl")  # type: ignore[union-attr]
+
+
+def test_paths_in_lists_and_of_task_files_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    tiny_directory(tmp_path / "model")
+    model = {"name": "other", "source": {"kind": "directory", "path": "model"}}
+    study = load(
+        tmp_path,
+        ("external_models", [model]),
+        ("evaluation/harness", {"tasks": ["mine"], "include": "tasks"}),
+    )
+    assert study.external_models[0].source.path == str(tmp_path / "model")
+    assert study.evaluation.harness is not None
+    assert study.evaluation.harness.include == str(tmp_path / "tasks")
 
 
 def test_a_step_that_is_not_used_needs_nothing(tmp_path: Path) -> None:

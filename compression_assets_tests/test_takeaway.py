@@ -14,7 +14,7 @@ from compression_assets.sources.models import GgufModel, fetch_model
 from compression_assets.study import Study
 from compression_assets.study_files import load_study
 from compression_assets.takeaway import cleaning
-from compression_assets.takeaway.doctor import Finding, as_text, examine
+from compression_assets.takeaway.doctor import Finding, _keys, as_text, examine
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.takeaway.model_card import model_card
 from compression_assets.takeaway.recommend import Limits, pareto_front, parse_limits, recommend
@@ -220,3 +220,9 @@ def test_the_doctor_names_what_is_missing_and_no_secret(
     assert findings["torch"].ok and findings["disk"].ok and findings["memory"].ok
     text = as_text([*findings.values(), Finding("x", False, "is missing")])
     assert "hf_secret" not in text and "HF_TOKEN" in text and "LACKS  x" in text
+
+
+def test_the_doctor_asks_for_the_judges_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    (finding,) = (one for one in _keys(load_study("paper")) if one.about == "GEMINI_API_KEY")
+    assert finding.ok is False and finding.detail == "not set; the judge needs it"

@@ -43,6 +43,7 @@ class Artifact:
     which stop a run when they fail; warnings: names of its quality checks, which do not.
     sources: model or chat sources that it reads; the content of those on this machine counts as well.
     needs: what it is expected to take of a device's memory, told from the inputs' directories; None: not known.
+    computes: whether it has any use for a GPU; one that only fetches or asks takes none from others.
     """
 
     asset: str
@@ -57,6 +58,7 @@ class Artifact:
     warnings: tuple[str, ...] = ()
     sources: tuple[Any, ...] = ()
     needs: "MemoryNeeds | None" = None
+    computes: bool = True
 
     @property
     def code_version(self) -> str:
@@ -183,7 +185,7 @@ def _find_or_build(
             return replace(manifest, asset=artifact.asset, parent=artifact.parent), True
         needs = artifact.needs
         expected = (lambda device: needs(inputs, device)) if needs else (lambda device: None)
-        with gpu.lease(artifact.asset, expected, waiting) as lease:
+        with gpu.lease(artifact.asset, expected, waiting, artifact.computes) as lease:
             for asset, path in inputs.items():
                 store.require(path, asset, artifact.asset)
             with store.building(directory) as work:
@@ -244,7 +246,12 @@ def _about(artifact: Artifact, wanted: str, versions: Mapping[str, str], step: S
 def _contents(sources: tuple[Any, ...]) -> dict[str, str]:
     from compression_assets.sources.local import local_files
 
-    return {file.name: file_sha256(file) for source in sources for file in local_files(source)}
+    # By place: two sources may have files of the same name.
+    return {
+        f"{place}/{file.name}": file_sha256(file)
+        for place, source in enumerate(sources)
+        for file in local_files(source)
+    }
 
 
 def _reporter(context: dg.AssetExecutionContext, asset: str, storage: StudyStorage) -> Report:

@@ -43,6 +43,7 @@ def split_artifact(study: Study, split: str) -> Artifact:
         inputs=(BASE_MODEL,),
         seed=study.seed,
         checks=(CHECK,),
+        computes=False,
         sources=(study.data.chat, study.data.evaluation_chat),
     )
 
@@ -89,6 +90,7 @@ def _questions_artifact(study: Study, asked: QuestionSettings) -> Artifact:
         settings=asked.model_dump(mode="json"),
         code="compression_assets.sources.questions",
         seed=study.seed,
+        computes=False,
         sources=(asked.source,),
     )
 

@@ -6,7 +6,7 @@ from compression_assets.assets.artifact import Artifact, Workplace
 from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.needs import of_scoring
 from compression_assets.assets.subjects import Subject, subjects
-from compression_assets.evaluation.harness import HarnessSettings
+from compression_assets.evaluation.harness import HarnessSettings, made_of
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.resources.storage import StudyStorage
 from compression_assets.study import Study
@@ -24,7 +24,7 @@ def harness_assets(study: Study) -> list[dg.AssetsDefinition]:
 def _harness_asset(study: Study, subject: Subject, settings: HarnessSettings) -> dg.AssetsDefinition:
     artifact = Artifact(
         asset=subject.asset(PART),
-        settings=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json") | {"made_of": made_of(settings)},
         code="compression_assets.evaluation.harness",
         inputs=(subject.model,),
         seed=study.seed,

@@ -88,6 +88,7 @@ def _calibration_artifact(study: Study, judge: JudgeSettings) -> Artifact:
         code="compression_assets.evaluation.judging.calibration",
         inputs=_model_inputs(judge),
         seed=study.seed,
+        computes=isinstance(judge.model, LocalJudge),
         warnings=(TRUSTED,),
     )
 
@@ -168,6 +169,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         seed=study.seed,
         parent=subject.model,
         path=subject.path,
+        computes=isinstance(judge.model, LocalJudge),
         warnings=(COVERED, TRUSTED),
     )
 

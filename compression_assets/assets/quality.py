@@ -1,5 +1,7 @@
 """`quality_<subject>`: SQuAD scores, length and clarity of each model's answers, copied into DuckDB."""
 
+from importlib.metadata import version
+
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, Workplace
@@ -41,7 +43,7 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
     fluency_model = _fluency_asset(clarity)
     artifact = Artifact(
         asset=subject.asset(PART),
-        settings={"clarity": clarity.model_dump(mode="json") if clarity else None},
+        settings={"clarity": clarity.model_dump(mode="json") if clarity else None} | _versions(clarity),
         code="compression_assets.evaluation.quality",
         inputs=(answers, *([fluency_model] if clarity else [])),
         parent=subject.model,
@@ -71,6 +73,13 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
 
     about = f"SQuAD scores, length and clarity of the answers of {subject.model}"
     return measured_asset(study, subject, artifact, Measurement(PART, PART, about, measure))
+
+
+def _versions(clarity: ClaritySettings | None) -> dict[str, str]:
+    """Versions of the libraries whose own rules decide a figure."""
+    return (
+        {name: version(name) for name in ("sentence-transformers", "textstat", "pyphen")} if clarity else {}
+    )
 
 
 def _fluency_asset(clarity: ClaritySettings | None) -> str:

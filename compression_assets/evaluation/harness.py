@@ -4,6 +4,7 @@ The harness is an optional dependency (`pip install lm_eval`), imported when a s
 """
 
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from pydantic import Field, PositiveInt
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.rows import SCORE, MetricRow, Sample, mean_row
+from compression_assets.fingerprints import file_sha256
 from compression_assets.strict import Strict
+
+SHARES = ("acc", "acc_norm", "exact_match", "em", "f1", "acc_mutual_info")
+"""Metrics of the harness that lie in 0..1; the unit of any other (a perplexity, BLEU) is not known here."""
 
 INSTALL = 'pip install "lm_eval>=0.4.13"'
 
@@ -87,13 +92,33 @@ def to_rows(found: dict[str, Any]) -> tuple[list[MetricRow], list[Sample]]:
                 continue
             name = _name(task, metric, filtered)
             own = _samples(name, documents, metric, filtered)
-            row = mean_row(name, own, higher_is_better=higher.get(metric))
+            unit = SCORE if metric in SHARES else ""
+            row = mean_row(name, own, higher_is_better=higher.get(metric), unit=unit)
             if own and row.value is not None and abs(row.value - value) < 1e-6:
                 rows.append(row)
                 samples += own
             else:  # no mean over documents: the harness's own figure, without an interval
-                rows.append(MetricRow(name, float(value), SCORE, len(documents), higher.get(metric)))
+                rows.append(MetricRow(name, float(value), unit, _count(found, task), higher.get(metric)))
     return rows, samples
+
+
+def made_of(settings: HarnessSettings) -> dict[str, str]:
+    """What else decides the figures: the harness's version and one's own task files, by their hashes."""
+    try:
+        found = {"lm_eval": version("lm_eval")}
+    except PackageNotFoundError:
+        found = {}
+    if settings.include is None:
+        return found
+    folder = Path(settings.include)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return found | {str(file.relative_to(folder)): file_sha256(file) for file in files}
+
+
+def _count(found: dict[str, Any], task: str) -> int:
+    """Documents of a task, once each whatever the number of filters; of a group, those of its tasks."""
+    tasks = found.get("group_subtasks", {}).get(task) or [task]
+    return sum(len({document["doc_id"] for document in found["samples"].get(one, [])}) for one in tasks)
 
 
 def _harness() -> Any:

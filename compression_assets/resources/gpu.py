@@ -80,18 +80,23 @@ class Gpu(dg.ConfigurableResource):
 
     @contextmanager
     def lease(
-        self, holder: str, needs: Needs = lambda device: None, waiting: Waiting | None = None
+        self,
+        holder: str,
+        needs: Needs = lambda device: None,
+        waiting: Waiting | None = None,
+        computes: bool = True,
     ) -> Iterator[Lease]:
         """Lease a device for `holder` (an asset's name). CUDA leases exclude each other across processes.
 
         needs: how much memory the step is expected to take there. waiting: told who holds what is waited for.
+        computes: False for a step that has no use for a CUDA device: it gets the CPU.
         Raises StudyError when a CUDA device is asked for and none is there, and before any work when the memory
         cannot suffice (unless COMPRESSION_MEMORY_CHECK=off).
         """
         folder = Path(self.locks)
         _make_shared(folder)
         asked = time.monotonic()
-        devices = self._candidates(holder)
+        devices = self._candidates(holder) if computes else []
         tell = waiting or _teller(holder)
         take = (
             _cuda(devices, folder, holder, needs, tell) if devices else _memory(folder, holder, needs, tell)
@@ -137,30 +142,36 @@ class Reservation(NamedTuple):
 def _cuda(
     devices: list[CudaDevice], folder: Path, holder: str, needs: Needs, waiting: Waiting
 ) -> Iterator[tuple[str, int | None]]:
-    """The first free device of those that are large enough, locked."""
-    need = needs("cuda")
+    """The first device that nobody holds and that has the memory, locked."""
+    need = needs("cuda") if _checked() else None
     largest = max(devices, key=lambda device: device.total_bytes)
-    if need is not None and _checked() and need > largest.total_bytes:
+    if need is not None and need > largest.total_bytes:
         raise _too_small(
             holder, need, largest.total_bytes, f"cuda:{largest.index} ({largest.name})", "in all"
         )
-    fitting = [device for device in devices if need is None or not _checked() or device.total_bytes >= need]
-    device, handle = _first_free(fitting, folder, holder, waiting)
+    fitting = [device for device in devices if need is None or device.total_bytes >= need]
+    device, handle = _first_free(fitting, folder, holder, waiting, need)
     with handle:
-        name = f"cuda:{device.index}"
-        if need is not None and _checked() and need > (free := free_bytes(name)):
-            raise _too_small(holder, need, free, f"{name} ({device.name})", "free")
-        yield name, need
+        yield f"cuda:{device.index}", need
 
 
 def _first_free(
-    devices: list[CudaDevice], folder: Path, holder: str, waiting: Waiting
+    devices: list[CudaDevice], folder: Path, holder: str, waiting: Waiting, need: int | None
 ) -> tuple[CudaDevice, IO[str]]:
+    """StudyError when no device is held by a step, and yet programs of others leave too little memory on each."""
     said = -SAY_EVERY
     while True:
+        short = {}
         for device in devices:
             if handle := try_lock(lock_of(folder, device), holder):
-                return device, handle
+                name = f"cuda:{device.index}"
+                if need is None or need <= (free := free_bytes(name)):
+                    return device, handle
+                handle.close()
+                short[f"{name} ({device.name})"] = free
+        if need is not None and len(short) == len(devices):
+            most = max(short, key=lambda name: short[name])
+            raise _too_small(holder, need, short[most], most, "free")
         if time.monotonic() - said >= SAY_EVERY:
             said = time.monotonic()
             holders = (

@@ -41,7 +41,11 @@ def free(root: Path, freed: list[Freed]) -> int:
     store = ArtifactStore(root)
     for item in freed:
         directory = item.path.parent if item.asset else item.path
+        # Scratch belongs to whoever makes its artifact anew, and that artifact's lock.
+        directory = directory.with_name(directory.name.removeprefix(SCRATCH))
         with store.exclusive(directory, "clean"):
+            if not item.path.exists():  # its step has ended and removed it
+                continue
             if item.asset is not None:
                 # Marked first: killed in between, the directory is whole, and found again next time.
                 (directory / FREED).write_text(f"{item.asset}\n")

@@ -7,6 +7,7 @@ from compression_assets import checkpoints, quantized_weights
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
 from compression_assets.techniques import int8, nf4
+from compression_assets.techniques.rounding import Rounding, quantize
 from compression_assets.techniques.step import Check, Report, StepInputs, StepReport, no_report
 from compression_assets.weights import read_tensors
 
@@ -113,7 +114,12 @@ def _four_bit_again(
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """The kernel's values [out, in]; which codes quantizing again keeps [blocks, 64]; which blocks have a scale."""
     kind = nf4.kind_of(stored)
-    again, before = nf4.block_codes(nf4.quantize(master, kind=kind)), nf4.block_codes(stored)
+    before = nf4.block_codes(stored)
+    if kind == "nf4":
+        # On the scales that are stored: drawn codes need not reach a block's end, whose maximum is then another.
+        again = nf4.block_codes(quantize(master, Rounding("nearest"), grid=stored))
+    else:
+        again = nf4.block_codes(nf4.quantize(master, kind=kind))
     same = again == before
     if kind == "fp4":
         # It has a zero of each sign, codes 0 and 8, and rounding knows only one.

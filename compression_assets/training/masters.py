@@ -118,7 +118,9 @@ class MasterWeights:
             tensors[f"master.{name}"] = master
             for key, value in self.optimizer.state.get(master, {}).items():
                 # bitsandbytes counts steps in a plain number.
-                tensors[f"{key}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value)
+                value = value if torch.is_tensor(value) else torch.tensor(value)
+                # It also gives all parameters the same table of 8-bit values, and a file takes no tensor twice.
+                tensors[f"{key}.{name}"] = value.clone() if key.startswith("qmap") else value
         return tensors
 
     def load_state(self, tensors: "dict[str, torch.Tensor]") -> None:
@@ -131,7 +133,8 @@ class MasterWeights:
                 if key.partition(".")[2] == name and not key.startswith("master.")
             }
             if "exp_avg" in found:
-                step = found.pop("step").clone()
+                # The fused AdamW keeps its count of steps on the device.
+                step = found.pop("step").clone().to(master.device)
                 moments = {key: value.to(master.device) for key, value in found.items()}
                 self.optimizer.state[master] = {"step": step, **moments}
             elif found:

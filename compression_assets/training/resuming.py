@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.fingerprints import fingerprint
-from compression_assets.weights import save_tensors
+from compression_assets.weights import is_whole, save_tensors, to_disk
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,8 @@ class Checkpoints:
         (fresh / PROGRESS).write_text(
             json.dumps({"identity": self.identity, "step": step, "progress": progress})
         )
+        for file in (fresh / STATE, fresh / PROGRESS):
+            to_disk(file)
         shutil.rmtree(fresh.with_suffix(""), ignore_errors=True)  # one of another identity
         os.replace(fresh, fresh.with_suffix(""))
         for old in self.directory.glob("step-*"):
@@ -79,18 +81,25 @@ class Checkpoints:
         from safetensors.torch import load_file
 
         for path in sorted(self.directory.glob("step-??????"), reverse=True):
-            about = json.loads((path / PROGRESS).read_text())
-            if about["identity"] != self.identity:
+            about = _read_progress(path / PROGRESS)
+            if about.get("identity") != self.identity or not is_whole(path / STATE):
                 continue
             tensors = load_file(path / STATE)
             torch.set_rng_state(tensors.pop("random.cpu"))
             cuda = [tensors.pop(name) for name in sorted(tensors) if name.startswith("random.cuda")]
             if cuda and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(cuda)
-            # AdamW keeps its count of steps on the CPU.
-            moved = {name: t if name.startswith("step.") else t.to(device) for name, t in tensors.items()}
+            moved = {name: tensor.to(device) for name, tensor in tensors.items()}
             return Saved(about["step"], moved, about["progress"])
         return None
+
+
+def _read_progress(file: Path) -> dict[str, Any]:
+    """Empty where power failed before the file was on disk."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def checkpoints_in(

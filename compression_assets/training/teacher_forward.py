@@ -21,7 +21,7 @@ from compression_assets.training.teacher_logits import (
     shard_rows,
     total_bytes,
 )
-from compression_assets.weights import TOKENIZER_FILES, save_tensors
+from compression_assets.weights import TOKENIZER_FILES, is_whole, save_tensors, to_disk
 
 if TYPE_CHECKING:
     import torch
@@ -58,11 +58,12 @@ def write_shards(
     for index, rows in enumerate(shards):
         tokens = sum(dataset[row].n_predicted for row in rows)
         path = shard_path(output, index)
-        if not path.is_file():
+        if not is_whole(path):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
             uniform = torch.rand(tokens, generator=generator)
             partial = path.with_suffix(".partial")
             save_tensors(_shard(live, rows, recipe, temperature, size, uniform, done, report), partial)
+            to_disk(partial)
             partial.replace(path)
         done += tokens
         report(done, dataset.n_predicted, f"shard {index + 1} of {len(shards)}")

@@ -1,6 +1,7 @@
 """A judge behind OpenAI's chat completions: Ollama, vLLM, a local server, a hosted service."""
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.evaluation.judging.http_errors import status_error
@@ -15,6 +16,9 @@ LARGEST_ANSWER = 1_000_000
 
 LONGEST_REASON = 512
 """Tokens that the judge may write."""
+
+_KEY = re.compile(r'"score"\s*:\s*$')
+_SCORE = re.compile(r'"score"\s*:\s*(\d+)')
 
 TOP = 20
 """Alternatives at each token, what DeepEval asks for and most servers' limit."""
@@ -48,7 +52,7 @@ class OpenAiBackend:
             if not isinstance(text, str):
                 raise TypeError(f"no text but {type(text).__name__}")
             spent = (content.get("usage") or {}).get("total_tokens")
-            return Reply(text, _top(choice) if shape.kind == "score" else None, int(spent or 0))
+            return Reply(text, _top(choice, text) if shape.kind == "score" else None, int(spent or 0))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             problem = f"its response is no chat completion ({type(error).__name__}: {error})"
         raise JudgeError(problem, transient=True)
@@ -94,11 +98,18 @@ class OpenAiBackend:
         raise JudgeError(problem, transient=True)
 
 
-def _top(choice: dict[str, Any]) -> tuple[tuple[str, float], ...] | None:
-    """Alternatives at the last token that is a number: the score, which the schema puts after the reason."""
-    for token in reversed(((choice.get("logprobs") or {}).get("content")) or []):
-        if str(token["token"]).strip().isdecimal():
+def _top(choice: dict[str, Any], text: str) -> tuple[tuple[str, float], ...] | None:
+    """Alternatives at the token of the score; None where it has no token of its own after its key.
+
+    A reason may hold numbers as well, before or after the score.
+    """
+    score = _SCORE.search(text)
+    written = ""
+    for token in ((choice.get("logprobs") or {}).get("content")) or []:
+        word = str(token["token"])
+        if score and word.strip() == score[1] and _KEY.search(written):
             return tuple(
                 (str(other["token"]).strip(), float(other["logprob"])) for other in token["top_logprobs"]
             )
+        written += word
     return None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.asking import Asker
 from compression_assets.evaluation.judging.judges import dead_judge, deepeval_model
 from compression_assets.evaluation.judging.prompts import (
@@ -51,11 +52,15 @@ async def _judge_all(
     gate = asyncio.Semaphore(asker.patience.concurrency if asker.backend.parallel else 1)
     total = len(METRICS) * len(cases)
     done = 0
+    given_up: StudyError | None = None
 
     async def one(name: str, case: Case) -> Outcome | None:
-        nonlocal done
+        nonlocal done, given_up
         async with gate:
-            if asker.dead:
+            if asker.dead and given_up is None:
+                # For good, even if a question that is still on its way gets an answer: the others were not asked.
+                given_up = dead_judge(asker, asset)
+            if given_up is not None:
                 return None
             outcome = await _judge(name, case, judge, max_characters)
         done += 1
@@ -66,8 +71,10 @@ async def _judge_all(
         outcomes = await asyncio.gather(*(one(name, case) for name in METRICS for case in cases))
     finally:
         await asker.backend.close()
-    if asker.dead:
-        raise dead_judge(asker, asset)
+    if asker.dead and given_up is None:
+        given_up = dead_judge(asker, asset)
+    if given_up is not None:
+        raise given_up
     return [outcome for outcome in outcomes if outcome is not None]
 
 
