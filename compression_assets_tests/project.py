@@ -13,6 +13,7 @@ import yaml
 from compression_assets.assets.layout import TABLES
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.study_files import PRESETS
+from compression_assets_tests import warm
 
 
 class Project:
@@ -64,6 +65,8 @@ class Project:
         return process.returncode, output
 
     def compression(self, *arguments: str) -> tuple[int, str]:
+        if self.workers == "1":
+            return warm.compression(arguments, self.environment, self.storage)
         return self.command(sys.executable, "-m", "compression_assets.cli", *arguments)
 
     def dagster_home(self) -> str:

@@ -131,7 +131,7 @@ class ArtifactStore:
                 return f"{name} has {stat.st_size:,} bytes, its manifest says {record.bytes:,}"
             same_content = stat.st_mtime_ns == record.mtime_ns
             untouched = same_content and stat.st_ctime_ns == record.ctime_ns
-            if not thorough and (untouched or same_content and name.startswith("masters/")):
+            if not thorough and (untouched or (same_content and name.startswith("masters/"))):
                 continue
             if (found := file_sha256(file)) != record.sha256:
                 return f"{name} has sha256 {found[:12]}…, its manifest says {record.sha256[:12]}…"

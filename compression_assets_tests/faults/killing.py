@@ -1,11 +1,9 @@
 """Runs of a tiny study in processes that are killed: at a chosen file operation, or after a chosen time.
 
-The processes are forked from a server that has imported the heavy libraries once and done nothing else, so that a run
-costs its work and not its imports.
+The processes are forked from the server of `warm`, so that a run costs its work and not its imports.
 """
 
 import itertools
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,16 +15,8 @@ from typing import Any
 
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets_tests.project import Project
+from compression_assets_tests.warm import PROCESSES
 
-PRELOADED = [
-    "torch",
-    "transformers",
-    "bitsandbytes",
-    "datasets",
-    "duckdb",
-    "pandas",
-    "compression_assets.run",
-]
 WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "shutil.rmtree", "shutil.move"}
 TEMPORARY = (".building-*", ".replaced-*", ".scratch-*", "*.partial", ".tmp*", "*.tmp")
 
@@ -50,17 +40,10 @@ def small_project(folder: Path, orderings: list[str]) -> Project:
     return project
 
 
-def server() -> Any:
-    """The multiprocessing context whose processes are forked from a server with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
 def run(project: Project, fault: Fault | None = None, limit: float = 240.0, **extra: str) -> int:
     """One `compression run` of the project in a process of its own; its exit code (negative: killed by that signal)."""
     environment = {**project.environment, "COMPRESSION_WORKERS": "1", **extra}
-    process = server().Process(target=_run, args=(environment, str(project.root), fault))
+    process = PROCESSES.Process(target=_run, args=(environment, str(project.root), fault))
     process.start()
     process.join(limit)
     assert process.exitcode is not None, f"a run takes longer than {limit} s"
