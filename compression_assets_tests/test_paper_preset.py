@@ -31,6 +31,7 @@ def test_the_papers_longest_ordering_and_the_controls_run_as_the_preset_says(tmp
     raw["techniques"]["FT"] = {"epochs": 1, "warmup_steps": 1}
     raw["techniques"]["KD:matched"] = {"max_tokens": 100}
     raw["orderings"] += ["FT", "KD:matched@3"]
+    raw["external_models"] = []
     project = Project(tmp_path, **raw | {"name": "tiny"})
 
     code, output = project.compression("run")
