@@ -64,10 +64,10 @@ class Project:
         output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
-    def compression(self, *arguments: str) -> tuple[int, str]:
+    def compression(self, *arguments: str, **extra: str) -> tuple[int, str]:
         if self.workers == "1":
-            return warm.compression(arguments, self.environment, self.storage)
-        return self.command(sys.executable, "-m", "compression_assets.cli", *arguments)
+            return warm.compression(arguments, {**self.environment, **extra}, self.storage)
+        return self.command(sys.executable, "-m", "compression_assets.cli", *arguments, **extra)
 
     def dagster_home(self) -> str:
         code, output = self.compression("home")

@@ -1,7 +1,6 @@
 """Judging as a user runs it: assets, tables, the leaderboard's marks, and a key that stays secret."""
 
 import json
-import sys
 from pathlib import Path
 
 import dagster as dg
@@ -38,8 +37,8 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
             "patience": {"attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 20.0},
         }
         project = Project(tmp_path, evaluation={"answers": {"max_new_tokens": 4}, "judge": judge})
-        run = (sys.executable, "-m", "compression_assets.cli", "run", "--select", "*judged_base")
-        code, output = project.command(*run, JUDGE_KEY=KEY, COMPRESSION_WORKERS="1")
+        run = ("run", "--select", "*judged_base")
+        code, output = project.compression(*run, JUDGE_KEY=KEY)
         assert code == 0, output
         asked = len(METRICS) * len(planted) + 2 * (len(METRICS) + 1)
         assert len(server.prompts) == asked
@@ -59,7 +58,7 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
         assert "the next run asks for the missing ones alone" in failed["judged_enough"]
 
         ill = False
-        code, again = project.command(*run, JUDGE_KEY=KEY, COMPRESSION_WORKERS="1")
+        code, again = project.compression(*run, JUDGE_KEY=KEY)
         assert code == 0, again
         assert len(server.prompts) == asked + 2  # the prompt alignment of two answers, nothing else
         assert "judged_base" in changed(again) and "answers_base" not in changed(again)
