@@ -179,6 +179,7 @@ def _database() -> "MetricsDatabase":
 
 
 def _sweep_survival(arguments: argparse.Namespace) -> int:
+    from compression_assets.runtime import prepare_process
     from compression_assets.settings import current_study
     from compression_assets.survival_sweep import sweep
     from compression_assets.survival_verdict import report
@@ -188,6 +189,7 @@ def _sweep_survival(arguments: argparse.Namespace) -> int:
         _numbers(arguments.tokens, int, "--tokens"),
         _numbers(arguments.seeds, int, "--seeds"),
     )
+    prepare_process()
     study = current_study()
     roundings = arguments.roundings.split(",") if arguments.roundings else None
     print(report(study, sweep(study, arguments.starts.split(","), rates, tokens, seeds, roundings)))
