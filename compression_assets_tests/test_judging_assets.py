@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from compression_assets.build import build_defs
 from compression_assets.costs import expected_seconds
@@ -19,6 +20,7 @@ from compression_assets_tests.project import Project, changed
 KEY = "PLANTED-KEY-77ab31"
 
 
+@pytest.mark.timeout(400)
 def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
     planted = planted_cases(2)
     ill = True

@@ -20,6 +20,7 @@ CONVERSATIONS = {"evaluation": 3, "calibration": 3, "finetuning": 4, "distillati
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(400)
 def test_the_papers_longest_ordering_and_the_controls_run_as_the_preset_says(tmp_path: Path) -> None:
     raw = yaml.safe_load((PRESETS / "paper.yaml").read_text())
     raw["base_model"], raw["teacher"]["source"] = STUDENT, TEACHER
