@@ -53,6 +53,17 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train and teach in float32, whatever the machine has."""
+    import torch
+
+    from compression_assets.training import loop, teacher_forward
+
+    for module in (loop, teacher_forward):
+        monkeypatch.setattr(module, "compute_dtype", lambda device: torch.float32)
+
+
 LONGEST_FIRST = ("test_reruns", "test_documents", "test_workers", "test_report", "test_judging_assets")
 """Files of whole runs: begun last, one of them would leave the other workers of the session without work."""
 

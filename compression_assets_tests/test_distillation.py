@@ -10,7 +10,7 @@ import torch
 from compression_assets.errors import StudyError
 from compression_assets.techniques.distillation import Distillation, DistillationRecipe, distill
 from compression_assets.techniques.step import StepInputs
-from compression_assets.training import loop, resuming, teacher_forward
+from compression_assets.training import resuming, teacher_forward
 from compression_assets.training.teacher_forward import LiveTeacher
 from compression_assets.training.teacher_logits import (
     TeacherLogits,
@@ -19,12 +19,7 @@ from compression_assets.training.teacher_logits import (
 )
 from compression_assets_tests.training_helpers import VOCABULARY, save_model, tiny_dataset, tiny_model
 
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute in float32, whatever the machine has."""
-    for module in (loop, teacher_forward):
-        monkeypatch.setattr(module, "compute_dtype", lambda device: torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def _recipe(**changes: Any) -> DistillationRecipe:

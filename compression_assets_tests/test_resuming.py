@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compression_assets.techniques.step import Report, no_report
-from compression_assets.training import loop, resuming
+from compression_assets.training import resuming
 from compression_assets.training.finetuning import finetune, finetune_teacher
 from compression_assets.training.resuming import run_identity
 from compression_assets_tests.training_helpers import (
@@ -22,14 +22,10 @@ from compression_assets_tests.training_helpers import (
     weights_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute in float32, whatever the machine has."""
-    monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
-def test_killed_run_resumes_to_the_sameweights_of(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     dataset, recipe = tiny_dataset(14), recipe_of(batch_size=2, warmup_steps=2)
     straight, resumed = tiny_model(), tiny_model()
     for model in (straight, resumed):
@@ -105,7 +101,7 @@ def test_every_input_of_a_run_is_in_its_identity() -> None:
     assert len({run_identity(**plain), *found}) == len(found) + 1
 
 
-def test_a_killed_teacher_goes_on_to_the_sameweights_of(
+def test_a_killed_teacher_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resuming, "CHECKPOINT_EVERY", 2)

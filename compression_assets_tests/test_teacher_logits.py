@@ -28,11 +28,7 @@ from compression_assets_tests.training_helpers import (
     tiny_model,
 )
 
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute in float32, whatever the machine has."""
-    monkeypatch.setattr(teacher_forward, "compute_dtype", lambda device: torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 class Bench:

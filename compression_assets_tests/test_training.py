@@ -23,11 +23,7 @@ from compression_assets_tests.training_helpers import (
     weights_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute in float32, whatever the machine has."""
-    monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def _content_loss(model: torch.nn.Module, dataset: TokenDataset) -> torch.Tensor:

@@ -9,7 +9,6 @@ import torch
 from transformers import LlamaModel
 
 from compression_assets.errors import StudyError
-from compression_assets.training import loop
 from compression_assets.training.finetuning import finetune
 from compression_assets_tests.training_helpers import (
     Killed,
@@ -20,11 +19,7 @@ from compression_assets_tests.training_helpers import (
     weights_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute in float32, whatever the machine has."""
-    monkeypatch.setattr(loop, "compute_dtype", lambda device: torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def test_non_finite_loss_names_the_step() -> None:
