@@ -60,6 +60,11 @@ def use_threads() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(workers().threads))
 
 
+def has_a_process_of_its_own() -> bool:
+    """Whether this process was made for one step of a run, and ends with it."""
+    return multiprocessing.parent_process() is not None and workers().start != "in_process"
+
+
 def die_with_the_run() -> None:
     """Let this process be killed when the process of its run is gone.
 

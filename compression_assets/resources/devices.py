@@ -5,10 +5,11 @@ Who may use a device is said by `gpu`.
 
 import ctypes
 import gc
-import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from compression_assets.workers import has_a_process_of_its_own
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -87,12 +88,9 @@ def peak_bytes(device: str) -> int:
 def give_back(device: str, held: int) -> None:
     """Return memory that nothing refers to any more to the system. held: `resident_bytes` before it was taken.
 
-    On a CPU only where it is worth the half second that looking at every object takes.
+    On a CPU only where it is worth the half second that looking at every object takes: not at the end of a process.
     """
-    if device == "cpu" and (
-        multiprocessing.parent_process() is not None  # a step's own process, which ends now
-        or resident_bytes() - held < WORTH_RETURNING
-    ):
+    if device == "cpu" and (has_a_process_of_its_own() or resident_bytes() - held < WORTH_RETURNING):
         return
     gc.collect()
     if device != "cpu":
