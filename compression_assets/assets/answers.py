@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, Workplace
-from compression_assets.assets.data import questions_on_the_way
+from compression_assets.assets.data import question_input
 from compression_assets.assets.layout import QUESTION_SET
 from compression_assets.assets.measured_asset import Measurement, measured_asset
 from compression_assets.assets.needs import of_scoring
@@ -96,7 +96,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         about,
         measure,
         kinds=frozenset({"parquet", "duckdb"}),
-        side_inputs=(questions_on_the_way(study),),
+        side_inputs=(question_input(study),),
         more=to_table,
     )
     return measured_asset(study, subject, artifact, measurement)

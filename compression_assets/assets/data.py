@@ -1,11 +1,12 @@
 """The data sets: disjoint splits of the chat data, tokenised with the base model's tokenizer."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Build, Workplace, result
 from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
@@ -15,10 +16,8 @@ from compression_assets.assets.layout import (
     relative_directory,
 )
 from compression_assets.assets.side_inputs import SideInput
-from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
-from compression_assets.sources.questions import QuestionSettings
 from compression_assets.study import Study
 from compression_assets.techniques.step import StepReport
 
@@ -50,10 +49,9 @@ def split_artifact(study: Study, split: str) -> Artifact:
 
 def question_assets(study: Study) -> list[dg.AssetsDefinition]:
     """`question_set`, in a study that asks questions."""
-    asked = study.data.questions
-    if asked is None:
+    if study.data.questions is None:
         return []
-    artifact = _questions_artifact(study, asked)
+    questions = question_input(study)
 
     @dg.asset(
         key=QUESTION_SET,
@@ -62,30 +60,23 @@ def question_assets(study: Study) -> list[dg.AssetsDefinition]:
         kinds={"parquet"},
         tags={"stage": "data"},
         owners=OWNERS,
-        code_version=artifact.code_version,
+        code_version=questions.artifact.code_version,
     )
     def question_set(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
     ) -> dg.MaterializeResult:
-        manifest, cached = _make_questions(study, asked, context, storage, gpu, config.rebuild)
+        manifest, cached = questions.make(context, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(QUESTION_SET)
         return result(manifest, cached, directory, rows=manifest.metadata["rows"])
 
     return [question_set]
 
 
-def questions_on_the_way(study: Study) -> SideInput:
-    """`question_set` for a step that finds it missing; only of a study that asks questions."""
+def question_input(study: Study) -> SideInput:
+    """How `question_set` is made; only of a study that asks questions."""
     asked = study.data.questions
     assert asked is not None
-    return SideInput(
-        QUESTION_SET,
-        lambda context, storage, gpu: _make_questions(study, asked, context, storage, gpu)[0],
-    )
-
-
-def _questions_artifact(study: Study, asked: QuestionSettings) -> Artifact:
-    return Artifact(
+    artifact = Artifact(
         asset=QUESTION_SET,
         settings=asked.model_dump(mode="json"),
         code="compression_assets.sources.questions",
@@ -94,16 +85,7 @@ def _questions_artifact(study: Study, asked: QuestionSettings) -> Artifact:
         sources=(asked.source,),
     )
 
-
-def _make_questions(
-    study: Study,
-    asked: QuestionSettings,
-    context: dg.AssetExecutionContext,
-    storage: StudyStorage,
-    gpu: Gpu,
-    rebuild: bool = False,
-) -> tuple[Manifest, bool]:
-    def build(place: Workplace) -> StepReport:
+    def build(storage: StudyStorage, place: Workplace) -> StepReport:
         from compression_assets.sources.questions import read_questions
         from compression_assets.text.questions import select_questions, write_questions
 
@@ -111,7 +93,7 @@ def _make_questions(
         write_questions(questions, place.output)
         return StepReport(metadata={"rows": len(questions), "summary": f"{len(questions):,} questions"})
 
-    return make(context, _questions_artifact(study, asked), build, storage, gpu, rebuild)
+    return SideInput(artifact, lambda storage: partial(build, storage))
 
 
 def dataset_assets(study: Study) -> dg.AssetsDefinition:
@@ -147,9 +129,8 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
             if dg.AssetKey(artifact.asset) not in context.selected_asset_keys:
                 continue
 
-            manifest, cached = _make_split(
-                split, artifact, preparation, context, storage, gpu, config.rebuild
-            )
+            made = split_input(study, split, preparation)
+            manifest, cached = made.make(context, storage, gpu, config.rebuild)
             shown = {
                 key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")
             }
@@ -160,28 +141,13 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
     return datasets
 
 
-def split_on_the_way(study: Study, split: str) -> SideInput:
-    """One split for a step that finds it missing."""
+def split_input(study: Study, split: str, preparation: "Preparation | None" = None) -> SideInput:
+    """How a split is made. preparation: that of other splits, which has read the source already."""
 
-    def make_it(context: dg.AssetExecutionContext, storage: StudyStorage, gpu: Gpu) -> Manifest:
+    def build(storage: StudyStorage) -> Build:
         from compression_assets.text.prepare import Preparation
 
-        preparation = Preparation(study.data, study.seed, storage.downloads)
-        return _make_split(split, split_artifact(study, split), preparation, context, storage, gpu)[0]
+        source = preparation or Preparation(study.data, study.seed, storage.downloads)
+        return lambda place: source.write(split, place.inputs[BASE_MODEL], place.output, place.report)
 
-    return SideInput(DATASETS[split], make_it)
-
-
-def _make_split(
-    split: str,
-    artifact: Artifact,
-    preparation: "Preparation",
-    context: dg.AssetExecutionContext,
-    storage: StudyStorage,
-    gpu: Gpu,
-    rebuild: bool = False,
-) -> tuple[Manifest, bool]:
-    def build(place: Workplace) -> StepReport:
-        return preparation.write(split, place.inputs[BASE_MODEL], place.output, place.report)
-
-    return make(context, artifact, build, storage, gpu, rebuild)
+    return SideInput(split_artifact(study, split), build)

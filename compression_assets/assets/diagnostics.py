@@ -20,7 +20,7 @@ from compression_assets.assets.artifact import (
     result,
     tracked,
 )
-from compression_assets.assets.data import split_on_the_way
+from compression_assets.assets.data import split_input
 from compression_assets.assets.diagnosed import compared_with, diagnosed, follows_training, to_score
 from compression_assets.assets.layout import (
     DATASETS,
@@ -125,7 +125,7 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
             (place.output / FILE).write_text(json.dumps(found, indent=1, allow_nan=False))
             return StepReport(metadata={"summary": ", ".join(summary)})
 
-        make_missing([split_on_the_way(study, "evaluation")] if scored else [], context, storage, gpu)
+        make_missing([split_input(study, "evaluation")] if scored else [], context, storage, gpu)
         manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
         found = json.loads((directory / FILE).read_text())

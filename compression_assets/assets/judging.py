@@ -1,12 +1,13 @@
 """The judge's own test, and a judged asset for every model; both only in studies that have a judge."""
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, make, result
+from compression_assets.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, result
 from compression_assets.assets.layout import (
     BASE_MODEL,
     JUDGE_CALIBRATION,
@@ -81,20 +82,9 @@ def _settings(judge: JudgeSettings) -> dict[str, Any]:
     return {"judge": judge.content(), "deepeval": version("deepeval")}
 
 
-def _calibration_artifact(study: Study, judge: JudgeSettings) -> Artifact:
-    return Artifact(
-        asset=JUDGE_CALIBRATION,
-        settings=_settings(judge),
-        code="compression_assets.evaluation.judging.calibration",
-        inputs=_model_inputs(judge),
-        seed=study.seed,
-        computes=isinstance(judge.model, LocalJudge),
-        warnings=(TRUSTED,),
-    )
-
-
 def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinition:
-    artifact = _calibration_artifact(study, judge)
+    calibration = calibration_input(study, judge)
+    artifact = calibration.artifact
 
     @dg.asset(
         key=JUDGE_CALIBRATION,
@@ -113,7 +103,8 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
     def judge_calibration(
         context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
     ) -> dg.MaterializeResult:
-        manifest, cached = _make_calibration(study, judge, context, storage, gpu, config.rebuild)
+        again = config.rebuild or _incomplete(storage, JUDGE_CALIBRATION)
+        manifest, cached = calibration.make(context, storage, gpu, again)
         directory = storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)
         rows = _read_calibration(directory).table()
         shown = [
@@ -126,15 +117,19 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
     return judge_calibration
 
 
-def _make_calibration(
-    study: Study,
-    judge: JudgeSettings,
-    context: dg.AssetExecutionContext,
-    storage: StudyStorage,
-    gpu: Gpu,
-    rebuild: bool = False,
-) -> tuple[Manifest, bool]:
-    def build(place: Workplace) -> StepReport:
+def calibration_input(study: Study, judge: JudgeSettings) -> SideInput:
+    """How `judge_calibration` is made and recorded."""
+    artifact = Artifact(
+        asset=JUDGE_CALIBRATION,
+        settings=_settings(judge),
+        code="compression_assets.evaluation.judging.calibration",
+        inputs=_model_inputs(judge),
+        seed=study.seed,
+        computes=isinstance(judge.model, LocalJudge),
+        warnings=(TRUSTED,),
+    )
+
+    def build(storage: StudyStorage, place: Workplace) -> StepReport:
         from compression_assets.evaluation.judging.calibration import calibrate, planted_cases
         from compression_assets.evaluation.judging.scoring import judge_cases
 
@@ -150,13 +145,13 @@ def _make_calibration(
         about = {"summary": detail, MISSING: missing, **_counts(asker)}
         return StepReport(checks=(check,), metadata=about)
 
-    again = rebuild or _incomplete(storage, JUDGE_CALIBRATION)
-    manifest, cached = make(context, _calibration_artifact(study, judge), build, storage, gpu, again)
-    with as_failure(JUDGE_CALIBRATION):
-        rows = _read_calibration(storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)).table()
+    def to_table(storage: StudyStorage, manifest: Manifest) -> None:
+        directory = storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)
         about = {"measured_at": manifest.created_at}
-        storage.database.write_table(JUDGE_CALIBRATION, [row | about for row in rows], ["judge", "metric"])
-    return manifest, cached
+        rows = [row | about for row in _read_calibration(directory).table()]
+        storage.database.write_table(JUDGE_CALIBRATION, rows, ["judge", "metric"])
+
+    return SideInput(artifact, lambda storage: partial(build, storage), to_table)
 
 
 def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.AssetsDefinition:
@@ -179,12 +174,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         f"G-Eval and prompt alignment of {subject.model}'s answers",
         lambda place, storage: _judge(judge, artifact, answers, storage, place),
         pool=POOL if isinstance(judge.model, LocalJudge) else None,
-        side_inputs=(
-            SideInput(
-                JUDGE_CALIBRATION,
-                lambda context, storage, gpu: _make_calibration(study, judge, context, storage, gpu)[0],
-            ),
-        ),
+        side_inputs=(calibration_input(study, judge),),
         incomplete=lambda storage: _incomplete(storage, artifact.asset),
     )
     return measured_asset(study, subject, artifact, measurement)

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.assets.artifact import Artifact, Workplace
-from compression_assets.assets.data import split_on_the_way
+from compression_assets.assets.data import split_input
 from compression_assets.assets.layout import (
     BASE_MODEL,
     DATASETS,
@@ -79,7 +79,7 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         f"Perplexity, size and compression ratio of {model}",
         measure,
         priority=MEASURE,
-        side_inputs=(split_on_the_way(study, "evaluation"),),
+        side_inputs=(split_input(study, "evaluation"),),
         lineage=lambda storage: lineage_rows(study, subject, storage.artifacts),
     )
     return measured_asset(study, subject, artifact, measurement)

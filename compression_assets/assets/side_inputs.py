@@ -9,21 +9,32 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from compression_assets.assets.artifact import as_failure
+from compression_assets.assets.artifact import Artifact, Build, as_failure, make
 from compression_assets.assets.layout import relative_directory
 from compression_assets.resources.artifact_store import Manifest
 from compression_assets.resources.gpu import Gpu
 from compression_assets.resources.storage import StudyStorage
 
-Make = Callable[[dg.AssetExecutionContext, StudyStorage, Gpu], Manifest]
-
 
 @dataclass(frozen=True)
 class SideInput:
-    """asset: key of the input. make: makes it as its own step would."""
+    """An input that its own asset makes, and a step that finds it missing.
 
-    asset: str
-    make: Make
+    build: how, given a storage. record: what else is left of it, such as rows in the database.
+    """
+
+    artifact: Artifact
+    build: Callable[[StudyStorage], Build]
+    record: Callable[[StudyStorage, Manifest], None] = lambda storage, manifest: None
+
+    def make(
+        self, context: dg.AssetExecutionContext, storage: StudyStorage, gpu: Gpu, rebuild: bool = False
+    ) -> tuple[Manifest, bool]:
+        """As `artifact.make`."""
+        manifest, cached = make(context, self.artifact, self.build(storage), storage, gpu, rebuild)
+        with as_failure(self.artifact.asset):
+            self.record(storage, manifest)
+        return manifest, cached
 
 
 def make_missing(
@@ -31,14 +42,15 @@ def make_missing(
 ) -> None:
     """Make those that are not there, and say so in Dagster's history. One that is there is left as it is."""
     for one in inputs:
-        with as_failure(one.asset):
-            directory = storage.artifacts.root / relative_directory(one.asset)
-            if storage.artifacts.manifest(directory, one.asset) is not None:
+        asset = one.artifact.asset
+        with as_failure(asset):
+            directory = storage.artifacts.root / relative_directory(asset)
+            if storage.artifacts.manifest(directory, asset) is not None:
                 continue
-            manifest = one.make(context, storage, gpu)
+        manifest, _ = one.make(context, storage, gpu)
         context.log_event(
             dg.AssetMaterialization(
-                one.asset,
+                asset,
                 description=f"Made by {context.asset_key.to_user_string()}, which needs it.",
                 metadata={"path": dg.MetadataValue.path(str(directory))},
                 tags={"dagster/data_version": manifest.data_version},
