@@ -4,7 +4,7 @@ How YAML is read is in `study_yaml.py`, how an error becomes a sentence in `stud
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from compression_assets.study_yaml import read_mapping
 
 PRESETS = Path(__file__).parent / "studies"
 SHIPPED = "package:"
+
+Check = Callable[[Any], None]
 
 
 def load_study(name_or_path: str | Path) -> Study:
@@ -98,28 +100,32 @@ def _located(value: Any, directory: Path) -> Any:
     return value.model_copy(update=changed) if changed else value
 
 
+def sources_of(study: Study) -> Iterator[tuple[str, Any, Check]]:
+    """(key path, source, its early check) of everything in a study that is fetched or read from this machine.
+
+    The embedding model is not among them: `words` needs none, and another is looked at when it is opened.
+    """
+    yield "base_model", study.base_model, check_model_source
+    if isinstance(study.teacher, ModelTeacher):
+        yield "teacher.source", study.teacher.source, check_model_source
+    yield "data.chat", study.data.chat, check_chat_source
+    if study.data.evaluation_chat is not None:
+        yield "data.evaluation_chat", study.data.evaluation_chat, check_chat_source
+    if study.data.questions is not None:
+        yield "data.questions.source", study.data.questions.source, check_question_source
+    clarity, judge = study.evaluation.clarity, study.evaluation.judge
+    if clarity is not None and clarity.fluency_model != "base":
+        yield "evaluation.clarity.fluency_model", clarity.fluency_model, check_model_source
+    if judge is not None and isinstance(judge.model, LocalJudge) and judge.model.source is not None:
+        yield "evaluation.judge.model.source", judge.model.source, check_model_source
+    for index, external in enumerate(study.external_models):
+        yield f"external_models[{index}].source", external.source, check_model_source
+
+
 def _refuse_missing_sources(study: Study) -> None:
     """Raise StudyError, with the key path, for a local source that is not there or cannot be used."""
-    teacher = study.teacher.source if isinstance(study.teacher, ModelTeacher) else None
-    _check("base_model", check_model_source, study.base_model)
-    _check("teacher.source", check_model_source, teacher)
-    _check("data.chat", check_chat_source, study.data.chat)
-    _check("data.evaluation_chat", check_chat_source, study.data.evaluation_chat)
-    questions = study.data.questions.source if study.data.questions else None
-    _check("data.questions.source", check_question_source, questions)
-    clarity = study.evaluation.clarity
-    if clarity is not None and clarity.fluency_model != "base":
-        _check("evaluation.clarity.fluency_model", check_model_source, clarity.fluency_model)
-    judge = study.evaluation.judge.model if study.evaluation.judge else None
-    if isinstance(judge, LocalJudge):
-        _check("evaluation.judge.model.source", check_model_source, judge.source)
-    for index, external in enumerate(study.external_models):
-        _check(f"external_models[{index}].source", check_model_source, external.source)
-
-
-def _check(where: str, check: Callable[[Any], None], source: Any) -> None:
-    try:
-        if source is not None:
+    for where, source, check in sources_of(study):
+        try:
             check(source)
-    except StudyError as error:
-        raise StudyError(f"{where}: {error}") from None
+        except StudyError as error:
+            raise StudyError(f"{where}: {error}") from None

