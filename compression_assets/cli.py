@@ -79,8 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         "--starts", default="q_d", help="models to start from, such as q_d,base (default: q_d)"
     )
     survival.add_argument(
-        "--roundings", help="of nearest, stochastic, nearest:kept and stochastic:kept (default: all)"
+        "--roundings",
+        help="of nearest, stochastic, nearest:kept, stochastic:kept, gptq and apart (default: the first four)",
     )
+    survival.add_argument("--recipe", default="KD", help="KD or a variant of it in the study (default: KD)")
     add_takeaway(commands, _command)
     _command(commands, "check", _check, "read the study file and say what it comes to")
     _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
@@ -192,7 +194,8 @@ def _sweep_survival(arguments: argparse.Namespace) -> int:
     prepare_process()
     study = current_study()
     roundings = arguments.roundings.split(",") if arguments.roundings else None
-    print(report(study, sweep(study, arguments.starts.split(","), rates, tokens, seeds, roundings)))
+    starts = arguments.starts.split(",")
+    print(report(study, sweep(study, starts, rates, tokens, seeds, roundings, arguments.recipe)))
     return 0
 
 

@@ -201,7 +201,7 @@ class Study(Strict):
     def _refuse_missing_inputs(self, ordering: Ordering) -> None:
         for token in ordering.path:
             why = f"is missing, and {token} in ordering '{ordering.text}' needs it"
-            if TEACHER_LOGITS in _inputs(token) and self.teacher is None:
+            if TEACHER_LOGITS in self.inputs_of(token) and self.teacher is None:
                 raise failure(("teacher",), why)
             for split in self._splits_read(token):
                 if getattr(self.data.splits, split) is None:
@@ -215,8 +215,8 @@ class Study(Strict):
                 raise failure(("orderings", index), why)
 
     def _splits_read(self, token: str) -> list[str]:
-        splits = [name.removesuffix("_set") for name in _inputs(token) if name != TEACHER_LOGITS]
-        corrected = TEACHER_LOGITS in _inputs(token) and isinstance(self.teacher, CorrectedTeacher)
+        splits = [name.removesuffix("_set") for name in self.inputs_of(token) if name != TEACHER_LOGITS]
+        corrected = TEACHER_LOGITS in self.inputs_of(token) and isinstance(self.teacher, CorrectedTeacher)
         return splits + ["teacher"] * corrected
 
     @cached_property
@@ -239,7 +239,7 @@ class Study(Strict):
     def inputs(self) -> frozenset[str]:
         """Data assets that some step reads, such as "calibration_set" and "teacher_logits"."""
         tokens = {node.step for node in self.nodes.values() if node.step}
-        return frozenset(name for token in tokens for name in _inputs(token))
+        return frozenset(name for token in tokens for name in self.inputs_of(token))
 
     @property
     def distils(self) -> bool:
@@ -260,16 +260,16 @@ class Study(Strict):
             return technique(DEQUANTIZATION).Recipe()
         raise StudyError(f"study {self.name} has no recipe for {token}: {near_match(token, self.recipes)}")
 
+    def inputs_of(self, token: str) -> tuple[str, ...]:
+        """Data assets that a step reads: those of its technique, and what its recipe needs besides."""
+        return (*technique(technique_of(token)).inputs, *getattr(self.recipe(token), "reads", ()))
+
     def _temperatures(self) -> list[float]:
         used = {
             recipe_token(node.step)
             for node in self.nodes.values()
-            if node.step and TEACHER_LOGITS in _inputs(node.step)
+            if node.step and TEACHER_LOGITS in self.inputs_of(node.step)
         }
         return list(
             dict.fromkeys(float(self.recipe(token).temperature) for token in self.recipes if token in used)
         )
-
-
-def _inputs(token: str) -> tuple[str, ...]:
-    return technique(technique_of(token)).inputs

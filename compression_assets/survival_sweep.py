@@ -1,62 +1,29 @@
 """The command `compression sweep-survival`: distil at several budgets, quantize in several ways, see what is left.
 
-Each cell of the sweep (start, learning rate, tokens, seed) trains once and is measured with every rounding. A finished
-cell is kept in storage/<study>/survival/ and found again while its inputs and the study's recipe for KD are the same
-(delete it after a change of the code); an interrupted sweep goes on with the next one. Verdicts on the results are in
-`survival_verdict`.
+Each cell of the sweep (start, recipe, learning rate, tokens, seed) trains once and is measured with every rounding. A
+finished cell is kept in storage/<study>/survival/ and found again while its inputs and the study's recipe for KD are
+the same (delete it after a change of the code); an interrupted sweep goes on with the next one. One cell is in
+`survival_cell`, verdicts on the results are in `survival_verdict`.
 """
 
 import json
-import math
-import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compression_assets.assets.layout import DATASETS, TEACHER_LOGITS, model_key, relative_directory
 from compression_assets.errors import StudyError
-from compression_assets.fingerprints import fingerprint
-from compression_assets.orderings import DEQUANTIZATION, Node, last_quantized
+from compression_assets.orderings import Node
 from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.resources.metrics_db import MetricsDatabase
 from compression_assets.run import run_study
 from compression_assets.settings import database_file, study_root
 from compression_assets.strict import near_match
 from compression_assets.study import Study
-from compression_assets.text.datasets import TokenDataset
+from compression_assets.survival_cell import DEFAULT_ROUNDINGS, GPTQ, PLAIN, RESULT, ROUNDINGS, Cell, CellRun
+from compression_assets.techniques.distillation import DistillationRecipe
 
-if TYPE_CHECKING:
-    from compression_assets.evaluation.perplexity import PerplexityResult
-    from compression_assets.evaluation.requantized import Start
-
-RESULT = "result.json"
 TABLE = "survival_sweep"
-KEYS = ("start", "learning_rate", "tokens", "seed", "rounding")
-ROUNDINGS = {
-    "nearest": ("nearest", False),
-    "stochastic": ("stochastic", False),
-    "nearest:kept": ("nearest", True),
-    "stochastic:kept": ("stochastic", True),
-}
-"""Name -> (rounding, whether absmax of the start's grid is kept)."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training. start: key of the model it begins from ("q_d": quantized and dequantized; "base"). tokens: of the
-    distillation set, from its beginning; more than it has means further epochs."""
-
-    start: str
-    learning_rate: float
-    tokens: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.start}-lr{self.learning_rate:g}-t{self.tokens}-s{self.seed}"
 
 
 def sweep(
@@ -66,10 +33,12 @@ def sweep(
     tokens: list[int],
     seeds: list[int],
     roundings: list[str] | None = None,
+    recipe: str = PLAIN,
 ) -> list[dict[str, Any]]:
     """Run every cell that is not there yet, printing a line each; the rows of all cells in this study's storage.
 
-    They are in DuckDB table survival_sweep as well. roundings: names of ROUNDINGS; None: all of them.
+    They are in DuckDB table survival_sweep as well. roundings: names of ROUNDINGS; None: DEFAULT_ROUNDINGS. recipe: KD
+    or a variant of it that the study has.
 
     Models and data that the sweep starts from are built if they are not there. Raises StudyError when the study has no
     such start or no distillation, or when building fails.
@@ -78,27 +47,34 @@ def sweep(
         raise StudyError(
             "the sweep takes learning rates and tokens above 0 and seeds from 0 on; correct --lrs, --tokens"
         )
-    roundings = list(ROUNDINGS) if roundings is None else roundings
+    roundings = list(DEFAULT_ROUNDINGS) if roundings is None else roundings
     for name in roundings:
         if name not in ROUNDINGS:
             raise StudyError(f"there is no rounding {name!r}: {near_match(name, ROUNDINGS)}")
+    if GPTQ in roundings and study.data.splits.calibration is None:
+        raise StudyError(
+            f"rounding gptq looks at a calibration set, and study {study.name} has none; add data.splits.calibration"
+        )
+    if not isinstance(study.recipe(recipe), DistillationRecipe):
+        raise StudyError(f"the sweep trains with KD or a variant of it, not with {recipe}; correct --recipe")
     root = study_root(study)
-    cells = [Cell(*values) for values in product(starts, rates, tokens, seeds)]
+    cells = [Cell(*values, recipe) for values in product(starts, rates, tokens, seeds)]
     nodes = {cell.start: _node(study, cell.start) for cell in cells}
-    _build_missing(study, [model_key(node) for node in nodes.values()])
+    _build_missing(study, [model_key(node) for node in nodes.values()], calibrated=GPTQ in roundings)
     for index, cell in enumerate(cells, start=1):
-        rows = _Run(study, root, cell, nodes[cell.start]).rows(roundings)
+        rows = CellRun(study, root, cell, nodes[cell.start]).rows(roundings)
         print(f"[{index}/{len(cells)}] {cell.name}: {_summary(rows)}", flush=True)
     rows = stored_rows(root)
     table = [{name: value for name, value in row.items() if name != "nll"} for row in rows]
-    MetricsDatabase(database_file(study)).write_table(TABLE, table, KEYS)
+    MetricsDatabase(database_file(study)).write_table(TABLE, table)
     return rows
 
 
-def _build_missing(study: Study, starts: list[str]) -> None:
+def _build_missing(study: Study, starts: list[str], calibrated: bool) -> None:
     """Run the part of the study that the sweep starts from, if any of it is not there yet."""
     store = ArtifactStore(study_root(study))
     needed = [*starts, DATASETS["evaluation"], DATASETS["distillation"], TEACHER_LOGITS]
+    needed += [DATASETS["calibration"]] * calibrated
     missing = [
         asset for asset in needed if store.manifest(store.root / relative_directory(asset), asset) is None
     ]
@@ -114,7 +90,7 @@ def stored_rows(root: Path) -> list[dict[str, Any]]:
     nll: conversation -> [negative log-likelihood in nats, predicted tokens]; left out of the database.
     """
     return [
-        row
+        {"recipe": PLAIN} | row
         for file in sorted((root / "survival").glob(f"*/{RESULT}"))
         for row in json.loads(file.read_text())["rows"]
     ]
@@ -139,149 +115,3 @@ def _node(study: Study, start: str) -> Node:
             f"study {study.name} has no ordering with KD, which the sweep trains with; add Q-KD to it"
         )
     return nodes[start]
-
-
-class _Run:
-    """One cell: its files, its training, its measurements."""
-
-    def __init__(self, study: Study, root: Path, cell: Cell, node: Node) -> None:
-        self.study, self.cell = study, cell
-        self.directory = root / "survival" / cell.name
-        self.store = ArtifactStore(root)
-        self.start = self._path(model_key(node))
-        quantized = last_quantized(node.path) if node.step == DEQUANTIZATION else None
-        self.quantized = self._path(model_key(study.nodes[quantized])) if quantized else None
-        self.evaluation = TokenDataset.load(self._path(DATASETS["evaluation"]))
-        self.full = TokenDataset.load(self._path(DATASETS["distillation"]))
-        self.recipe = study.recipe("KD").model_copy(
-            update={"learning_rate": cell.learning_rate, "epochs": -(-cell.tokens // self.full.n_predicted)}
-        )
-        self.identity = fingerprint(
-            {
-                "cell": asdict(cell),
-                "recipe": self.recipe.model_dump(mode="json"),
-                "start": self._version(model_key(node)),
-                "evaluation": self.evaluation.digest(),
-                "teacher": self._version(TEACHER_LOGITS),
-            }
-        )
-
-    def rows(self, roundings: list[str]) -> list[dict[str, Any]]:
-        """Rows of the cell, with at least these roundings."""
-        file = self.directory / RESULT
-        if file.is_file():
-            saved = json.loads(file.read_text())
-            if saved["identity"] == self.identity and {*roundings} <= {
-                row["rounding"] for row in saved["rows"]
-            }:
-                return list(saved["rows"])
-        trained = self._trained()
-        training = json.loads((trained / "training.json").read_text())
-        rows = list(self._measure(trained, training, roundings))
-        partial = self.directory / f".{RESULT}"
-        partial.write_text(json.dumps({"identity": self.identity, "rows": rows}, allow_nan=False))
-        os.replace(partial, file)
-        shutil.rmtree(trained)
-        return rows
-
-    def _trained(self) -> Path:
-        """The trained model; one that an interrupted sweep has left is taken up."""
-        from compression_assets.checkpoints import load_full_precision, save_full_precision
-        from compression_assets.techniques.distillation import distill
-        from compression_assets.training.teacher_logits import TeacherLogits
-
-        trained, partial = self.directory / "trained", self.directory / ".partial"
-        if (trained / "training.json").is_file():
-            if json.loads((trained / "training.json").read_text())["identity"] == self.identity:
-                return trained
-            shutil.rmtree(trained)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        teacher = TeacherLogits.open(self._path(TEACHER_LOGITS), self.full)
-        model = load_full_precision(self.start)
-        done = distill(model, self._first_rows(), teacher, self.recipe, self.cell.seed)
-        save_full_precision(model, partial, tokenizer_from=self.start, masters=True)
-        about = done.metadata() | {"tokens_seen": done.tokens_seen, "identity": self.identity}
-        (partial / "training.json").write_text(json.dumps(about))
-        os.replace(partial, trained)
-        return trained
-
-    def _first_rows(self) -> TokenDataset:
-        rows, seen = [], 0
-        for row in self.full:
-            if seen >= self.cell.tokens:
-                break
-            rows.append(row)
-            seen += row.n_predicted
-        return TokenDataset(rows)
-
-    def _measure(
-        self, trained: Path, training: dict[str, Any], roundings: list[str]
-    ) -> Iterator[dict[str, Any]]:
-        from compression_assets.evaluation.requantized import Scorer, start_of
-        from compression_assets.evaluation.survival import as_row, total
-        from compression_assets.techniques.rounding import Rounding
-
-        about = asdict(self.cell) | {
-            "steps": training["training_steps"],
-            "tokens_seen": training["tokens_seen"],
-            "training_seconds": training["training_seconds"],
-        }
-        start = start_of(self.start, self.quantized)
-        scorer = Scorer(trained, start, self.evaluation, self.study.evaluation.perplexity.batch_size)
-        bounds = _predicted_bounds(start, [entry["lr"] for entry in training["loss_curve"]])
-        yield about | _scored("none (full precision)", scorer.as_it_is()) | _NOT_ROUNDED
-        for name in roundings:
-            kind, keep_absmax = ROUNDINGS[name]
-            rounding = Rounding(
-                kind, self.study.recipe("Q").double_quant, f"{self.cell.seed} {self.cell.name}"
-            )
-            scored, survival = scorer.rounded(rounding, keep_absmax)
-            yield about | _scored(name, scored) | as_row(total(list(survival.values()))) | bounds
-
-    def _path(self, asset: str) -> Path:
-        directory = self.store.root / relative_directory(asset)
-        self.store.require(directory, asset, "the survival sweep", verify=False)
-        return directory
-
-    def _version(self, asset: str) -> str:
-        directory = self.store.root / relative_directory(asset)
-        return self.store.require(directory, asset, "the survival sweep", verify=False).data_version
-
-
-_NOT_ROUNDED: dict[str, Any] = dict.fromkeys(
-    [
-        *(
-            "weights",
-            "codes_changed",
-            "surviving",
-            "predicted",
-            "update_rms",
-            "update_max",
-            "half_bin",
-            "beyond",
-        ),
-        *("predicted_if_random", "predicted_if_steady"),
-    ]
-)
-
-
-def _scored(rounding: str, result: "PerplexityResult") -> dict[str, Any]:
-    return {
-        "rounding": rounding,
-        "perplexity": result.perplexity,
-        "log_perplexity": math.log(result.perplexity),
-        "tokens_scored": sum(result.tokens),
-        "nll": dict(zip(result.ids, zip(result.nll, result.tokens, strict=True), strict=True)),
-    }
-
-
-def _predicted_bounds(start: "Start", rates: list[float]) -> dict[str, float | None]:
-    """The surviving share from learning rates alone, if Adam's steps have random signs or always the same one."""
-    from compression_assets.evaluation.survival import adam_rms_bounds
-    from compression_assets.evaluation.survival import predict_for_grid as predict
-
-    low, high = adam_rms_bounds(rates)
-    if not start.on_grid:
-        return {"predicted_if_random": None, "predicted_if_steady": None}
-    return {"predicted_if_random": predict(start.grid, low), "predicted_if_steady": predict(start.grid, high)}

@@ -18,34 +18,35 @@ SEEDS_NEEDED = 3
 PAPER_STEPS, PAPER_RATE, PAPER_WARMUP = 5196, 1e-4, 50
 """KD in the paper: 20,786 conversations, 2 epochs, 8 a step; learning rate and warm-up of the authors' script."""
 
-Setting = tuple[str, float, int]
+Setting = tuple[str, str, float, int]
 
 
 def report(study: Study, rows: list[dict[str, Any]]) -> str:
     """Text for a terminal: every rounding of every setting, verdicts, and the paper's budget on the same axis."""
     lines = [plain(*table(rows)), ""]
     for setting, cells in by_setting(rows).items():
-        start, rate, tokens = setting
-        lines.append(f"{start}, learning rate {rate:g}, {tokens} tokens: {verdict(cells)}")
+        start, recipe, rate, tokens = setting
+        lines.append(f"{start}, {recipe}, learning rate {rate:g}, {tokens} tokens: {verdict(cells)}")
     return "\n".join([*lines, "", *placing_the_paper(rows)])
 
 
 def by_setting(rows: list[dict[str, Any]]) -> dict[Setting, list[dict[str, Any]]]:
-    """(start, learning rate, tokens) -> rows of all its seeds and roundings, in order."""
+    """(start, recipe, learning rate, tokens) -> rows of all its seeds and roundings, in order."""
     found: dict[Setting, list[dict[str, Any]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row["start"], row["tokens"], row["learning_rate"], row["seed"])):
-        found[row["start"], row["learning_rate"], row["tokens"]].append(row)
+    order = ("start", "recipe", "tokens", "learning_rate", "seed")
+    for row in sorted(rows, key=lambda row: [row[name] for name in order]):
+        found[row["start"], row["recipe"], row["learning_rate"], row["tokens"]].append(row)
     return dict(found)
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Means over seeds, one line for each setting and rounding."""
     columns = [
-        *("start", "lr", "tokens", "rounding", "seeds", "perplexity", "codes_changed"),
+        *("start", "recipe", "lr", "tokens", "rounding", "seeds", "perplexity", "codes_changed"),
         *("surviving", "predicted", "if_random", "if_steady", "update_rms", "half_bin"),
     ]
     lines = []
-    for (start, rate, tokens), cells in by_setting(rows).items():
+    for (start, recipe, rate, tokens), cells in by_setting(rows).items():
         for rounding in dict.fromkeys(row["rounding"] for row in cells):
             own = [row for row in cells if row["rounding"] == rounding]
             means = [
@@ -63,7 +64,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]
             ]
             perplexity = f"{math.exp(fmean(row['log_perplexity'] for row in own)):.2f}"
             shown = [None if mean is None else f"{mean:.3g}" for mean in means]
-            lines.append((start, f"{rate:g}", tokens, rounding, len(own), perplexity, *shown))
+            lines.append((start, recipe, f"{rate:g}", tokens, rounding, len(own), perplexity, *shown))
     return columns, lines
 
 

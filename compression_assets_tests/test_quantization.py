@@ -15,20 +15,15 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from compression_assets import checkpoints
 from compression_assets.errors import StudyError
-from compression_assets.techniques import nf4, quantization
+from compression_assets.techniques import first_answer, nf4
 from compression_assets.techniques.dequantization import (
     Dequantization,
     DequantizationRecipe,
     compare_with_grid,
     dequantize_checkpoint,
 )
-from compression_assets.techniques.quantization import (
-    Quantization,
-    QuantizationRecipe,
-    generate_answer,
-    load_as_user,
-    quantize_checkpoint,
-)
+from compression_assets.techniques.first_answer import generate_answer, load_as_user
+from compression_assets.techniques.quantization import Quantization, QuantizationRecipe, quantize_checkpoint
 from compression_assets.techniques.step import StepInputs, StepReport
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
@@ -273,7 +268,7 @@ def test_a_model_that_does_not_answer_is_an_error(
     def refuse(*_: object) -> str:
         raise AssertionError("N must be divisible by block_n")
 
-    monkeypatch.setattr(quantization, "generate_answer", refuse)
+    monkeypatch.setattr(first_answer, "generate_answer", refuse)
     with pytest.raises(AssertionError, match="block_n"):
         quantize_checkpoint(base, tmp_path / "q", RECIPE)
 

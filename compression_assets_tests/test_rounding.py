@@ -12,7 +12,8 @@ from compression_assets.orderings import last_quantized, parse_ordering
 from compression_assets.study_files import PRESETS, load_study
 from compression_assets.techniques import nf4
 from compression_assets.techniques.dequantization import dequantize_checkpoint
-from compression_assets.techniques.quantization import QuantizationRecipe, load_as_user, quantize_checkpoint
+from compression_assets.techniques.first_answer import load_as_user
+from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
 from compression_assets.techniques.rounding import Rounding, clipping, quantize
 from compression_assets_tests.tiny_models import tiny_directory
 

@@ -99,7 +99,14 @@ def rows(differences: list[float], surviving: float) -> list[dict[str, Any]]:
         for rounding, value in (("nearest", 3.0 + difference), ("stochastic", 3.0)):
             made.append(
                 {"seed": seed, "rounding": rounding, "log_perplexity": value, "surviving": surviving}
-                | {"start": "q_d", "learning_rate": 1e-4, "tokens": 9, "steps": 10, "predicted": 0.1}
+                | {
+                    "start": "q_d",
+                    "recipe": "KD",
+                    "learning_rate": 1e-4,
+                    "tokens": 9,
+                    "steps": 10,
+                    "predicted": 0.1,
+                }
                 | {"update_rms": 1e-3, "half_bin": 0.02}
                 | {"nll": {f"c{item}": [10 * (value + item % 3 / 10), 10] for item in range(9)}}
             )

@@ -52,7 +52,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
         asset=model_key(node),
         settings=study.recipe(node.step).model_dump(mode="json"),
         code=technique.__module__,
-        inputs=(parent_key, *technique.inputs, *grid),
+        inputs=(parent_key, *study.inputs_of(node.step), *grid),
         seed=study.seed if node.seed is None else node.seed,
         parent=parent_key,
         technique=node.step,
@@ -73,7 +73,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
     artifact = step_artifact(study, node, parent)
     assert node.step is not None
     technique = registry.technique(node.technique or "")
-    recipe = study.recipe(node.step)
+    recipe, data = study.recipe(node.step), study.inputs_of(node.step)
     parent_key = model_key(parent)
     grid = next((model_key(study.nodes[path]) for path in kept_grid(study, node)), None)
 
@@ -83,7 +83,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
                 parent=place.inputs[parent_key],
                 output=place.output,
                 recipe=recipe,
-                data={asset: place.inputs[asset] for asset in technique.inputs},
+                data={asset: place.inputs[asset] for asset in data},
                 seed=study.seed if node.seed is None else node.seed,
                 device=place.device,
                 report=place.report,

@@ -56,7 +56,7 @@ def compare_with_four_bit(
 
     from compression_assets import quantized_weights
     from compression_assets.techniques import nf4
-    from compression_assets.techniques.quantization import load_as_user
+    from compression_assets.techniques.first_answer import load_as_user
 
     modules = dict(model.named_modules())
     misfits = [name for name in nf4.linear_layers(model) if not nf4.fits_cpu(modules[name].weight.shape)]

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING
 
 from compression_assets import checkpoints, quantized_weights
 from compression_assets.evaluation.perplexity import PerplexityResult, score
-from compression_assets.evaluation.survival import Survival, Update, measure_survival, measure_update
+from compression_assets.evaluation.survival import (
+    Survival,
+    Update,
+    measure_survival,
+    measure_update,
+    survival_of_change,
+)
 from compression_assets.techniques import nf4
+from compression_assets.techniques.calibrated import quantize_by_output
 from compression_assets.techniques.rounding import Rounding, quantize
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.precision import compute_dtype
@@ -51,9 +58,17 @@ class Scorer:
     """One trained model directory, scored on one data set as it is and as roundings would leave it."""
 
     def __init__(
-        self, trained: Path, start: Start, dataset: TokenDataset, batch_size: int, device: str = "cpu"
+        self,
+        trained: Path,
+        start: Start,
+        dataset: TokenDataset,
+        batch_size: int,
+        device: str = "cpu",
+        calibration: TokenDataset | None = None,
     ) -> None:
+        """calibration: what the rounding "gptq" looks at."""
         self._trained, self._start, self._dataset, self._batch_size = trained, start, dataset, batch_size
+        self._calibration, self._device = calibration, device
         self._updates: dict[str, Update] = {}
         self._model = checkpoints.load_for_scoring(trained, device, compute_dtype(device))
         if device == "cpu":
@@ -68,13 +83,36 @@ class Scorer:
         """Score the model that a rounding of its masters gives, and compare every linear weight with the start."""
         import torch
 
-        survival = {}
+        survival, kept = {}, self._start.grid if keep_absmax else {}
+        by_output: Mapping[str, nf4.Stored] = {}
+        if rounding.kind == "gptq":
+            by_output = quantize_by_output(
+                self._trained, self._calibration, rounding.double_quant, kept, self._device
+            ).parts
         with torch.no_grad():
             for name, weight in self._masters():
-                stored = quantize(weight, rounding, name, self._start.grid[name] if keep_absmax else None)
+                stored = by_output.get(name) or quantize(weight, rounding, name, kept.get(name))
                 survival[name] = measure_survival(self._update(name, weight), stored)
                 self._model.get_parameter(name).copy_(nf4.dequantize(stored))
         return score(self._model, self._dataset, self._batch_size), survival
+
+    def apart(self, rank: int) -> tuple[PerplexityResult, dict[str, Survival], int]:
+        """Score the start's quantized weights with the update's best approximation of a rank, kept in bf16 beside them.
+
+        Also the bytes that this takes. Exact for adapters of that rank; of other training it is what rank keeps.
+        """
+        import torch
+
+        survival, kept_bytes = {}, 0
+        with torch.no_grad():
+            for name, weight in self._masters():
+                update, grid = self._update(name, weight), self._start.grid[name]
+                left, right = low_rank_factors(weight.float() - nf4.dequantize(grid), rank)
+                change = left.float() @ right.float()
+                kept_bytes += 2 * (left.numel() + right.numel())
+                survival[name] = survival_of_change(update, change, codes_changed=0.0)
+                self._model.get_parameter(name).copy_(nf4.dequantize(grid) + change)
+        return score(self._model, self._dataset, self._batch_size), survival, kept_bytes
 
     def _update(self, name: str, weight: "torch.Tensor") -> Update:
         if name not in self._updates:
@@ -87,6 +125,15 @@ class Scorer:
         for name, weight in read_tensors(checkpoints.masters_or_published(self._trained)):
             if name in linear:
                 yield name, weight
+
+
+def low_rank_factors(matrix: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """bf16 [out, rank] and [rank, in] whose product is the best approximation of a matrix (truncated SVD)."""
+    import torch
+
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return (left[:, :rank] * root).bfloat16(), (root[:, None] * right[:rank]).bfloat16()
 
 
 def _linear_names(model: "PreTrainedModel") -> set[str]:

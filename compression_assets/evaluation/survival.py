@@ -98,15 +98,21 @@ def measure_update(
 
 def measure_survival(update: Update, after: nf4.Stored) -> Survival:
     """What is left of an update in the NF4 parts `after` that the trained matrix was quantized to."""
+    before = nf4.unpack_codes(update.grid[""], update.weights)
+    changed = (before != nf4.unpack_codes(after[""], update.weights)).sum().item()
+    return survival_of_change(
+        update, nf4.dequantize(after) - nf4.dequantize(update.grid), changed / update.weights
+    )
+
+
+def survival_of_change(update: Update, change: "torch.Tensor", codes_changed: float) -> Survival:
+    """The same for a change [out, in] of the decoded weights, however it is stored."""
     import torch
 
     energy = update.weights * update.rms**2
-    change = nf4.dequantize(after) - nf4.dequantize(update.grid)
-    before = nf4.unpack_codes(update.grid[""], update.weights)
-    changed = (before != nf4.unpack_codes(after[""], update.weights)).sum().item()
     return Survival(
         weights=update.weights,
-        codes_changed=changed / update.weights,
+        codes_changed=codes_changed,
         surviving=(change * update.values).sum(dtype=torch.float64).item() / energy if energy else None,
         predicted=update.predicted,
         update_rms=update.rms,

@@ -1,18 +1,24 @@
 """Knowledge distillation (KD): a student learns from the stored answers of a teacher. No training loop in here."""
 
-from typing import TYPE_CHECKING, ClassVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from compression_assets.techniques import nf4
+from compression_assets.techniques.rounding import rounded
 from compression_assets.techniques.step import Report, StepInputs, StepReport, no_report
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import Teacher
 from compression_assets.training.loop import Distil, TrainingReport, train
+from compression_assets.training.low_rank import low_rank
+from compression_assets.training.masters import AsStored
 from compression_assets.training.resuming import Checkpoints, checkpoints_in
 from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.teacher_logits import TeacherLogits
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -21,6 +27,11 @@ class DistillationRecipe(TrainingRecipe):
 
     The paper's text gives no temperature; its authors' README says 4.0, their script 2.0. Learning rate: script 1e-4,
     README 2e-5.
+
+    quantization_aware: forward and backward passes compute with what NF4 would store of every linear layer (nearest,
+    double quantization), and gradients go to the float32 masters as if it were they (straight-through estimator:
+    Bengio et al. 2013, arXiv 1308.3432). The student comes out in full precision all the same; Q comes after.
+    adapter_rank: train adapters of this rank on every linear layer and nothing else, and merge them (`low_rank`).
     """
 
     alpha: float = Field(default=0.3, ge=0, le=1, description="share of the KL")
@@ -31,6 +42,14 @@ class DistillationRecipe(TrainingRecipe):
     batch_size: int = Field(default=2, ge=1)
     gradient_accumulation: int = Field(default=4, ge=1)
     max_grad_norm: float = Field(default=0.5, gt=0)
+    quantization_aware: bool = False
+    adapter_rank: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way_of_training(self) -> Self:
+        if self.quantization_aware and self.adapter_rank:
+            raise ValueError("quantization_aware and adapter_rank exclude each other")
+        return self
 
 
 def distill(
@@ -50,16 +69,30 @@ def distill(
     if isinstance(teacher, TeacherLogits) and recipe.alpha > 0:
         teacher.require(recipe.temperature, model.get_output_embeddings().weight.shape[0])
     distil = Distil(teacher, recipe.alpha, recipe.temperature)
-    return train(
-        model,
-        dataset,
-        recipe,
-        seed=seed,
-        device=device,
-        report=report,
-        distil=distil,
-        checkpoints=checkpoints,
-    )
+    adapters = low_rank(model, recipe.adapter_rank, seed) if recipe.adapter_rank else nullcontext()
+    as_stored = _as_nf4(model) if recipe.quantization_aware else None
+    with adapters:
+        return train(
+            model,
+            dataset,
+            recipe,
+            seed=seed,
+            device=device,
+            report=report,
+            distil=distil,
+            checkpoints=checkpoints,
+            as_stored=as_stored,
+        )
+
+
+def _as_nf4(model: "PreTrainedModel") -> AsStored:
+    """What the technique Q with its defaults would make of a linear weight; None for every other parameter."""
+    covered = {f"{name}.weight" for name in nf4.linear_layers(model)}
+
+    def as_stored(name: str, master: "torch.Tensor") -> "torch.Tensor | None":
+        return rounded(master) if name in covered else None
+
+    return as_stored
 
 
 class Distillation:

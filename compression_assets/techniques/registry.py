@@ -29,7 +29,8 @@ class Technique(Protocol):
     """What a technique is: a class, never instantiated, that offers these as class attributes.
 
     needs_full_precision: cannot start from a quantized model; a dequantization is inserted before it.
-    quantizes: leaves a quantized model. inputs: the data assets it reads, such as "calibration_set".
+    quantizes: leaves a quantized model. inputs: the data assets it reads, such as "teacher_logits"; a recipe with a
+    property `reads` adds to them.
     checks: names of the checks that its reports always have.
     """
 

@@ -67,6 +67,26 @@ def nearest(scaled: "torch.Tensor") -> "torch.Tensor":
     return torch.bucketize(scaled, (table[1:] + table[:-1]) / 2).to(torch.uint8)
 
 
+def rounded(weight: "torch.Tensor") -> "torch.Tensor":
+    """What a weight [out, in] becomes by nearest rounding with double quantization, fp32, never leaving its device.
+
+    As `nf4.dequantize(nf4.quantize(weight))`, up to a weight that lies on a midpoint, and several times as fast.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+    flat = weight.float().reshape(-1)
+    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % nf4.BLOCKSIZE)).reshape(-1, nf4.BLOCKSIZE)
+    absmax = blocks.abs().amax(1)
+    codes = nearest(blocks / absmax.clamp(min=1e-38).unsqueeze(1))
+    offset = absmax.mean()
+    coded = quantize_blockwise(absmax - offset, blocksize=nf4.NESTED_BLOCKSIZE)
+    stored = (dequantize_blockwise(*coded) + offset).unsqueeze(1)
+    table = nf4.values(weight.device)
+    values = table.index_select(0, codes.reshape(-1).int()).reshape(blocks.shape) * stored
+    return values.reshape(-1)[: weight.numel()].reshape(weight.shape)
+
+
 def stochastic(scaled: "torch.Tensor", seed: str) -> "torch.Tensor":
     """Codes uint8 of one of the two NF4 values around each number in [-1, 1], such that the mean is the number.
 

@@ -19,7 +19,7 @@ from compression_assets.text.batches import collate
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.attention import short_row_attention
 from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
-from compression_assets.training.masters import MasterWeights
+from compression_assets.training.masters import AsStored, MasterWeights
 from compression_assets.training.precision import compute_dtype
 from compression_assets.training.resuming import Checkpoints
 from compression_assets.training.schedule import TrainingRecipe, learning_rate, plan
@@ -76,11 +76,13 @@ def train(
     report: Report = no_report,
     distil: Distil | None = None,
     checkpoints: Checkpoints | None = None,
+    as_stored: AsStored | None = None,
 ) -> TrainingReport:
     """Train a float32 causal language model in place on a dataset's content tokens; it comes back in float32.
 
     The loss of a step is the mean over all predicted content tokens of its rows, however they are split into
-    forward passes. Same seed, same device, same weights: bit for bit on a CPU.
+    forward passes. Same seed, same device, same weights: bit for bit on a CPU. as_stored: the weights that forward and
+    backward passes compute with, see `MasterWeights`.
 
     When memory runs out in a step, its forward passes take half the rows from there on and there are twice as many:
     the gradient stays the same to rounding, and a note says so.
@@ -90,7 +92,7 @@ def train(
     import torch
 
     steps = plan(dataset, recipe, seed)
-    run = _Run(model.to(device), dataset, recipe, distil, device, len(steps))
+    run = _Run(model.to(device), dataset, recipe, distil, device, len(steps), as_stored)
     total = sum(dataset[row].n_predicted for step in steps for rows in step for row in rows)
     longest = max(len(row.input_ids) for row in dataset)
     with (
@@ -153,6 +155,7 @@ class _Run:
         distil: Distil | None,
         device: str,
         steps: int,
+        as_stored: AsStored | None = None,
     ) -> None:
         self.model, self.dataset, self.recipe, self.distil, self.device = (
             model,
@@ -164,7 +167,12 @@ class _Run:
         self.steps = steps
         self.body, self.head = body_and_head(model)
         self.masters = MasterWeights(
-            model, compute_dtype(device), recipe.learning_rate, recipe.weight_decay, recipe.optimizer
+            model,
+            compute_dtype(device),
+            recipe.learning_rate,
+            recipe.weight_decay,
+            recipe.optimizer,
+            as_stored,
         )
         model.train()
         if recipe.gradient_checkpointing:

@@ -6,6 +6,7 @@ data and losses belong to `loop`.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+AsStored = Callable[[str, "torch.Tensor"], "torch.Tensor | None"]
 
 
 class MasterWeights:
@@ -21,6 +23,10 @@ class MasterWeights:
 
     The model's parameters are converted to `dtype` in place; its buffers (the rotary frequencies) keep theirs.
     Parameters that are tied are one tensor here. With dtype float32 the parameters are their own masters.
+
+    as_stored: makes of a parameter's name and float32 master the weight that the model computes with, where that is not
+    the master itself rounded to `dtype`; None for a parameter that it leaves alone. Gradients go to the master as if
+    it were (the straight-through estimator).
 
     Gradients are summed in float32 over the backward passes of a step: each is moved out of the model as soon as
     it is complete, so a backward pass never holds more than one layer's in the narrow format.
@@ -33,8 +39,11 @@ class MasterWeights:
         learning_rate: float,
         weight_decay: float,
         optimizer: Optimizer = "adamw",
+        as_stored: AsStored | None = None,
     ) -> None:
         import torch
+
+        self._as_stored = as_stored
 
         self.names: list[str] = []
         self.parameters: list[torch.nn.Parameter] = []
@@ -43,6 +52,8 @@ class MasterWeights:
         for name, parameter in model.named_parameters():
             master = parameter.detach().to(torch.float32)
             parameter.data = master if dtype == torch.float32 else parameter.detach().to(dtype)
+            if as_stored is not None and parameter.data_ptr() == master.data_ptr():
+                parameter.data = master.clone()
             if parameter.requires_grad:
                 self.names.append(name)
                 self.parameters.append(parameter)
@@ -56,6 +67,8 @@ class MasterWeights:
         ]
         groups = [group for group in groups if group["params"]]
         self.optimizer = _optimizer(optimizer, groups, learning_rate)
+        if as_stored is not None:
+            self.round_into_model()
 
     def gradient(self, parameter: "torch.nn.Parameter") -> "torch.Tensor | None":
         """The float32 gradient sum of a parameter, to add to directly; None if it is not trained."""
@@ -90,9 +103,12 @@ class MasterWeights:
             parameter.grad = master.grad = None
 
     def round_into_model(self) -> None:
-        """Copy the masters into the model's parameters."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter.data_ptr() != master.data_ptr():
+        """Copy the masters into the model's parameters, as they would be stored if that was asked for."""
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            stored = self._as_stored(name, master) if self._as_stored else None
+            if stored is not None:
+                parameter.data.copy_(stored)
+            elif parameter.data_ptr() != master.data_ptr():
                 parameter.data.copy_(master)
 
     def masters_to(self, model: "PreTrainedModel") -> "PreTrainedModel":

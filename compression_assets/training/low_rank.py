@@ -1,0 +1,71 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): training W + 2·B·A with W frozen, merged into W at the end.
+
+On torch's parametrizations, so that a model stays the model that it was; the library peft would wrap its layers, and be
+imported by every `from_pretrained` of a machine that has it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from compression_assets.techniques import nf4
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+SCALE = 2.0
+"""alpha / rank, as is usual; the learning rate is what is tuned."""
+
+
+@contextmanager
+def low_rank(model: "PreTrainedModel", rank: int, seed: int) -> Iterator[None]:
+    """Inside, only adapters of every linear layer that NF4 covers are trainable; at the end they are merged in float32.
+
+    A: [rank, in], uniform as torch initialises linear layers; B: [out, rank], zero. What was frozen comes out bit for
+    bit as it went in, whatever dtype it was computed with.
+    """
+    import torch
+    from torch.nn.utils import parametrize
+
+    exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    modules = {name: model.get_submodule(name) for name in nf4.linear_layers(model)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for module in modules.values():
+        parametrize.register_parametrization(module, "weight", _adapter(module, rank, generator))
+    yield
+    merged = {}
+    for name, module in modules.items():
+        (adapter,) = module.parametrizations["weight"]
+        merged[f"{name}.weight"] = adapter.update().detach().float()
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    for name, parameter in model.named_parameters():
+        parameter.data = exact[name].to(parameter.device)
+        if name in merged:
+            parameter.data += merged[name]
+        parameter.requires_grad_(True)
+
+
+def _adapter(linear: Any, rank: int, generator: "torch.Generator") -> "Module":
+    import torch
+
+    out_features, in_features = linear.weight.shape
+    reach = in_features**-0.5
+
+    class Adapter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            start = torch.empty(rank, in_features).uniform_(-reach, reach, generator=generator)
+            self.a = torch.nn.Parameter(start.to(linear.weight.device))
+            self.b = torch.nn.Parameter(torch.zeros(out_features, rank, device=self.a.device))
+
+        def update(self) -> torch.Tensor:
+            return SCALE * (self.b @ self.a)
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight + self.update()
+
+    return Adapter()

@@ -1,0 +1,173 @@
+"""Distillation through quantized weights and through low-rank adapters, against the same training written out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compression_assets.evaluation.requantized import low_rank_factors
+from compression_assets.techniques import nf4
+from compression_assets.techniques.distillation import DistillationRecipe, distill
+from compression_assets.training.low_rank import low_rank
+from compression_assets_tests.training_helpers import (
+    Killed,
+    checkpoints_in,
+    tiny_dataset,
+    tiny_model,
+    weights_of,
+)
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+
+def recipe(**changes: Any) -> DistillationRecipe:
+    """One row after another, alone with cross-entropy."""
+    plain = {
+        "alpha": 0.0,
+        "epochs": 1,
+        "learning_rate": 0.02,
+        "warmup_steps": 0,
+        "batch_size": 12,
+        "gradient_accumulation": 1,
+        "max_grad_norm": 1e9,
+    }
+    return DistillationRecipe(**(plain | changes))
+
+
+def no_teacher() -> Any:
+    """With alpha 0 nobody asks it."""
+    return None
+
+
+def cross_entropy(logits: torch.Tensor, row: Any) -> torch.Tensor:
+    targets = torch.tensor(row.input_ids[1:])
+    counts = torch.tensor(row.content[1:])
+    return torch.nn.functional.cross_entropy(logits[0, :-1][counts], targets[counts], reduction="sum")
+
+
+def linear_weights(model: Any) -> set[str]:
+    return {f"{name}.weight" for name in nf4.linear_layers(model)}
+
+
+def summed_loss(model: Any, data: Any) -> torch.Tensor:
+    return torch.stack(
+        [cross_entropy(model(torch.tensor([row.input_ids])).logits, row) for row in data]
+    ).sum()
+
+
+def through_nf4(weights: dict[str, torch.Tensor]) -> Any:
+    """A tiny model of these weights, its linear ones as NF4 would store them."""
+    model = tiny_model()
+    for name, weight in weights.items():
+        stored = nf4.dequantize(nf4.quantize(weight)) if name in linear_weights(model) else weight
+        model.get_parameter(name).data.copy_(stored)
+    return model
+
+
+def test_training_through_quantized_weights_is_the_straight_through_estimator() -> None:
+    """Written out with autograd: forward and backward at the rounded weights, AdamW on the exact ones."""
+    data, settings = tiny_dataset(12), recipe(quantization_aware=True, epochs=2)
+    tokens = sum(row.n_predicted for row in data)
+    model = tiny_model()
+    done = distill(model, data, no_teacher(), settings, seed=0)
+    assert done.steps == 2
+
+    exact = {name: torch.nn.Parameter(weight) for name, weight in weights_of(tiny_model()).items()}
+    optimizer = torch.optim.AdamW(exact.values(), weight_decay=settings.weight_decay)
+    for entry in done.loss_curve:
+        reference = through_nf4({name: weight.detach() for name, weight in exact.items()})
+        loss = summed_loss(reference, data) / tokens
+        # Where a gradient is all but zero, rounding decides the sign, and so a whole step of AdamW.
+        assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5 if entry["step"] == 1 else 1e-2)
+        loss.backward()
+        for name, weight in exact.items():
+            weight.grad = reference.get_parameter(name).grad
+        optimizer.param_groups[0]["lr"] = entry["lr"]
+        optimizer.step()
+    for name, weight in weights_of(model).items():
+        assert ((weight - exact[name]).abs() > 1e-3).float().mean() < 0.02, name
+
+
+def test_quantized_weights_are_those_of_the_masters_at_every_step(tmp_path: Path) -> None:
+    """A killed run goes on to the same weights, so what is saved is the masters."""
+    settings = recipe(quantization_aware=True, batch_size=3)
+    whole = tiny_model()
+    distill(whole, tiny_dataset(12), no_teacher(), settings, seed=0)
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done > total * 0.7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(
+            tiny_model(), tiny_dataset(12), no_teacher(), settings, 0, "cpu", kill, checkpoints_in(tmp_path)
+        )
+    resumed = tiny_model()
+    done = distill(resumed, tiny_dataset(12), no_teacher(), settings, 0, checkpoints=checkpoints_in(tmp_path))
+    assert done.notes == ["resumed after step 2"]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_adapters_change_linear_weights_by_their_rank_and_nothing_else(
+    compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compute == "bfloat16":
+        monkeypatch.setattr("compression_assets.training.loop.compute_dtype", lambda _: torch.bfloat16)
+    model, before = tiny_model(), weights_of(tiny_model())
+    done = distill(
+        model, tiny_dataset(12), no_teacher(), recipe(adapter_rank=3, batch_size=3, epochs=4), seed=0
+    )
+    assert done.loss_curve[-1]["loss"] < done.loss_curve[0]["loss"]
+    covered = linear_weights(tiny_model())
+    for name, weight in weights_of(model).items():
+        change = (weight - before[name]).double()
+        if name not in covered:
+            assert not change.any(), name
+            continue
+        sizes = torch.linalg.svdvals(change)
+        assert sizes[2] > 0 and sizes[3] < 1e-5 * sizes[0], name
+        left, right = low_rank_factors(change.float(), 3)
+        assert (left.double() @ right.double() - change).norm() < 0.01 * change.norm()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert {name for name, _ in model.named_parameters()} == before.keys()
+
+
+def test_one_step_of_adapters_is_that_of_the_product_written_out() -> None:
+    """B starts at zero, so A gets no gradient and B that of 2·dW·Aᵀ: AdamW's first step is its sign."""
+    data, settings = tiny_dataset(12), recipe(adapter_rank=2, learning_rate=0.01)
+    reference, model = tiny_model(), tiny_model()
+    summed_loss(reference, data).backward()
+    name = "model.layers.1.mlp.up_proj.weight"
+    with low_rank(model, 2, seed=0):
+        a = model.get_submodule(name.removesuffix(".weight")).parametrizations["weight"][0].a.detach().clone()
+    gradient = reference.get_parameter(name).grad
+    assert gradient is not None
+    b = -0.01 * (2 * gradient @ a.T).sign()
+    a_after = a * (1 - 0.01 * settings.weight_decay)
+
+    model = tiny_model()
+    distill(model, data, no_teacher(), settings, seed=0)
+    change = model.get_parameter(name) - tiny_model().get_parameter(name)
+    torch.testing.assert_close(change, 2 * b @ a_after, rtol=1e-3, atol=1e-5)
+
+
+def test_adapters_without_a_step_leave_every_bit() -> None:
+    model, before = tiny_model(), weights_of(tiny_model())
+    with low_rank(model, 4, seed=1):
+        model.to(torch.bfloat16)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(model).items())
+
+
+def test_the_best_approximation_of_a_rank() -> None:
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    left, right = low_rank_factors(matrix, 5)
+    sizes = torch.linalg.svdvals(matrix.double())
+    error = (matrix.double() - left.double() @ right.double()).norm().item()
+    assert error == pytest.approx(sizes[5:].square().sum().sqrt().item(), rel=1e-3)
+
+
+def test_both_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        recipe(quantization_aware=True, adapter_rank=2)
