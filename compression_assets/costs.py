@@ -33,6 +33,8 @@ TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
 JUDGED = 1.0
 """Seconds for the three questions to a judge about one answer."""
+BY_OUTPUT, BY_OUTPUT_PER_SECOND = 40.0, 100.0
+"""Of quantization by layer output: seconds for its columns, and calibration tokens a second."""
 ANSWER = 0.3
 """Seconds for a model's answer to one question."""
 
@@ -93,6 +95,8 @@ def _step_seconds(study: Study, node: Node) -> float:
     if node.technique == "P":
         trained = recipe.finetune.epochs * _tokens(study, "finetuning") / TRAINED_PER_SECOND
         return SAVING + _tokens(study, "calibration") / SCORED_PER_SECOND + trained
+    if getattr(recipe, "reads", ()):
+        return SAVING + BY_OUTPUT + _tokens(study, "calibration") / BY_OUTPUT_PER_SECOND
     return SAVING
 
 

@@ -94,7 +94,8 @@ def step_memory(
     if isinstance(recipe, QuantizationRecipe):
         # On the CPU: the float32 masters that it is compared with, and the file twice (as written, as loaded).
         masters = 4 * shapes.parameters if kind == "cpu" else 0
-        return LIBRARIES[kind] + masters + 2 * nf4_bytes(shapes)
+        plain = masters + 2 * nf4_bytes(shapes)
+        return LIBRARIES[kind] + max(plain, _by_output(shapes, max_length) if recipe.reads else 0)
     if not type(recipe).model_fields:  # D has nothing to choose
         return LIBRARIES[kind] + (8 * shapes.parameters + nf4_bytes(shapes) if kind == "cpu" else 0)
     return None
@@ -170,6 +171,18 @@ def nf4_bytes(shapes: Shapes) -> int:
     """Bytes of an NF4 model: half a byte and one 64th of a byte of absmax a weight, embeddings in 16 bit."""
     others = shapes.parameters - shapes.linear_parameters
     return shapes.linear_parameters * 33 // 64 + 2 * others
+
+
+def _by_output(shapes: Shapes, max_length: int) -> int:
+    """Bytes of quantizing layer by layer: the model in float32, codes, second moments, the widest of them in float64.
+
+    Hidden states of the calibration set, 8 bytes a token and hidden unit, come on top: its length is not known here.
+    """
+    width = shapes.heads * shapes.head_dim
+    moments = 4 * (5 * shapes.hidden**2 + width**2 + shapes.intermediate**2)
+    widest = 8 * 4 * max(shapes.hidden, shapes.intermediate) ** 2
+    layer = _forward(shapes, max_length, max_length, 4)
+    return 4 * shapes.parameters + nf4_bytes(shapes) + moments + widest + layer
 
 
 def _layer_activations(shapes: Shapes, rows: int, length: int, compute_bytes: int, kind: str) -> int:

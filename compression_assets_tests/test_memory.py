@@ -15,6 +15,7 @@ from compression_assets.memory import (
 )
 from compression_assets.study_files import load_study
 from compression_assets.techniques import nf4
+from compression_assets.techniques.quantization import QuantizationRecipe
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.teacher_logits import TeacherLogitsRecipe
 
@@ -89,6 +90,17 @@ def test_the_demos_steps_are_estimated_from_above() -> None:
         scoring_memory(config, batch_size=8, max_length=512),
     ]
     assert all(other is not None and LIBRARIES["cpu"] < other < kd for other in others)
+
+
+def test_rounding_by_layer_output_holds_the_model_in_float32() -> None:
+    config = {**SIZES, "tie_word_embeddings": True}
+    plain, by_output = (
+        step_memory(config, QuantizationRecipe(rounding=rounding), max_length=512, device="cuda")
+        for rounding in ("nearest", "gptq")
+    )
+    assert plain is not None and by_output is not None
+    in_float32 = 4 * 134_515_008
+    assert plain < LIBRARIES["cuda"] + in_float32 < by_output < LIBRARIES["cuda"] + 2 * in_float32
 
 
 def test_a_teacher_in_8_bit_needs_a_byte_a_weight_on_cuda_only() -> None:

@@ -235,6 +235,8 @@ class _Planner:
             trained, volume = recipe, self.volumes["distillation"]
             epochs = work.epochs_of(trained, volume) if getattr(recipe, "alpha", 0) > 0 else 0.0
             scoring = work.teacher_head_flops(self.study.teacher_logits, self.teacher, volume, epochs)
+        elif getattr(recipe, "reads", ()):
+            return 0, 0.0, work.by_output_flops(before, self.volumes["calibration"])
         else:
             return 0, 0.0, 0.0
         tokens = int(volume.content * work.epochs_of(trained, volume))

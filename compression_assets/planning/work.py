@@ -82,6 +82,13 @@ def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> fl
     return epochs_of(recipe, volume) * (body + 3 * head_flops(config, volume))
 
 
+def by_output_flops(config: Config, volume: Volume) -> float:
+    """Quantizing layer by layer: two passes and second moments, in float32, which takes twice as long as bfloat16."""
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], _attention_width(config)
+    moments = 2.0 * volume.tokens * config["num_hidden_layers"] * (5 * hidden**2 + heads**2 + inner**2)
+    return 2 * (2 * forward_flops(config, volume) + moments)
+
+
 def scoring_flops(config: Config, volume: Volume) -> float:
     return forward_flops(config, volume) + head_flops(config, volume)
 
