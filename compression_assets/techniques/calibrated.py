@@ -79,15 +79,18 @@ def quantize_by_layers(
     model.eval()
     with torch.no_grad():
         calls = _Calls(model, layers, dataset)
-        for index, (prefix, layer) in enumerate(layers.items()):
-            linear = {name: model.get_submodule(name) for name in names if name.startswith(f"{prefix}.")}
+    for index, (prefix, layer) in enumerate(layers.items()):
+        linear = {name: model.get_submodule(name) for name in names if name.startswith(f"{prefix}.")}
+        made = {}
+        with torch.no_grad():
             moments = _second_moments(linear, partial(calls.outputs, index, layer))
             for name, module in linear.items():
                 stored = quantize(f"{name}.weight", module.weight, moments.pop(name))
                 module.weight.copy_(nf4.dequantize(stored))
-                yield f"{name}.weight", stored
+                made[f"{name}.weight"] = stored
             calls.hidden = calls.outputs(index, layer)
-            report(index + 1, len(layers), "layers quantized")
+        yield from made.items()
+        report(index + 1, len(layers), "layers quantized")
 
 
 def decoder_layers(model: "PreTrainedModel") -> "dict[str, Module]":

@@ -26,8 +26,9 @@ MAX_RELATIVE_ERROR = 0.15
 MAX_RELATIVE_ERRORS = {"nf4": MAX_RELATIVE_ERROR, "fp4": 0.2, "int8": 0.05}
 # Uniformly spread over its bin of width d, a weight is d / sqrt(12) off the nearest value in the root mean square and
 # d / sqrt(6) off one that is drawn.
-# What gptq rounds away in one weight it makes up for in others, which are rounded further: 0.13 on average, to 0.18.
-MAX_ERROR_OF_ROUNDING = {"stochastic": 0.15 * 2**0.5, "gptq": 0.3}
+# What gptq rounds away in one weight it makes up for in others, which move further: measured 0.13 on average, to 0.18.
+# Its measure is the output, which has to be no worse than by nearest rounding.
+MAX_ERROR_OF_ROUNDING = {"stochastic": 0.15 * 2**0.5, "gptq": 0.5}
 CALIBRATION_SET = "calibration_set"
 
 
@@ -138,31 +139,47 @@ def quantize_checkpoint(
     errors = relative_errors(source, target)
     for layer, error in by_output.errors.items():
         errors[layer] |= error
-    worst = max(errors, key=lambda layer: errors[layer]["relative_error"])
-    largest = errors[worst]["relative_error"]
-    means = {f"{name}_mean": fmean(error[name] for error in errors.values()) for name in errors[worst]}
-    limit = MAX_ERROR_OF_ROUNDING.get(recipe.rounding, MAX_RELATIVE_ERRORS[recipe.kind])
+    means = {
+        f"{name}_mean": fmean(error[name] for error in errors.values())
+        for name in next(iter(errors.values()))
+    }
     answers = answer_or_reason(target, model, device, recipe.answer_tokens)
     return StepReport(
         checks=(
             checkpoints.check_finite(target),
             checkpoints.check_size(target),
-            Check(
-                "dequantization_error",
-                largest < limit,
-                f"relative error {means['relative_error_mean']:.4f} on average, at most {largest:.4f} ({worst}), "
-                f"limit {limit}",
-            ),
+            _check_errors(recipe, errors, means),
         ),
         metadata={
             "layers": [{"layer": layer, **error} for layer, error in errors.items()],
             **means,
-            "relative_error_max": largest,
+            "relative_error_max": max(error["relative_error"] for error in errors.values()),
             "layers_with_kept_absmax": sum(f"{layer}.weight" in kept for layer in layers),
             "tensor_bytes": checkpoints.tensor_bytes(target),
             **answers,
         },
     )
+
+
+def _check_errors(
+    recipe: QuantizationRecipe, errors: dict[str, dict[str, float]], means: dict[str, float]
+) -> Check:
+    """Every weight within the limit of its rounding; by layer output, outputs no worse than nearest rounding's."""
+    limit = MAX_ERROR_OF_ROUNDING.get(recipe.rounding, MAX_RELATIVE_ERRORS[recipe.kind])
+    worst = max(errors, key=lambda layer: errors[layer]["relative_error"])
+    largest = errors[worst]["relative_error"]
+    passed = largest < limit
+    detail = (
+        f"relative error {means['relative_error_mean']:.4f} on average, at most {largest:.4f} ({worst}), "
+        f"limit {limit}"
+    )
+    if "output_error_mean" in means:
+        passed &= means["output_error_mean"] <= means["output_error_of_nearest_mean"]
+        detail += (
+            f"; error of layer outputs {means['output_error_mean']:.4f} on average, by nearest rounding "
+            f"{means['output_error_of_nearest_mean']:.4f}"
+        )
+    return Check("dequantization_error", passed, detail)
 
 
 def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str, float]]:
