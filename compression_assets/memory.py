@@ -153,7 +153,9 @@ def training(
     weights that it computes with where these are not the masters themselves.
     """
     rows = recipe.batch_size
-    state = (optimizer_bytes(recipe) + (compute_bytes if compute_bytes < 4 else 0)) * shapes.parameters
+    # Weights apart from the masters: narrower ones, and those that are rounded as they will be stored.
+    apart = compute_bytes < 4 or getattr(recipe, "quantization_aware", False)
+    state = (optimizer_bytes(recipe) + (compute_bytes if apart else 0)) * shapes.parameters
     layer = _layer_activations(shapes, rows, max_length, compute_bytes, kind)
     if recipe.gradient_checkpointing:
         activations = layer + shapes.layers * rows * max_length * shapes.hidden * compute_bytes

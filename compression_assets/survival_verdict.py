@@ -14,7 +14,7 @@ from typing import Any
 from compression_assets.study import Study
 from compression_assets.tables import plain
 
-SEEDS_NEEDED = 3
+SEEDS_NEEDED, PLAIN = 3, "KD"
 PAPER_STEPS, PAPER_RATE, PAPER_WARMUP = 5196, 1e-4, 50
 """KD in the paper: 20,786 conversations, 2 epochs, 8 a step; learning rate and warm-up of the authors' script."""
 
@@ -156,7 +156,11 @@ def placing_the_paper(rows: list[dict[str, Any]]) -> list[str]:
         max_grad_norm=0.5,
     )
     low, high = adam_rms_bounds([learning_rate(recipe, step, PAPER_STEPS) for step in range(PAPER_STEPS)])
-    measured = [row for row in rows if row["rounding"] == "nearest" and row["predicted"] is not None]
+    measured = [
+        row
+        for row in rows
+        if (row["rounding"], row["recipe"]) == ("nearest", PLAIN) and row["predicted"] is not None
+    ]
     lines = [
         f"the paper's budget ({PAPER_STEPS:,} steps at {PAPER_RATE:g}): updates between {low:.2g} and {high:.2g} "
         "in the root mean square by Adam's bounds"

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from compression_assets import checkpoints
+from compression_assets.assets.models import step_artifact
 from compression_assets.errors import StudyError
 from compression_assets.study_files import PRESETS, load_study
 from compression_assets.techniques import gptq, nf4
 from compression_assets.techniques.calibrated import quantize_by_layers
 from compression_assets.techniques.first_answer import load_as_user
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.quantization import Quantization, QuantizationRecipe, quantize_checkpoint
 from compression_assets.techniques.rounding import Rounding, quantize, rounded
+from compression_assets.techniques.step import StepInputs
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 from compression_assets_tests.training_helpers import tiny_dataset
 
@@ -79,16 +81,23 @@ def test_outputs_change_less_than_by_nearest_rounding(seed: int) -> None:
     assert errors["gptq"] < 0.7 * errors["nearest"]
 
 
-def test_inputs_that_are_never_there_and_blocks_of_zeros() -> None:
+def test_inputs_that_are_never_there_leave_the_nearest_values() -> None:
+    weight, inputs = weight_and_inputs(1, (32, 128))
+    inputs[5] = 0
+    grid = nf4.quantize(weight)
+    nearest = nf4.unpack_codes(quantize(weight, Rounding("nearest"), grid=grid)[""], weight.numel())
+    for moment, columns in ((inputs @ inputs.T, [5]), (torch.zeros(128, 128), list(range(128)))):
+        codes = nf4.unpack_codes(gptq.quantize(weight, grid, moment)[""], weight.numel())
+        assert torch.equal(codes.reshape(32, 128)[:, columns], nearest.reshape(32, 128)[:, columns])
+        assert torch.equal(codes, nearest) == (len(columns) == 128)
+
+
+def test_a_block_of_zeros_stays_finite() -> None:
     weight, inputs = weight_and_inputs(1, (4, 128))
     weight[0, :64] = 0
-    inputs[5] = 0
     stored = gptq.quantize(weight, nf4.quantize(weight, double_quant=False), inputs @ inputs.T)
-    assert torch.equal(nf4.dequantize(stored)[0, :64], torch.zeros(64))
-    assert gptq.quantize(weight, nf4.quantize(weight), torch.zeros(128, 128)).keys() == stored.keys() | {
-        ".nested_absmax",
-        ".nested_quant_map",
-    }
+    assert nf4.dequantize(stored).isfinite().all()
+    assert gptq.output_error(weight, stored, inputs @ inputs.T) < 0.2
 
 
 def test_every_layer_sees_what_the_quantized_ones_before_it_make() -> None:
@@ -160,6 +169,21 @@ def test_a_study_reads_the_calibration_set_for_it(tmp_path: Path) -> None:
     study = load_study(tmp_path / "mine.yaml")
     assert study.inputs_of("Q") == () and study.inputs_of("Q:gptq") == ("calibration_set",)
     assert "calibration_set" in study.inputs
+    nodes = {node.key: node for node in study.nodes.values()}
+    assert "calibration_set" in step_artifact(study, nodes["kd_q_gptq"], nodes["kd"]).inputs
+
+
+def test_the_technique_hands_the_calibration_set_on(tmp_path: Path) -> None:
+    base = tiny_directory(tmp_path / "base")
+    data = tiny_dataset(20, longest=40)
+    data.save(tmp_path / "calibration")
+    step = StepInputs(
+        base, tmp_path / "q", RECIPE, {"calibration_set": tmp_path / "calibration"}, seed=0, path=("Q:gptq",)
+    )
+    assert all(check.passed for check in Quantization.apply(step).checks)
+    quantize_checkpoint(base, tmp_path / "same", RECIPE, calibration=data)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("q", "same")]
+    assert files[0] == files[1]
 
 
 def test_a_rounded_weight_is_what_would_be_stored() -> None:

@@ -156,8 +156,26 @@ def test_one_step_of_adapters_is_that_of_the_product_written_out() -> None:
 def test_adapters_without_a_step_leave_every_bit() -> None:
     model, before = tiny_model(), weights_of(tiny_model())
     with low_rank(model, 4, seed=1):
-        model.to(torch.bfloat16)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(model).items())
+
+
+def test_small_updates_count_where_weights_are_computed_in_bfloat16() -> None:
+    """A sum of bfloat16 numbers would lose every update below half of a weight's last bit."""
+    model, name = tiny_model(), "model.layers.0.mlp.up_proj"
+    exact = model.get_parameter(f"{name}.weight").detach().clone()
+    with low_rank(model, 2, seed=1):
+        module = model.get_submodule(name)
+        adapter = module.parametrizations["weight"][0]
+        adapter.b.data.fill_(1e-4)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        used, update = module.weight.detach(), adapter.update().detach()
+        assert update.abs().max() < exact.abs().max() / 512
+        assert torch.equal(used, (exact + update).to(torch.bfloat16))
+        assert not torch.equal(used, exact.to(torch.bfloat16))
+    torch.testing.assert_close(model.get_parameter(f"{name}.weight"), exact + update)
 
 
 def test_the_best_approximation_of_a_rank() -> None:

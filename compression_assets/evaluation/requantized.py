@@ -107,7 +107,7 @@ class Scorer:
         with torch.no_grad():
             for name, weight in self._masters():
                 update, grid = self._update(name, weight), self._start.grid[name]
-                left, right = low_rank_factors(weight.float() - nf4.dequantize(grid), rank)
+                left, right = low_rank_factors(update.values, rank)
                 change = left.float() @ right.float()
                 kept_bytes += 2 * (left.numel() + right.numel())
                 survival[name] = survival_of_change(update, change, codes_changed=0.0)

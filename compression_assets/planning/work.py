@@ -83,10 +83,16 @@ def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> fl
 
 
 def by_output_flops(config: Config, volume: Volume) -> float:
-    """Quantizing layer by layer: two passes and second moments, in float32, which takes twice as long as bfloat16."""
+    """Quantizing layer by layer, in FLOPs of bfloat16.
+
+    Three passes and second moments in float32 count twice, inverses and output errors in float64 four times.
+    """
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], _attention_width(config)
-    moments = 2.0 * volume.tokens * config["num_hidden_layers"] * (5 * hidden**2 + heads**2 + inner**2)
-    return 2 * (2 * forward_flops(config, volume) + moments)
+    moments = 2.0 * volume.tokens * (5 * hidden**2 + heads**2 + inner**2)
+    inverses = 2.0 * (5 * hidden**3 + heads**3 + inner**3)
+    errors = 4.0 * (hidden**2 * (3 * heads + 2 * inner) + hidden * heads**2 + hidden * inner**2)
+    layers = config["num_hidden_layers"] * (2 * moments + 4 * (inverses + errors))
+    return 6 * forward_flops(config, volume) + layers
 
 
 def scoring_flops(config: Config, volume: Volume) -> float:

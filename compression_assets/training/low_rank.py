@@ -29,23 +29,20 @@ def low_rank(model: "PreTrainedModel", rank: int, seed: int) -> Iterator[None]:
     import torch
     from torch.nn.utils import parametrize
 
-    exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    modules = {name: model.get_submodule(name) for name in nf4.linear_layers(model)}
+    modules = {f"{name}.weight": model.get_submodule(name) for name in nf4.linear_layers(model)}
+    exact = {name: p.detach().clone() for name, p in model.named_parameters() if name not in modules}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for module in modules.values():
         parametrize.register_parametrization(module, "weight", _adapter(module, rank, generator))
     yield
-    merged = {}
     for name, module in modules.items():
         (adapter,) = module.parametrizations["weight"]
-        merged[f"{name}.weight"] = adapter.update().detach().float()
+        exact[name] = (adapter.exact + adapter.update()).detach()
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
     for name, parameter in model.named_parameters():
         parameter.data = exact[name].to(parameter.device)
-        if name in merged:
-            parameter.data += merged[name]
         parameter.requires_grad_(True)
 
 
@@ -58,14 +55,16 @@ def _adapter(linear: Any, rank: int, generator: "torch.Generator") -> "Module":
     class Adapter(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            # The parameter may be cast to bfloat16, where the sum would lose what is below half a step of W.
+            self.register_buffer("exact", linear.weight.detach().float().clone())
             start = torch.empty(rank, in_features).uniform_(-reach, reach, generator=generator)
             self.a = torch.nn.Parameter(start.to(linear.weight.device))
             self.b = torch.nn.Parameter(torch.zeros(out_features, rank, device=self.a.device))
 
         def update(self) -> torch.Tensor:
-            return SCALE * (self.b @ self.a)
+            return SCALE * (self.b.float() @ self.a.float())
 
         def forward(self, weight: torch.Tensor) -> torch.Tensor:
-            return weight + self.update()
+            return (self.exact + self.update()).to(weight.dtype)
 
     return Adapter()
