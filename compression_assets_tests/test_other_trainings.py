@@ -89,9 +89,9 @@ def test_training_through_quantized_weights_is_the_straight_through_estimator() 
         assert ((weight - exact[name]).abs() > 1e-3).float().mean() < 0.02, name
 
 
-def test_quantized_weights_are_those_of_the_masters_at_every_step(tmp_path: Path) -> None:
-    """A killed run goes on to the same weights, so what is saved is the masters."""
-    settings = recipe(quantization_aware=True, batch_size=3)
+@pytest.mark.parametrize("how", [{"quantization_aware": True}, {"adapter_rank": 2}])
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, how: dict[str, Any]) -> None:
+    settings = recipe(batch_size=3, **how)
     whole = tiny_model()
     distill(whole, tiny_dataset(12), no_teacher(), settings, seed=0)
 
