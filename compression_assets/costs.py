@@ -33,7 +33,7 @@ TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
 JUDGED = 1.0
 """Seconds for the three questions to a judge about one answer."""
-BY_OUTPUT, BY_OUTPUT_PER_SECOND = 40.0, 100.0
+BY_OUTPUT, BY_OUTPUT_PER_SECOND = 90.0, 100.0
 """Of quantization by layer output: seconds for its columns, and calibration tokens a second."""
 ANSWER = 0.3
 """Seconds for a model's answer to one question."""

@@ -200,6 +200,7 @@ class _Planner:
         masters = shapes.file_bytes(config, "fp32") if storage == "bf16" else 0
         read = shapes.file_bytes(before, *self.stored[node.parent])
         parent = self.study.nodes[node.parent]
+        idle = work.BY_OUTPUT_IDLE if getattr(recipe, "reads", ()) else 1.0
         return Row(
             asset=model_key(node),
             technique=node.step,
@@ -211,7 +212,7 @@ class _Planner:
             tokens=tokens,
             flops=training + scoring,
             seconds=self._seconds(training, self.device.training, read + size + masters)
-            + self._seconds(scoring, self.device.scoring, 0, overhead=False),
+            + self._seconds(scoring * idle, self.device.scoring, 0, overhead=False),
         )
 
     def _config_after(self, node: Node, recipe: Any) -> Config:

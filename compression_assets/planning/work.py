@@ -17,6 +17,8 @@ CONTENT_SHARE = 0.75
 ROW_FILL = 0.95
 """Tokens of a conversation over max_length, where a split is given in conversations: long chats are cut there."""
 VALUE_BYTES = 2
+BY_OUTPUT_IDLE = 3.5
+"""Quantizing column by column is thousands of small operations a matrix: measured 104 to 135 s where FLOPs say 33."""
 
 
 @dataclass(frozen=True)
