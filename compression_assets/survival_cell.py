@@ -18,7 +18,8 @@ from compression_assets.text.datasets import TokenDataset
 
 if TYPE_CHECKING:
     from compression_assets.evaluation.perplexity import PerplexityResult
-    from compression_assets.evaluation.requantized import Start
+    from compression_assets.evaluation.requantized import Scorer, Start
+    from compression_assets.evaluation.survival import Survival
 
 RESULT = "result.json"
 PLAIN, GPTQ, APART = "KD", "gptq", "apart"
@@ -135,7 +136,6 @@ class CellRun:
     ) -> Iterator[dict[str, Any]]:
         from compression_assets.evaluation.requantized import Scorer, start_of
         from compression_assets.evaluation.survival import as_row, total
-        from compression_assets.techniques.rounding import Rounding
 
         about = asdict(self.cell) | {
             "steps": training["training_steps"],
@@ -149,23 +149,20 @@ class CellRun:
         bounds = _predicted_bounds(start, [entry["lr"] for entry in training["loss_curve"]])
         yield about | _scored("none (full precision)", scorer.as_it_is()) | _NOT_ROUNDED
         for name in roundings:
-            if name == APART:
-                rank = self.recipe.adapter_rank or APART_RANK
-                scored, survival, kept_bytes = scorer.apart(rank)
-                yield (
-                    about
-                    | _scored(name, scored)
-                    | as_row(total(list(survival.values())))
-                    | bounds
-                    | {"bytes_beside": kept_bytes}
-                )
-                continue
-            kind, keep_absmax = ROUNDINGS[name]
-            rounding = Rounding(
-                kind, self.study.recipe("Q").double_quant, f"{self.cell.seed} {self.cell.name}"
-            )
-            scored, survival = scorer.rounded(rounding, keep_absmax)
-            yield about | _scored(name, scored) | as_row(total(list(survival.values()))) | bounds
+            scored, survival, kept_bytes = self._rounded(scorer, name)
+            measured = _scored(name, scored, kept_bytes) | as_row(total(list(survival.values())))
+            yield about | measured | bounds
+
+    def _rounded(self, scorer: "Scorer", name: str) -> "tuple[PerplexityResult, dict[str, Survival], int]":
+        """Perplexity, what survived in each weight, and the bytes that are kept beside the codes."""
+        from compression_assets.techniques.rounding import Rounding
+
+        if name == APART:
+            return scorer.apart(self.recipe.adapter_rank or APART_RANK)
+        kind, keep_absmax = ROUNDINGS[name]
+        seed = f"{self.cell.seed} {self.cell.name}"
+        rounding = Rounding(kind, self.study.recipe("Q").double_quant, seed)
+        return *scorer.rounded(rounding, keep_absmax), 0
 
     def _path(self, asset: str) -> Path:
         directory = self.store.root / relative_directory(asset)
@@ -194,10 +191,10 @@ _NOT_ROUNDED: dict[str, Any] = dict.fromkeys(
 )
 
 
-def _scored(rounding: str, result: "PerplexityResult") -> dict[str, Any]:
+def _scored(rounding: str, result: "PerplexityResult", kept_bytes: int = 0) -> dict[str, Any]:
     return {
         "rounding": rounding,
-        "bytes_beside": 0,
+        "bytes_beside": kept_bytes,
         "perplexity": result.perplexity,
         "log_perplexity": math.log(result.perplexity),
         "tokens_scored": sum(result.tokens),

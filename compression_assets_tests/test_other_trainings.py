@@ -46,10 +46,6 @@ def cross_entropy(logits: torch.Tensor, row: Any) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[0, :-1][counts], targets[counts], reduction="sum")
 
 
-def linear_weights(model: Any) -> set[str]:
-    return {f"{name}.weight" for name in nf4.linear_layers(model)}
-
-
 def summed_loss(model: Any, data: Any) -> torch.Tensor:
     return torch.stack(
         [cross_entropy(model(torch.tensor([row.input_ids])).logits, row) for row in data]
@@ -60,7 +56,7 @@ def through_nf4(weights: dict[str, torch.Tensor]) -> Any:
     """A tiny model of these weights, its linear ones as NF4 would store them."""
     model = tiny_model()
     for name, weight in weights.items():
-        stored = nf4.dequantize(nf4.quantize(weight)) if name in linear_weights(model) else weight
+        stored = nf4.dequantize(nf4.quantize(weight)) if name in nf4.linear_weights(model) else weight
         model.get_parameter(name).data.copy_(stored)
     return model
 
@@ -120,7 +116,7 @@ def test_adapters_change_linear_weights_by_their_rank_and_nothing_else(
         model, tiny_dataset(12), no_teacher(), recipe(adapter_rank=3, batch_size=3, epochs=4), seed=0
     )
     assert done.loss_curve[-1]["loss"] < done.loss_curve[0]["loss"]
-    covered = linear_weights(tiny_model())
+    covered = nf4.linear_weights(tiny_model())
     for name, weight in weights_of(model).items():
         change = (weight - before[name]).double()
         if name not in covered:

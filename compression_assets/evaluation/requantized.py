@@ -26,7 +26,6 @@ from compression_assets.weights import read_tensors
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def start_of(directory: Path, quantized: Path | None) -> Start:
             name: parts for name, parts in quantized_weights.read_nf4(quantized) if isinstance(parts, dict)
         }
         return Start({name: nf4.dequantize(parts) for name, parts in grid.items()}, grid, on_grid=True)
-    linear = _linear_names(checkpoints.empty_model(checkpoints.read_config(directory)))
+    linear = nf4.linear_weights(checkpoints.empty_model(checkpoints.read_config(directory)))
     weights = read_tensors(checkpoints.masters_or_published(directory))
     origin = {name: weight.float() for name, weight in weights if name in linear}
     return Start(origin, {name: nf4.quantize(weight) for name, weight in origin.items()}, on_grid=False)
@@ -121,7 +120,7 @@ class Scorer:
         return self._updates[name]
 
     def _masters(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        linear = _linear_names(self._model)
+        linear = nf4.linear_weights(self._model)
         for name, weight in read_tensors(checkpoints.masters_or_published(self._trained)):
             if name in linear:
                 yield name, weight
@@ -134,7 +133,3 @@ def low_rank_factors(matrix: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, 
     left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
     root = sizes[:rank].sqrt()
     return (left[:, :rank] * root).bfloat16(), (root[:, None] * right[:rank]).bfloat16()
-
-
-def _linear_names(model: "PreTrainedModel") -> set[str]:
-    return {f"{name}.weight" for name in nf4.linear_layers(model)}

@@ -87,7 +87,7 @@ def distill(
 
 def _as_nf4(model: "PreTrainedModel") -> AsStored:
     """What the technique Q with its defaults would make of a linear weight; None for every other parameter."""
-    covered = {f"{name}.weight" for name in nf4.linear_layers(model)}
+    covered = nf4.linear_weights(model)
 
     def as_stored(name: str, master: "torch.Tensor") -> "torch.Tensor | None":
         return rounded(master) if name in covered else None

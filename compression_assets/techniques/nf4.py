@@ -35,6 +35,11 @@ def linear_layers(model: "PreTrainedModel") -> list[str]:
     return [name for name, module in model.named_modules() if type(module) is Linear and module is not output]
 
 
+def linear_weights(model: "PreTrainedModel") -> set[str]:
+    """Names of the parameters that NF4 covers."""
+    return {f"{name}.weight" for name in linear_layers(model)}
+
+
 def fits_cpu(shape: "torch.Size") -> bool:
     """Whether bitsandbytes' CPU kernels multiply by a weight [out, in] correctly; CUDA takes any shape."""
     out_features, in_features = shape

@@ -53,10 +53,17 @@ def scaled_blocks(weight: "torch.Tensor", grid: nf4.Stored) -> "torch.Tensor":
     """
     import torch
 
-    flat = weight.float().reshape(-1)
-    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % nf4.BLOCKSIZE)).reshape(-1, nf4.BLOCKSIZE)
+    blocks = _blocks(weight)
     absmax = nf4.block_absmax(grid).to(weight.device).unsqueeze(1)
     return torch.where(absmax == 0, torch.zeros_like(blocks), blocks / absmax)
+
+
+def _blocks(weight: "torch.Tensor") -> "torch.Tensor":
+    """The weight in fp32, cut into [blocks, 64] and filled up with zeros."""
+    import torch
+
+    flat = weight.float().reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % nf4.BLOCKSIZE)).reshape(-1, nf4.BLOCKSIZE)
 
 
 def nearest(scaled: "torch.Tensor") -> "torch.Tensor":
@@ -72,11 +79,9 @@ def rounded(weight: "torch.Tensor") -> "torch.Tensor":
 
     As `nf4.dequantize(nf4.quantize(weight))`, up to a weight that lies on a midpoint, and several times as fast.
     """
-    import torch
     from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
 
-    flat = weight.float().reshape(-1)
-    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % nf4.BLOCKSIZE)).reshape(-1, nf4.BLOCKSIZE)
+    blocks = _blocks(weight)
     absmax = blocks.abs().amax(1)
     codes = nearest(blocks / absmax.clamp(min=1e-38).unsqueeze(1))
     offset = absmax.mean()
