@@ -69,9 +69,10 @@ update_snapshot: setup ## write the asset graph's snapshot anew (read the diff b
 docs: setup ## write docs/study_file.md anew from the models that read a study file
 	@$(BIN)/python scripts/study_file_docs.py
 
-lint: setup ## ruff's rules and formatting, and types
+lint: setup ## ruff's rules and formatting, the direction of imports, and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 
 format: setup ## format, and mend what ruff can mend

@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "bitsandbytes", "safetensors")
 def one_thread() -> None:
     """Compute as a step of a study does on a CPU: one thread, memory kept. Before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    from compression_assets.runtime import prepare_process
+    from compression_assets.machine.runtime import prepare_process
 
     prepare_process()
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from compression_assets.checkpoints import load_for_scoring
 from compression_assets.evaluation.answers import read_answers
 from compression_assets.evaluation.perplexity import measure_perplexity
 from compression_assets.evaluation.squad import exact_match, f1
+from compression_assets.machine.precision import compute_dtype
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.precision import compute_dtype
+from compression_assets.weights.checkpoints import load_for_scoring
 
 TOLERANCE = 0.01
 

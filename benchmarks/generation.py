@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compression_assets.checkpoints import quiet
 from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.prompts import prompt_tokens, question_prompt, stop_tokens
 from compression_assets.sources.questions import JsonlQuestions, read_questions
 from compression_assets.text.questions import select_questions
+from compression_assets.weights.checkpoints import quiet
 
 BASE = Path(os.environ.get("COMPRESSION_STORAGE", "storage")) / "demo" / "models" / "base"
 TARGETS = {"(a) model reloaded for each": 10.0, "(b) loop of model.generate": 4.0}

@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
 def main() -> None:
     """Measure one step in several ways, side by side, and compute the six orders from it."""
     one_thread()
-    from compression_assets.checkpoints import load_full_precision
+    from compression_assets.weights.checkpoints import load_full_precision
 
     recipe = TrainingRecipe(**RECIPE)
     whole = TokenDataset.load(demo() / "data" / "distillation_set")
@@ -154,13 +154,13 @@ def _teachers(pair: TokenDataset, scratch: Path) -> tuple[dict[str, Any], str]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from compression_assets.checkpoints import copy_tokenizer, load_for_scoring
-    from compression_assets.training.teacher_forward import LiveTeacher
-    from compression_assets.training.teacher_logits import (
+    from compression_assets.training.teacher.teacher_forward import LiveTeacher
+    from compression_assets.training.teacher.teacher_logits import (
         TeacherLogits,
         TeacherLogitsRecipe,
         write_teacher_logits,
     )
+    from compression_assets.weights.checkpoints import copy_tokenizer, load_for_scoring
 
     own = demo() / "models" / "teacher"
     config = LlamaConfig.from_pretrained(own)

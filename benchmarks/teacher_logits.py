@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING
 from benchmarks.common import Targets, demo, one_thread, table
 from compression_assets.training.head_loss import DenseTargets, LossWeights
 from compression_assets.training.head_loss import Targets as Coded
-from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k, stored_bytes
-from compression_assets.training.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.logits_coding import (
+    decode,
+    encode_sampled,
+    encode_top_k,
+    stored_bytes,
+)
+from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -142,9 +147,9 @@ def _outputs(name: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """Hidden states, logits and output weight of a model of the demo on some of its distillation set, in float32."""
     import torch
 
-    from compression_assets.checkpoints import load_for_scoring
     from compression_assets.text.datasets import TokenDataset
-    from compression_assets.training.teacher_forward import LiveTeacher
+    from compression_assets.training.teacher.teacher_forward import LiveTeacher
+    from compression_assets.weights.checkpoints import load_for_scoring
 
     dataset = TokenDataset.load(demo() / "data" / "distillation_set")
     live = LiveTeacher(load_for_scoring(demo() / "models" / name, "cpu", torch.bfloat16), dataset)

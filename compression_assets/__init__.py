@@ -9,7 +9,7 @@ __all__ = ["defs"]
 
 def __getattr__(name: str) -> Any:
     if name == "defs":
-        from compression_assets.definitions import defs
+        from compression_assets.graph.definitions import defs
 
         return defs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

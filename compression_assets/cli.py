@@ -11,7 +11,7 @@ from compression_assets.errors import StudyError
 from compression_assets.takeaway.commands import add_takeaway
 
 if TYPE_CHECKING:
-    from compression_assets.resources.metrics_db import MetricsDatabase
+    from compression_assets.store.metrics_db import MetricsDatabase
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     except StudyError as error:
         sys.exit(f"compression: {error}")
     except Exception as error:
-        from compression_assets.resources.write_errors import storage_problem
+        from compression_assets.store.write_errors import storage_problem
 
         if (sentence := storage_problem(error)) is None:
             raise
@@ -99,7 +99,7 @@ def _command(commands, name, function, text):  # type: ignore[no-untyped-def]
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from compression_assets.run import run_study
+    from compression_assets.graph.run import run_study
 
     started = time.monotonic()
     succeeded = run_study(arguments.select, arguments.ordering)
@@ -108,13 +108,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _rebuild(arguments: argparse.Namespace) -> int:
-    from compression_assets.run import run_study
+    from compression_assets.graph.run import run_study
 
     return 0 if run_study(rebuild=tuple(arguments.assets)) else 1
 
 
 def _leaderboard(_: argparse.Namespace) -> int:
-    from compression_assets.leaderboard import doubts, read_leaderboard
+    from compression_assets.reporting.leaderboard import doubts, read_leaderboard
     from compression_assets.tables import plain
 
     columns, rows = read_leaderboard(_database(), paper=True)
@@ -127,12 +127,12 @@ def _leaderboard(_: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from compression_assets.evaluate import evaluate_directory
-    from compression_assets.leaderboard import with_half_width
-    from compression_assets.runtime import prepare_process
-    from compression_assets.settings import current_study, storage_root, study_root
+    from compression_assets.machine.runtime import prepare_process
+    from compression_assets.machine.workers import cuda_devices
+    from compression_assets.reporting.leaderboard import with_half_width
+    from compression_assets.study.places import current_study, storage_root, study_root
     from compression_assets.tables import plain
-    from compression_assets.workers import cuda_devices
+    from compression_assets.takeaway.evaluate import evaluate_directory
 
     prepare_process()
     study = current_study()
@@ -157,7 +157,7 @@ def _query(arguments: argparse.Namespace) -> int:
 def _report(_: argparse.Namespace) -> int:
     from compression_assets.reporting.page import write_report
     from compression_assets.reporting.read import read_report_data
-    from compression_assets.settings import current_study, study_root
+    from compression_assets.study.places import current_study, study_root
 
     study = current_study()
     root = study_root(study)
@@ -168,8 +168,8 @@ def _report(_: argparse.Namespace) -> int:
 
 def _database() -> "MetricsDatabase":
     """The study's database, with everything that waited for it; what still waits is said on stderr."""
-    from compression_assets.resources.metrics_db import MetricsDatabase
-    from compression_assets.settings import current_study, database_file
+    from compression_assets.store.metrics_db import MetricsDatabase
+    from compression_assets.study.places import current_study, database_file
 
     database = MetricsDatabase(database_file(current_study()))
     merged = database.merge()
@@ -181,10 +181,10 @@ def _database() -> "MetricsDatabase":
 
 
 def _sweep_survival(arguments: argparse.Namespace) -> int:
-    from compression_assets.runtime import prepare_process
-    from compression_assets.settings import current_study
-    from compression_assets.survival_sweep import sweep
-    from compression_assets.survival_verdict import report
+    from compression_assets.machine.runtime import prepare_process
+    from compression_assets.study.places import current_study
+    from compression_assets.takeaway.survival_sweep import sweep
+    from compression_assets.takeaway.survival_verdict import report
 
     rates, tokens, seeds = (
         _numbers(arguments.lrs, float, "--lrs"),
@@ -207,7 +207,7 @@ def _numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
 
 
 def _check(_: argparse.Namespace) -> int:
-    from compression_assets.settings import current_study, study_root
+    from compression_assets.study.places import current_study, study_root
 
     study = current_study()
     orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)
@@ -222,7 +222,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from compression_assets.planning.devices import device
     from compression_assets.planning.plan import default_device, plan_here
     from compression_assets.planning.summary import as_text
-    from compression_assets.settings import current_study
+    from compression_assets.study.places import current_study
 
     study = current_study()
     print(as_text(plan_here(study, device(arguments.device or default_device(study), arguments.measure))))
@@ -230,7 +230,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _home(_: argparse.Namespace) -> int:
-    from compression_assets.settings import current_study, dagster_home
+    from compression_assets.study.places import current_study, dagster_home
 
     print(dagster_home(current_study()))
     return 0

@@ -58,7 +58,8 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train and teach in float32, whatever the machine has."""
     import torch
 
-    from compression_assets.training import loop, teacher_forward
+    from compression_assets.training import loop
+    from compression_assets.training.teacher import teacher_forward
 
     for module in (loop, teacher_forward):
         monkeypatch.setattr(module, "compute_dtype", lambda device: torch.float32)

@@ -3,8 +3,8 @@
 import zipfile
 from pathlib import Path
 
-from compression_assets.fingerprints import file_sha256
 from compression_assets.sources.wheels import WheelFile
+from compression_assets.store.fingerprints import file_sha256
 
 
 def put_wheel(cache: Path, files: dict[str, bytes]) -> WheelFile:

@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 import yaml
 
-from compression_assets.assets.layout import TABLES
-from compression_assets.resources.artifact_store import ArtifactStore
-from compression_assets.study_files import PRESETS
+from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.study.files import PRESETS
+from compression_assets.study.names import TABLES
 from compression_assets_tests import warm
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from compression_assets.checkpoints import load_for_scoring
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.answering import answer_questions
 from compression_assets.evaluation.answers import Speed, read_speed, write_speed
 from compression_assets.evaluation.four_bit import compare_with_four_bit
 from compression_assets.evaluation.prompts import INSTRUCTION, question_prompt, stop_tokens
 from compression_assets.evaluation.settings import AnswerSettings
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
 from compression_assets.text.questions import Question
+from compression_assets.weights.checkpoints import load_for_scoring
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
 QUESTIONS = [

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.resources.artifact_store import ArtifactStore
-from compression_assets.resources.locks import try_lock
+from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.store.locks import try_lock
 
 ABOUT = {"asset": "model_p", "fingerprint": "f1", "created_at": "2026-01-01T00:00:00+00:00"}
 
@@ -90,7 +90,7 @@ def test_two_processes_never_make_the_same_artifact_at_once(store: ArtifactStore
     waits: list[str] = []
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from compression_assets.resources.artifact_store import ArtifactStore\n"
+        "from compression_assets.store.artifact_store import ArtifactStore\n"
         "store = ArtifactStore(Path(sys.argv[1]))\n"
         "with store.exclusive(store.root / 'models' / 'p', 'model_p'):\n"
         "    print('held', flush=True); time.sleep(60)\n"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 from transformers.utils import logging
 
-from compression_assets import checkpoints
 from compression_assets.errors import StudyError
+from compression_assets.weights import checkpoints
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
 INPUT = torch.arange(20).reshape(2, 10)

@@ -28,7 +28,7 @@ def test_an_unusable_study_is_a_sentence_to_whoever_loads_it(
     @click.command()
     def load() -> None:
         """As `dagster asset materialize` does it: definitions are loaded inside a click command."""
-        runpy.run_module("compression_assets.definitions")
+        runpy.run_module("compression_assets.graph.definitions")
 
     done = CliRunner().invoke(load)
     assert done.exit_code == 1
@@ -36,7 +36,7 @@ def test_an_unusable_study_is_a_sentence_to_whoever_loads_it(
     assert sentence in done.output
     assert len(done.output.splitlines()) == 1
     with pytest.raises(StudyError):
-        runpy.run_module("compression_assets.definitions")
+        runpy.run_module("compression_assets.graph.definitions")
 
 
 def test_the_web_interface_listens_on_this_machine_alone() -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from compression_assets import checkpoints
-from compression_assets.assets.diagnosed import compared_with, diagnosed, follows_training
 from compression_assets.evaluation.diagnostics import compare, rows_of
-from compression_assets.study_files import load_study
-from compression_assets.techniques import nf4
-from compression_assets.techniques.dequantization import dequantize_checkpoint
-from compression_assets.techniques.pruning import KEPT_NEURONS, prune_ffn
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
+from compression_assets.study.diagnosed import compared_with, diagnosed, follows_training
+from compression_assets.study.files import load_study
+from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
+from compression_assets.techniques.pruning.technique import KEPT_NEURONS, prune_ffn
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.weights import checkpoints, nf4
 from compression_assets_tests.tiny_models import tiny_directory
 
 KEEP = [torch.arange(0, 128, 2), torch.arange(64, 128)]

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques.distillation import Distillation, DistillationRecipe, distill
+from compression_assets.techniques.distillation.technique import Distillation, DistillationRecipe, distill
 from compression_assets.techniques.step import StepInputs
-from compression_assets.training import resuming, teacher_forward
-from compression_assets.training.teacher_forward import LiveTeacher
-from compression_assets.training.teacher_logits import (
+from compression_assets.training import resuming
+from compression_assets.training.teacher import teacher_forward
+from compression_assets.training.teacher.teacher_forward import LiveTeacher
+from compression_assets.training.teacher.teacher_logits import (
     TeacherLogits,
     TeacherLogitsRecipe,
     write_teacher_logits,

@@ -1,28 +1,32 @@
 """Fingerprints change with what can change a result, and with nothing else."""
 
+import importlib
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from compression_assets import fingerprints
+from compression_assets.store import code_fingerprints, fingerprints
+from compression_assets.store.code_fingerprints import code_fingerprint
 
 
 def forget() -> None:
-    fingerprints.code_fingerprint.cache_clear()
-    fingerprints._code.cache_clear()
+    code_fingerprints.code_fingerprint.cache_clear()
+    code_fingerprints._module.cache_clear()
 
 
 @pytest.fixture
 def edited(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """edit(module, old, new) replaces text in a module's source as the fingerprint sees it."""
-    original = fingerprints._source
+    original = code_fingerprints._source
 
     def edit(module: str, old: str, new: str) -> None:
         assert old in original(module)
         forget()
         monkeypatch.setattr(
-            fingerprints,
+            code_fingerprints,
             "_source",
             lambda name: original(name).replace(old, new) if name == module else original(name),
         )
@@ -42,28 +46,90 @@ def test_nan_has_no_fingerprint() -> None:
         fingerprints.fingerprint({"a": float("nan")})
 
 
-def test_code_of_an_imported_module_counts(edited) -> None:  # type: ignore[no-untyped-def]
-    before = fingerprints.code_fingerprint("compression_assets.evaluation.measure")
-    other = fingerprints.code_fingerprint("compression_assets.tables")
-    edited("compression_assets.evaluation.perplexity", "math.fsum", "sum")
-    assert fingerprints.code_fingerprint("compression_assets.evaluation.measure") != before
-    assert fingerprints.code_fingerprint("compression_assets.tables") == other
+MEASURE = "compression_assets.evaluation.measure"
+PERPLEXITY = "compression_assets.evaluation.perplexity"
 
 
-def test_docstrings_and_comments_do_not_count(edited) -> None:  # type: ignore[no-untyped-def]
-    before = fingerprints.code_fingerprint("compression_assets.evaluation.measure")
-    edited("compression_assets.evaluation.perplexity", "Perplexity of message content", "Other words")
-    assert fingerprints.code_fingerprint("compression_assets.evaluation.measure") == before
+def test_code_of_an_imported_definition_counts(edited) -> None:  # type: ignore[no-untyped-def]
+    before = code_fingerprint(MEASURE)
+    other = code_fingerprint("compression_assets.tables")
+    edited(PERPLEXITY, "math.fsum", "sum")
+    assert code_fingerprint(MEASURE) != before
+    assert code_fingerprint("compression_assets.tables") == other
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Perplexity of message content", "Other words"),
+        ("import math", "import math\nimport json as something"),
+        ("\n\n\ndef ", "\n\n\nUNUSED = 1\n\n\ndef "),
+    ],
+    ids=["docstring", "import", "what nobody uses"],
+)
+def test_what_cannot_change_a_result_does_not_count(edited, old: str, new: str) -> None:  # type: ignore[no-untyped-def]
+    before = code_fingerprint(MEASURE + ":measure")
+    edited(PERPLEXITY, old, new)
+    assert code_fingerprint(MEASURE + ":measure") == before
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """write(module=source, ...) makes a package `moved` of these modules and returns its fingerprint of main:run."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(**modules: str) -> str:
+        shutil.rmtree(tmp_path / "moved", ignore_errors=True)
+        (tmp_path / "moved").mkdir()
+        (tmp_path / "moved" / "__init__.py").write_text("")
+        for name, source in modules.items():
+            (tmp_path / "moved" / f"{name}.py").write_text(source)
+        importlib.invalidate_caches()
+        for name in [name for name in sys.modules if name.startswith("moved")]:
+            del sys.modules[name]
+        code_fingerprints._is_module.cache_clear()
+        forget()
+        return code_fingerprint("moved.main:run")
+
+    yield write
+    code_fingerprints._is_module.cache_clear()
+    forget()
+
+
+HELPER = "def double(x: int) -> int:\n    return FACTOR * x\n\nFACTOR = 2\n"
+RUN = "\ndef run(x):\n    return double(x)\n"
+
+
+def test_code_may_move(package) -> None:  # type: ignore[no-untyped-def]
+    before = package(main="from moved.helpers import double\n" + RUN, helpers=HELPER)
+    assert before == package(main=HELPER + RUN.replace("return", '"""Words."""\n    return'))
+    assert before == package(
+        main="def run(x):\n    from moved import elsewhere as e\n    return e.double(x)\n", elsewhere=HELPER
+    )
+    assert before == package(
+        main="from moved.helpers import double as twice\n" + RUN.replace("double", "twice"), helpers=HELPER
+    )
+    assert before != package(main=HELPER.replace("= 2", "= 3") + RUN)
+
+
+def test_errors_may_be_reworded_and_registries_may_grow(package) -> None:  # type: ignore[no-untyped-def]
+    source = (
+        'KINDS = {"a": "moved.main:run"}\n\ndef run(x):\n'
+        '    if x not in KINDS:\n        raise ValueError(f"no {x}")\n    return x\n'
+    )
+    before = package(main=source)
+    assert before == package(main=source.replace("no {x}", "there is no {x}"))
+    assert before == package(
+        main=source.replace('"moved.main:run"}', '"moved.main:run", "b": "moved.main:b"}')
+    )
+    assert before != package(main=source.replace("ValueError", "KeyError"))
 
 
 def test_a_technique_reaches_the_training_loop() -> None:
-    reached = fingerprints._imported("compression_assets.techniques.distillation")
-    assert "compression_assets.training.loop" in reached
-    assert "compression_assets.assets.models" not in reached
-
-
-def test_imports_for_type_checkers_do_not_count() -> None:
-    assert "compression_assets.study" not in fingerprints._imported("compression_assets.text.prepare")
+    reached = code_fingerprints.reached("compression_assets.techniques.distillation.technique")
+    modules = {module for module, _ in reached}
+    assert "compression_assets.training.loop" in modules
+    assert "compression_assets.graph.assets.models" not in modules
 
 
 def test_importing_the_definitions_stays_light() -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from compression_assets.evaluation.answers import read_answers
-from compression_assets.fingerprints import file_sha256
+from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.questions import read_question_set
 from compression_assets_tests.project import Project
 

@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from compression_assets import checkpoints
-from compression_assets.assets.models import step_artifact
 from compression_assets.errors import StudyError
-from compression_assets.study_files import PRESETS, load_study
-from compression_assets.techniques import gptq, nf4
-from compression_assets.techniques.calibrated import quantize_by_layers
-from compression_assets.techniques.first_answer import load_as_user
-from compression_assets.techniques.quantization import Quantization, QuantizationRecipe, quantize_checkpoint
-from compression_assets.techniques.rounding import Rounding, quantize, rounded
+from compression_assets.graph.assets.models import step_artifact
+from compression_assets.study.files import PRESETS, load_study
+from compression_assets.techniques.quantization import gptq
+from compression_assets.techniques.quantization.calibrated import quantize_by_layers
+from compression_assets.techniques.quantization.rounding import Rounding, quantize, rounded
+from compression_assets.techniques.quantization.technique import (
+    Quantization,
+    QuantizationRecipe,
+    quantize_checkpoint,
+)
 from compression_assets.techniques.step import StepInputs
+from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights.first_answer import load_as_user
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 from compression_assets_tests.training_helpers import tiny_dataset
 

@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from compression_assets.errors import StudyError
-from compression_assets.resources import devices, gpu
-from compression_assets.resources.devices import CudaDevice, free_bytes, resident_bytes, visible_devices
-from compression_assets.resources.gpu import Gpu, Needs, lock_of
-from compression_assets.resources.locks import holder_of, try_lock
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
-from compression_assets.workers import cuda_devices
+from compression_assets.graph.resources import gpu
+from compression_assets.graph.resources.gpu import Gpu, Needs, lock_of
+from compression_assets.machine import devices
+from compression_assets.machine.devices import CudaDevice, free_bytes, resident_bytes, visible_devices
+from compression_assets.machine.workers import cuda_devices
+from compression_assets.store.locks import holder_of, try_lock
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
 from compression_assets_tests.tiny_models import tiny_directory
 
 GIB = 2**30
 HOLDER = """
 import sys, time
 from pathlib import Path
-from compression_assets.resources.locks import try_lock
+from compression_assets.store.locks import try_lock
 handle = try_lock(Path(sys.argv[1]), sys.argv[2])
 handle.write(sys.argv[3])
 handle.flush()

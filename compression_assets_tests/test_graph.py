@@ -11,11 +11,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from compression_assets.assets.layout import TABLES
-from compression_assets.assets.subjects import parts
-from compression_assets.build import build_defs
-from compression_assets.costs import expected_seconds
-from compression_assets.study_files import PRESETS, load_study, presets
+from compression_assets.graph.build import build_defs
+from compression_assets.planning.costs import expected_seconds
+from compression_assets.study.files import PRESETS, load_study, presets
+from compression_assets.study.leaderboard_models import parts
+from compression_assets.study.names import TABLES
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "demo_graph.json"
 

@@ -11,7 +11,12 @@ from compression_assets.training.head_loss import (
     head_loss,
     logits_to_gradient,
 )
-from compression_assets.training.logits_coding import decode, encode_sampled, encode_top_k, stored_bytes
+from compression_assets.training.teacher.logits_coding import (
+    decode,
+    encode_sampled,
+    encode_top_k,
+    stored_bytes,
+)
 
 N, D, V = 11, 6, 23
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from compression_assets.build import build_defs
-from compression_assets.costs import expected_seconds
 from compression_assets.evaluation.judging.asking import HIDDEN
 from compression_assets.evaluation.judging.calibration import planted_cases
 from compression_assets.evaluation.judging.prompts import METRICS
-from compression_assets.leaderboard import doubts, read_leaderboard
-from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.study_files import load_study
+from compression_assets.graph.build import build_defs
+from compression_assets.planning.costs import expected_seconds
+from compression_assets.reporting.leaderboard import doubts, read_leaderboard
+from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.files import load_study
 from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
 from compression_assets_tests.project import Project, changed
 

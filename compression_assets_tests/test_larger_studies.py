@@ -11,14 +11,14 @@ import pytest
 import yaml
 from scipy import stats
 
-from compression_assets.build import build_defs
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.rows import MetricRow
-from compression_assets.orderings import parse_ordering
-from compression_assets.resources import metrics_schema
-from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.study import Study
-from compression_assets.study_files import PRESETS, load_study
+from compression_assets.graph.build import build_defs
+from compression_assets.store import metrics_schema
+from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.files import PRESETS, load_study
+from compression_assets.study.model import Study
+from compression_assets.study.orderings import parse_ordering
 
 
 def study(tmp_path: Path, **changes: Any) -> Study:

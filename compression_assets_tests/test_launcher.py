@@ -13,9 +13,9 @@ import yaml
 from dagster._core.events import DagsterEvent
 from dagster._core.launcher import WorkerStatus
 
-from compression_assets.launcher import WatchedRunLauncher, close_abandoned_runs
-from compression_assets.settings import EARLIER_TEMPLATES, dagster_home
-from compression_assets.study_files import load_study
+from compression_assets.graph.launcher import WatchedRunLauncher, close_abandoned_runs
+from compression_assets.study.files import load_study
+from compression_assets.study.places import EARLIER_TEMPLATES, dagster_home
 
 TEMPLATE = Path(__file__).parents[1] / "storage" / "dagster.yaml"
 
@@ -102,7 +102,7 @@ def test_a_home_of_an_earlier_template_is_brought_up_to_date_unless_it_was_chang
     assert dagster_home(study) == config.parent
     assert config.read_text() == "# mine\n"
     monkeypatch.setattr(
-        "compression_assets.settings.EARLIER_TEMPLATES", {*EARLIER_TEMPLATES, sha256("# mine\n")}
+        "compression_assets.study.places.EARLIER_TEMPLATES", {*EARLIER_TEMPLATES, sha256("# mine\n")}
     )
     dagster_home(study)
     assert config.read_text() == TEMPLATE.read_text()

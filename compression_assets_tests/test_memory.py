@@ -3,8 +3,7 @@
 import pytest
 from transformers import LlamaConfig, Qwen2Config
 
-from compression_assets.checkpoints import empty_model
-from compression_assets.memory import (
+from compression_assets.planning.memory import (
     LIBRARIES,
     MIB,
     Shapes,
@@ -13,11 +12,12 @@ from compression_assets.memory import (
     scoring_memory,
     step_memory,
 )
-from compression_assets.study_files import load_study
-from compression_assets.techniques import nf4
-from compression_assets.techniques.quantization import QuantizationRecipe
+from compression_assets.study.files import load_study
+from compression_assets.techniques.quantization.technique import QuantizationRecipe
 from compression_assets.training.finetuning import FinetuneRecipe
-from compression_assets.training.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.weights import nf4
+from compression_assets.weights.checkpoints import empty_model
 
 SIZES = {
     "vocab_size": 49_152,

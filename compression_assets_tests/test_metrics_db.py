@@ -7,8 +7,8 @@ import duckdb
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.leaderboard import read_leaderboard
-from compression_assets.resources.metrics_db import LEADERBOARD_METRICS, Merged, MetricsDatabase
+from compression_assets.reporting.leaderboard import read_leaderboard
+from compression_assets.store.metrics_db import LEADERBOARD_METRICS, Merged, MetricsDatabase
 
 WHEN = "2026-01-01T00:00:00+00:00"
 

@@ -20,9 +20,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_assets.errors import StudyError
-from compression_assets.fingerprints import file_sha256
 from compression_assets.sources.models import ModelSource, check_model_source, fetch_model
 from compression_assets.sources.random_model import SPECIAL_TOKENS, byte_tokenizer
+from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.chat import Message, render
 from compression_assets_tests.made_wheels import put_wheel
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.orderings import (
+from compression_assets.study.orderings import (
     BASE_ORDERING,
     Ordering,
     canonical_token,

@@ -6,12 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from compression_assets import checkpoints
 from compression_assets.planning import shapes
-from compression_assets.techniques import int8
-from compression_assets.techniques.dequantization import dequantize_checkpoint
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
-from compression_assets.weights import WEIGHTS, read_tensors
+from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.weights import checkpoints, int8
+from compression_assets.weights.files import WEIGHTS, read_tensors
 from compression_assets_tests.tiny_models import tiny_directory
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import duckdb
 import pytest
 
-from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.resources.outbox import Outbox
+from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.outbox import Outbox
 
 WRITER = """
 import sys
 from pathlib import Path
-from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.store.metrics_db import MetricsDatabase
 database = MetricsDatabase(Path(sys.argv[1]), patience=float(sys.argv[4]))
 for number in range(int(sys.argv[3])):
     database.write_table("arrivals", [{"writer": sys.argv[2], "number": number}], ["writer", "number"])
@@ -46,7 +46,7 @@ print(db.execute("SELECT count(*) FROM arrivals").fetchone()[0], flush=True)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compression_assets.resources import metrics_db
+from compression_assets.store import metrics_db
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 def late(replace=os.replace):
@@ -175,7 +175,7 @@ def test_writes_keep_their_order_when_the_clock_jumps_back(
 ) -> None:
     outbox = Outbox(tmp_path)
     clock = iter([5_000, 1_000, 6_000])
-    monkeypatch.setattr("compression_assets.resources.outbox.time.time_ns", lambda: next(clock))
+    monkeypatch.setattr("compression_assets.store.outbox.time.time_ns", lambda: next(clock))
     for number in range(3):
         outbox.put({"number": number})
     assert [entry.read()["number"] for entry in outbox.waiting()] == [0, 1, 2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compression_assets.study_files import PRESETS
+from compression_assets.study.files import PRESETS
 from compression_assets_tests.project import Project
 
 STUDENT = {"kind": "random", "architecture": "qwen2", "vocab_size": 288, "intermediate_size": 172}

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import yaml
 
-from compression_assets import checkpoints
-from compression_assets.assets.report import read_paper_table
 from compression_assets.errors import StudyError
+from compression_assets.graph.assets.leaderboard import read_paper_table
 from compression_assets.planning import shapes, work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.planning.summary import as_markdown, as_text, database_rows
 from compression_assets.sources.models import DirectoryModel, HubModel
-from compression_assets.study_files import PRESETS, load_study
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
-from compression_assets.weights import WEIGHTS
+from compression_assets.study.files import PRESETS, load_study
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.weights import checkpoints
+from compression_assets.weights.files import WEIGHTS
 from compression_assets_tests.tiny_models import tiny_directory
 
 MIB = 2**20

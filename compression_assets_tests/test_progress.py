@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compression_assets.progress import ProgressLog, ProgressView
+from compression_assets.machine.progress import ProgressLog, ProgressView
 
 
 def event(asset: str, kind: str, time: float, **fields: Any) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from compression_assets import checkpoints
 from compression_assets.errors import StudyError
-from compression_assets.techniques import pruning
-from compression_assets.techniques.pruning import (
+from compression_assets.machine import precision
+from compression_assets.store.reports import Report, StepReport, no_report
+from compression_assets.techniques.pruning import technique as pruning
+from compression_assets.techniques.pruning.technique import (
     Pruning,
     PruningRecipe,
     ffn_importance,
@@ -23,11 +24,12 @@ from compression_assets.techniques.pruning import (
     most_important,
     prune_ffn,
 )
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
-from compression_assets.techniques.step import Report, StepInputs, StepReport, no_report
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset, TokenRow
-from compression_assets.training import precision, resuming
+from compression_assets.training import resuming
 from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.weights import checkpoints
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
 BIASED = {"mlp_bias": True, "attention_bias": True}

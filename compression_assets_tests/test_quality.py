@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation import clarity
+from compression_assets.evaluation.answer_scores import measure_answers, measure_answers_clarity
 from compression_assets.evaluation.answers import Answer
 from compression_assets.evaluation.embedding import WordCounts, embedder
-from compression_assets.evaluation.quality import measure_answers, measure_answers_clarity
 from compression_assets.evaluation.settings import ClaritySettings
 from compression_assets.evaluation.squad import exact_match, f1, normalise
 from compression_assets.sources.models import DirectoryModel

@@ -13,18 +13,22 @@ from bitsandbytes.functional import QuantState, get_4bit_type
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from compression_assets import checkpoints
 from compression_assets.errors import StudyError
-from compression_assets.techniques import first_answer, nf4
-from compression_assets.techniques.dequantization import (
+from compression_assets.store.reports import StepReport
+from compression_assets.techniques.dequantization.technique import (
     Dequantization,
     DequantizationRecipe,
     compare_with_grid,
     dequantize_checkpoint,
 )
-from compression_assets.techniques.first_answer import generate_answer, load_as_user
-from compression_assets.techniques.quantization import Quantization, QuantizationRecipe, quantize_checkpoint
-from compression_assets.techniques.step import StepInputs, StepReport
+from compression_assets.techniques.quantization.technique import (
+    Quantization,
+    QuantizationRecipe,
+    quantize_checkpoint,
+)
+from compression_assets.techniques.step import StepInputs
+from compression_assets.weights import checkpoints, first_answer, nf4
+from compression_assets.weights.first_answer import generate_answer, load_as_user
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
 RECIPE = QuantizationRecipe()

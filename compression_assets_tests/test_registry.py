@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.orderings import parse_ordering
 from compression_assets.strict import Strict
+from compression_assets.study.orderings import parse_ordering
 from compression_assets.techniques.registry import TECHNIQUES, technique, techniques
 
 DATA_ASSETS = {"calibration_set", "finetuning_set", "distillation_set", "teacher_logits"}
@@ -66,7 +66,7 @@ def test_a_line_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from compression_assets.techniques.registry import techniques; techniques();"
-        "from compression_assets.study_files import load_study; load_study('paper').nodes;"
+        "from compression_assets.study.files import load_study; load_study('paper').nodes;"
         "heavy = {'torch', 'transformers', 'bitsandbytes', 'datasets', 'pandas', 'pyarrow', 'dagster'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )

@@ -20,8 +20,8 @@ from compression_assets.reporting.quality import calibration, comparisons, sampl
 from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.results import PAPER_METRICS, leaderboard, pareto_front
 from compression_assets.reporting.seeds import over_seeds
-from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.study_files import load_study
+from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.files import load_study
 from compression_assets_tests.project import Project
 
 pytestmark = pytest.mark.timeout(700)

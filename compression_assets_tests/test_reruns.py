@@ -17,9 +17,9 @@ pytestmark = pytest.mark.timeout(700)
 
 SPAWN = """
 if __name__ == "__main__":
-    from compression_assets import workers
+    from compression_assets.machine import workers
     workers.cuda_devices = lambda: 1
-    from compression_assets.run import run_study
+    from compression_assets.graph.run import run_study
     raise SystemExit(0 if run_study('+key:"evaluation_set"') else 1)
 """
 REPOSITORY = Path(__file__).parents[1]

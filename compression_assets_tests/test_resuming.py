@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 from compression_assets.training import resuming
 from compression_assets.training.finetuning import finetune, finetune_teacher
 from compression_assets.training.resuming import run_identity

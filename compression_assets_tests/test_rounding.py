@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from compression_assets import checkpoints
 from compression_assets.errors import StudyError
-from compression_assets.orderings import last_quantized, parse_ordering
-from compression_assets.study_files import PRESETS, load_study
-from compression_assets.techniques import nf4
-from compression_assets.techniques.dequantization import dequantize_checkpoint
-from compression_assets.techniques.first_answer import load_as_user
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
-from compression_assets.techniques.rounding import Rounding, clipping, quantize
+from compression_assets.study.files import PRESETS, load_study
+from compression_assets.study.orderings import last_quantized, parse_ordering
+from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
+from compression_assets.techniques.quantization.rounding import Rounding, clipping, quantize
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights.first_answer import load_as_user
 from compression_assets_tests.tiny_models import tiny_directory
 
 # QLoRA's table (appendix E of the paper), written down independently of bitsandbytes.

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
-from compression_assets.orderings import BASE_ORDERING
-from compression_assets.study import CorrectedTeacher, Study
-from compression_assets.study_files import PRESETS, load_study, presets
-from compression_assets.study_yaml import read_mapping
+from compression_assets.study.files import PRESETS, load_study, presets
+from compression_assets.study.model import CorrectedTeacher, Study
+from compression_assets.study.orderings import BASE_ORDERING
+from compression_assets.study.plain_yaml import read_mapping
 from compression_assets_tests.tiny_models import tiny_directory
 
 PAPER = ["KD", "P", "Q", "P-KD-Q", "KD-P-Q", "P-Q-KD", "KD-Q-P", "Q-KD-P", "Q-P-KD"]

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from compression_assets import checkpoints
 from compression_assets.errors import StudyError
-from compression_assets.resources.artifact_store import ArtifactStore
 from compression_assets.sources.models import GgufModel, fetch_model
-from compression_assets.study import Study
-from compression_assets.study_files import load_study
+from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.study.files import load_study
+from compression_assets.study.model import Study
 from compression_assets.takeaway import cleaning
 from compression_assets.takeaway.doctor import Finding, _keys, as_text, examine
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.takeaway.model_card import model_card
 from compression_assets.takeaway.recommend import Limits, pareto_front, parse_limits, recommend
-from compression_assets.techniques.quantization import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.weights import checkpoints
 from compression_assets_tests.tiny_models import tiny_directory
 
 

@@ -10,11 +10,11 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 from compression_assets.text.datasets import TokenDataset, TokenRow
-from compression_assets.training import teacher_forward
 from compression_assets.training.head_loss import DenseTargets, SparseTargets
-from compression_assets.training.teacher_logits import (
+from compression_assets.training.teacher import teacher_forward
+from compression_assets.training.teacher.teacher_logits import (
     TeacherLogits,
     TeacherLogitsRecipe,
     check_same_tokenizer,

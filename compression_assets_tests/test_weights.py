@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compression_assets.errors import StudyError
-from compression_assets.weights import INDEX, WEIGHTS, weight_files, write_weights
+from compression_assets.weights.files import INDEX, WEIGHTS, weight_files, write_weights
 
 
 def index(directory: Path, *names: object) -> None:
@@ -43,7 +43,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "from compression_assets.weights import write_weights; write_weights(tensors, here)",
+        "from compression_assets.weights.files import write_weights; write_weights(tensors, here)",
         "from compression_assets.training.resuming import Checkpoints; "
         "Checkpoints(here, 1, 'run').save(1, tensors, {})",
     ],

@@ -9,16 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compression_assets.assets.priority import longest_ways
-from compression_assets.costs import expected_seconds
 from compression_assets.errors import StudyError
-from compression_assets.study_files import load_study
-from compression_assets.workers import workers
+from compression_assets.graph.assets.priority import longest_ways
+from compression_assets.machine.workers import workers
+from compression_assets.planning.costs import expected_seconds
+from compression_assets.study.files import load_study
 from compression_assets_tests.project import Project, changed
 
 WORKING = """
 import multiprocessing, time
-from compression_assets.workers import die_with_the_run
+from compression_assets.machine.workers import die_with_the_run
 def work():
     die_with_the_run()
     print("working", flush=True)
@@ -33,12 +33,12 @@ if __name__ == "__main__":
 
 def test_workers_follow_the_machine_and_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COMPRESSION_WORKERS", raising=False)
-    monkeypatch.setattr("compression_assets.workers.cuda_devices", lambda: 0)
+    monkeypatch.setattr("compression_assets.machine.workers.cuda_devices", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert (workers().start, workers().count, workers().threads) == ("forkserver", 2, 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert (workers().start, workers().count, workers().threads) == ("in_process", 1, 1)
-    monkeypatch.setattr("compression_assets.workers.cuda_devices", lambda: 3)
+    monkeypatch.setattr("compression_assets.machine.workers.cuda_devices", lambda: 3)
     assert (workers().start, workers().count) == ("spawn", 3)
     monkeypatch.setenv("COMPRESSION_WORKERS", "1")
     assert (workers().start, workers().count) == ("spawn", 1)
@@ -64,7 +64,7 @@ def test_a_step_dies_with_its_run(tmp_path: Path) -> None:
 
 def test_what_steps_are_forked_from_can_be_imported_and_starts_no_thread() -> None:
     # Its server swallows an ImportError, and every step would import torch for itself.
-    code = "import threading, compression_assets.preload; print(threading.active_count())"
+    code = "import threading, compression_assets.graph.preload; print(threading.active_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "1"
 

@@ -1,8 +1,8 @@
 """Libraries for `warm`. Imports alone: a library that has started threads cannot be forked."""
 
-import compression_assets.run  # noqa: F401
+import compression_assets.graph.run  # noqa: F401
 from compression_assets.evaluation.judging.prompts import import_deepeval
-from compression_assets.runtime import prepare_process
+from compression_assets.machine.runtime import prepare_process
 
 prepare_process()
 

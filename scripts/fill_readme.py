@@ -12,9 +12,9 @@ from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.page import machine
 from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.results import leaderboard_table
-from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.settings import database_file, study_root
-from compression_assets.study_files import load_study
+from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.files import load_study
+from compression_assets.study.places import database_file, study_root
 from compression_assets.tables import markdown
 
 ROOT = Path(__file__).parents[1]

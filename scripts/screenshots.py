@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from compression_assets.settings import current_study, dagster_home, study_root
+from compression_assets.study.places import current_study, dagster_home, study_root
 from compression_assets_tests.browser import browser, dagster_dev, why_no_browser
 
 ROOT = Path(__file__).parents[1]

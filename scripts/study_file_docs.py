@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from compression_assets.strict import Strict
-from compression_assets.study import Study
+from compression_assets.study.model import Study
 from compression_assets.techniques.registry import TECHNIQUES, technique
 
 TARGET = Path(__file__).parents[1] / "docs" / "study_file.md"

@@ -17,7 +17,7 @@ from compression_assets.evaluation.four_bit import Agreement, compare_with_four_
 from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import AnswerSettings
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 from compression_assets.text.questions import Question
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def answer_questions(
     import torch
     from transformers import AutoTokenizer
 
-    from compression_assets.checkpoints import is_quantized, load_for_scoring
     from compression_assets.evaluation.prompts import prompt_tokens, question_prompt, stop_tokens
-    from compression_assets.training.precision import compute_dtype
+    from compression_assets.machine.precision import compute_dtype
+    from compression_assets.weights.checkpoints import is_quantized, load_for_scoring
 
     asked = _first(questions, settings.questions)
     model = load_for_scoring(model_dir, device, compute_dtype(device))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.embedding import Embed
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -97,10 +97,10 @@ def answer_perplexities(
     """exp(mean negative log-likelihood of a text's tokens, the first one included), text by text, without context."""
     from transformers import AutoTokenizer
 
-    from compression_assets.checkpoints import load_for_scoring
     from compression_assets.evaluation.perplexity import score
+    from compression_assets.machine.precision import compute_dtype
     from compression_assets.text.datasets import TokenDataset, TokenRow
-    from compression_assets.training.precision import compute_dtype
+    from compression_assets.weights.checkpoints import load_for_scoring
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
     model = load_for_scoring(model_dir, device, compute_dtype(device))

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets import checkpoints, quantized_weights
 from compression_assets.evaluation.survival import Survival, measure_survival, measure_update
-from compression_assets.techniques import nf4
-from compression_assets.techniques.pruning import KEPT_NEURONS
-from compression_assets.weights import read_tensors
+from compression_assets.techniques.pruning.technique import KEPT_NEURONS
+from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights.files import read_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -9,14 +9,14 @@ MIB = 2**20
 
 def weight_bytes(model_dir: Path) -> int:
     """Bytes of the published weight files (headers included, fp32 masters of training not)."""
-    from compression_assets.checkpoints import weight_files
+    from compression_assets.weights.checkpoints import weight_files
 
     return sum(file.stat().st_size for file in weight_files(model_dir))
 
 
 def parameters(model_dir: Path) -> int:
     """Number of parameters of the architecture in config.json, tied ones once, packed or not."""
-    from compression_assets.checkpoints import empty_model, read_config
+    from compression_assets.weights.checkpoints import empty_model, read_config
 
     return sum(parameter.numel() for parameter in empty_model(read_config(model_dir)).parameters())
 

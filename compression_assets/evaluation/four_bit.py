@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.rows import SCORE, MetricRow
-from compression_assets.techniques.step import Check
+from compression_assets.store.reports import Check
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +54,9 @@ def compare_with_four_bit(
     """Compare `model`, the dequantized form of a 4-bit directory, with that directory loaded as any user loads it."""
     from torch.nn.functional import cosine_similarity
 
-    from compression_assets import quantized_weights
-    from compression_assets.techniques import nf4
-    from compression_assets.techniques.first_answer import load_as_user
+    from compression_assets.weights import nf4
+    from compression_assets.weights import quantized as quantized_weights
+    from compression_assets.weights.first_answer import load_as_user
 
     modules = dict(model.named_modules())
     misfits = [name for name in nf4.linear_layers(model) if not nf4.fits_cpu(modules[name].weight.shape)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.sampling import Chooser
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.rows import SCORE, MetricRow, Sample, mean_row
-from compression_assets.fingerprints import file_sha256
+from compression_assets.store.fingerprints import file_sha256
 from compression_assets.strict import Strict
 
 SHARES = ("acc", "acc_norm", "exact_match", "em", "f1", "acc_mutual_info")
@@ -46,8 +46,8 @@ def run_tasks(
     from lm_eval.tasks import TaskManager
     from transformers import AutoTokenizer
 
-    from compression_assets.checkpoints import load_for_scoring
-    from compression_assets.training.precision import compute_dtype
+    from compression_assets.machine.precision import compute_dtype
+    from compression_assets.weights.checkpoints import load_for_scoring
 
     manager = TaskManager(include_path=settings.include)
     if unknown := [task for task in settings.tasks if not manager.match_tasks([task])]:

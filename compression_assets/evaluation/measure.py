@@ -7,9 +7,9 @@ from compression_assets.evaluation.footprint import measure_footprint
 from compression_assets.evaluation.perplexity import measure_perplexity
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import EvaluationSettings
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.machine.precision import compute_dtype
+from compression_assets.store.reports import Report, no_report
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.precision import compute_dtype
 
 TOKENIZER = "tokenizer.json"
 OTHER_TOKENIZER = "another tokenizer than the base's: a perplexity by token would not compare"

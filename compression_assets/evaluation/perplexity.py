@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.rows import MetricRow, Sample
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +63,8 @@ def measure_perplexity(
 
     Raises ValueError when a log-likelihood is not finite or a token lies outside the model's vocabulary.
     """
-    from compression_assets.checkpoints import load_for_scoring
-    from compression_assets.training.precision import compute_dtype
+    from compression_assets.machine.precision import compute_dtype
+    from compression_assets.weights.checkpoints import load_for_scoring
 
     model = load_for_scoring(model_dir, device, compute_dtype(device))
     if device == "cpu":

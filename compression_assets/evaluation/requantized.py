@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets import checkpoints, quantized_weights
 from compression_assets.evaluation.perplexity import PerplexityResult, score
 from compression_assets.evaluation.survival import (
     Survival,
@@ -17,12 +16,13 @@ from compression_assets.evaluation.survival import (
     measure_update,
     survival_of_change,
 )
-from compression_assets.techniques import nf4
-from compression_assets.techniques.calibrated import quantize_by_output
-from compression_assets.techniques.rounding import Rounding, quantize
+from compression_assets.machine.precision import compute_dtype
+from compression_assets.techniques.quantization.calibrated import quantize_by_output
+from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.precision import compute_dtype
-from compression_assets.weights import read_tensors
+from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights.files import read_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.techniques import nf4
+from compression_assets.weights import nf4
 
 if TYPE_CHECKING:
     import torch

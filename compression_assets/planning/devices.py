@@ -70,7 +70,7 @@ def matmul_rate(seconds: float = 0.5) -> float:
     """FLOP/s of a matrix product of a small language model's shape, in the format that this CPU computes with."""
     import torch
 
-    from compression_assets.training.precision import compute_dtype
+    from compression_assets.machine.precision import compute_dtype
 
     dtype = compute_dtype("cpu")
     rows, inner, columns = 512, 576, 1536

@@ -4,24 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression_assets import memory
-from compression_assets.assets.layout import (
+from compression_assets.planning import memory, shapes, work
+from compression_assets.planning.costs import expected_seconds
+from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
+from compression_assets.planning.models import config_of, known_models
+from compression_assets.planning.shapes import Config, Storage
+from compression_assets.sources.models import HubModel
+from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
+from compression_assets.study.names import (
     BASE_MODEL,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     model_key,
     relative_directory,
 )
-from compression_assets.costs import expected_seconds
-from compression_assets.orderings import Node, StepPath, technique_of
-from compression_assets.planning import shapes, work
-from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
-from compression_assets.planning.models import config_of, known_models
-from compression_assets.planning.shapes import Config, Storage
-from compression_assets.settings import storage_root, study_root
-from compression_assets.sources.models import HubModel
-from compression_assets.study import CorrectedTeacher, ModelTeacher, Study
-from compression_assets.techniques.pruning import kept_width
+from compression_assets.study.orderings import Node, StepPath, technique_of
+from compression_assets.study.places import storage_root, study_root
+from compression_assets.techniques.pruning.technique import kept_width
 from compression_assets.techniques.registry import technique
 
 TOKENIZER_BYTES = 72

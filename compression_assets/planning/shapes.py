@@ -166,8 +166,8 @@ def _layer(config: Config) -> list[Tensor]:
 def _on_meta(config: Config) -> list[Tensor]:
     from transformers import AutoConfig
 
-    from compression_assets.checkpoints import empty_model, stored_tensors
-    from compression_assets.techniques.nf4 import linear_layers
+    from compression_assets.weights.checkpoints import empty_model, stored_tensors
+    from compression_assets.weights.nf4 import linear_layers
 
     settings = {name: value for name, value in config.items() if name != "model_type"}
     try:

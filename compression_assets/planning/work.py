@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression_assets.assets.layout import DATASETS, relative_directory
 from compression_assets.planning.shapes import Config, linear_parameters
-from compression_assets.resources.artifact_store import ArtifactStore
-from compression_assets.study import Study
-from compression_assets.training.logits_coding import stored_bytes
+from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.study.model import Study
+from compression_assets.study.names import DATASETS, relative_directory
 from compression_assets.training.schedule import TrainingRecipe
-from compression_assets.training.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.logits_coding import stored_bytes
+from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
 
 CONTENT_SHARE = 0.75
 """Content tokens among all tokens of a rendered chat: 0.72 in the demo's short chats, more in long ones."""

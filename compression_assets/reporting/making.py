@@ -10,7 +10,7 @@ import yaml
 from compression_assets.reporting.parts import Cell, Section, Table, drawn, head, number
 from compression_assets.reporting.read import ReportData
 from compression_assets.reporting.training_charts import bars, lines
-from compression_assets.resources.artifact_store import Manifest
+from compression_assets.store.artifact_store import Manifest
 
 MIB = 2**20
 _LAYER = re.compile(r"layers\.(\d+)\.")

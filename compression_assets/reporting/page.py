@@ -4,10 +4,11 @@ import os
 import platform
 from pathlib import Path
 
-from compression_assets.fingerprints import code_fingerprint, fingerprint
 from compression_assets.reporting import making, quality, results, seeds
 from compression_assets.reporting.parts import Page, Section
 from compression_assets.reporting.read import ReportData
+from compression_assets.store.code_fingerprints import code_fingerprint
+from compression_assets.store.fingerprints import fingerprint
 
 REPORT = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression_assets.assets.layout import model_key, relative_directory
 from compression_assets.errors import StudyError
-from compression_assets.orderings import Node
-from compression_assets.resources.artifact_store import MANIFEST, ArtifactStore, Manifest
-from compression_assets.resources.metrics_db import MetricsDatabase
-from compression_assets.study import Study
+from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
+from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.model import Study
+from compression_assets.study.names import model_key, relative_directory
+from compression_assets.study.orderings import Node
 
 Row = dict[str, Any]
 

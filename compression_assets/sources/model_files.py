@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
-from compression_assets.fingerprints import file_sha256
-from compression_assets.weights import VOCABULARY_FILES, weight_files
+from compression_assets.store.fingerprints import file_sha256
+from compression_assets.weights.files import VOCABULARY_FILES, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

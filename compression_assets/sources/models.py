@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from compression_assets.errors import StudyError
-from compression_assets.fingerprints import file_sha256
 from compression_assets.sources import model_files, random_model, tokenizer_setup
 from compression_assets.sources.wheels import WheelFile, fetch_member
+from compression_assets.store.fingerprints import file_sha256
 from compression_assets.strict import Strict
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.tables import markdown, plain
 from compression_assets.takeaway.recommend import QUALITY, SIZE, Choice, Limits, Row, recommend
 

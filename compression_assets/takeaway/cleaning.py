@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression_assets.assets.layout import TABLES, TEACHER_MODEL, model_key, relative_directory
-from compression_assets.checkpoints import FREED, MASTERS
-from compression_assets.resources.artifact_store import ArtifactStore
-from compression_assets.study import Study
+from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.study.model import Study
+from compression_assets.study.names import TABLES, TEACHER_MODEL, model_key, relative_directory
+from compression_assets.weights.checkpoints import FREED, MASTERS
 
 SCRATCH = ".scratch-"
 
@@ -77,7 +77,7 @@ def _masters(study: Study, store: ArtifactStore) -> Iterator[Freed]:
 
 def _made_from(study: Study) -> dict[str, list[str]]:
     """Asset -> the assets with a directory of their own that read it."""
-    from compression_assets.build import build_defs
+    from compression_assets.graph.build import build_defs
 
     graph = build_defs(study).resolve_asset_graph()
     return {

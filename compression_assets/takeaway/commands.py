@@ -26,8 +26,8 @@ def add_takeaway(commands: Any, command: Callable[..., argparse.ArgumentParser])
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
-    from compression_assets.resources.metrics_db import MetricsDatabase
-    from compression_assets.settings import current_study, database_file, study_root
+    from compression_assets.store.metrics_db import MetricsDatabase
+    from compression_assets.study.places import current_study, database_file, study_root
     from compression_assets.takeaway.advice import advise, as_text
     from compression_assets.takeaway.recommend import parse_limits
 
@@ -39,8 +39,8 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from compression_assets.runtime import prepare_process
-    from compression_assets.settings import current_study, study_root
+    from compression_assets.machine.runtime import prepare_process
+    from compression_assets.study.places import current_study, study_root
     from compression_assets.takeaway.export import export
 
     prepare_process()
@@ -54,7 +54,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from compression_assets.settings import current_study
+    from compression_assets.study.places import current_study
     from compression_assets.takeaway.doctor import as_text, examine
 
     findings = examine(current_study())
@@ -63,7 +63,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    from compression_assets.settings import current_study, study_root
+    from compression_assets.study.places import current_study, study_root
     from compression_assets.takeaway.cleaning import as_text, free, unneeded
 
     study = current_study()

@@ -11,10 +11,10 @@ from pathlib import Path
 from compression_assets.errors import StudyError
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
 from compression_assets.planning.plan import Plan, make_plan
-from compression_assets.settings import storage_root, study_root
 from compression_assets.sources.models import HubModel
-from compression_assets.study import Study
-from compression_assets.study_files import sources_of
+from compression_assets.study.files import sources_of
+from compression_assets.study.model import Study
+from compression_assets.study.places import storage_root, study_root
 
 PACKAGES = (
     "torch",

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compression_assets.assets.layout import DATASETS, model_key, relative_directory
 from compression_assets.errors import StudyError
-from compression_assets.orderings import Node
-from compression_assets.resources.artifact_store import ArtifactStore, Manifest
-from compression_assets.resources.metrics_db import MetricsDatabase
+from compression_assets.store.artifact_store import ArtifactStore, Manifest
+from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.strict import near_match
-from compression_assets.study import Study
+from compression_assets.study.model import Study
+from compression_assets.study.names import DATASETS, model_key, relative_directory
+from compression_assets.study.orderings import Node
 from compression_assets.takeaway.model_card import model_card
 
 Format = Literal["hf", "gguf"]

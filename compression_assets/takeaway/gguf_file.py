@@ -24,7 +24,7 @@ def write_gguf(directory: Path, file: Path, name: str, note: str) -> None:
     """
     import gguf
 
-    from compression_assets.checkpoints import read_config
+    from compression_assets.weights.checkpoints import read_config
 
     config = read_config(directory)
     if config.model_type not in ARCHITECTURES:
@@ -133,7 +133,7 @@ def _add_tensors(
 ) -> None:
     import gguf
 
-    from compression_assets.checkpoints import dense_tensors, empty_model, fitting
+    from compression_assets.weights.checkpoints import dense_tensors, empty_model, fitting
 
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     model = empty_model(config)

@@ -11,15 +11,16 @@ from importlib import import_module
 from typing import Protocol
 
 from compression_assets.errors import StudyError
+from compression_assets.store.reports import StepReport
 from compression_assets.strict import Strict, near_match
-from compression_assets.techniques.step import StepInputs, StepReport
+from compression_assets.techniques.step import StepInputs
 
 TECHNIQUES: dict[str, str] = {
-    "KD": "compression_assets.techniques.distillation:Distillation",
-    "FT": "compression_assets.techniques.plain_finetuning:PlainFinetuning",
-    "P": "compression_assets.techniques.pruning:Pruning",
-    "Q": "compression_assets.techniques.quantization:Quantization",
-    "D": "compression_assets.techniques.dequantization:Dequantization",
+    "KD": "compression_assets.techniques.distillation.technique:Distillation",
+    "FT": "compression_assets.techniques.finetuning.technique:PlainFinetuning",
+    "P": "compression_assets.techniques.pruning.technique:Pruning",
+    "Q": "compression_assets.techniques.quantization.technique:Quantization",
+    "D": "compression_assets.techniques.dequantization.technique:Dequantization",
 }
 
 NAME = re.compile(r"[A-Z][A-Z0-9]*")

@@ -1,16 +1,11 @@
-"""What a technique is handed and what it gives back. No technique and no Dagster in here."""
+"""What a technique is handed."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Report = Callable[[int, int, str], None]
-"""Called as report(done, total, note) while a step works; `note` is a few words such as 'loss 3.21'."""
-
-
-def no_report(done: int, total: int, note: str = "") -> None:
-    """A Report that says nothing."""
+from compression_assets.store.reports import Report, no_report
 
 
 @dataclass(frozen=True)
@@ -35,30 +30,3 @@ class StepInputs:
     scratch: Path | None = None
     path: tuple[str, ...] = ()
     last_quantized: Path | None = None
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check that a step made on its own result.
-
-    blocking: a matter of integrity; a failed one stops whatever reads the result. Otherwise it is a matter of
-    quality, and shown as a warning.
-    """
-
-    name: str
-    passed: bool
-    detail: str
-    blocking: bool = True
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step says about itself. Everything in `metadata` is JSON-serialisable; NaN is not.
-
-    tokens_seen: predicted content tokens trained on, over all epochs (0 for a step that does not train).
-    Reserved metadata keys: "loss_curve" (list of dicts), "layers" (list of dicts, one a layer).
-    """
-
-    checks: tuple[Check, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
-    tokens_seen: int = 0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from compression_assets.techniques.step import Report, StepReport, no_report
+from compression_assets.store.reports import Report, StepReport, no_report
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.loop import TrainingReport, train
 from compression_assets.training.resuming import Checkpoints, checkpoints_in
@@ -55,7 +55,7 @@ def finetune_teacher(
     distillation data teaches it badly. Only published (16 bit) weights are written: nothing trains on from a teacher.
     scratch: as in `StepInputs`.
     """
-    from compression_assets.checkpoints import check_finite, load_full_precision, save_full_precision
+    from compression_assets.weights.checkpoints import check_finite, load_full_precision, save_full_precision
 
     dataset = TokenDataset.load(dataset_directory)
     model = load_full_precision(parent)

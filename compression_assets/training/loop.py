@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.machine.precision import compute_dtype
+from compression_assets.store.reports import Report, no_report
 from compression_assets.text.batches import collate
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.attention import short_row_attention
 from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
 from compression_assets.training.masters import AsStored, MasterWeights
-from compression_assets.training.precision import compute_dtype
 from compression_assets.training.resuming import Checkpoints
 from compression_assets.training.schedule import TrainingRecipe, learning_rate, plan
 from compression_assets.training.watch import halved, out_of_memory, require_finite, require_no_explosion

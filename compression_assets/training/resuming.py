@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.fingerprints import fingerprint
-from compression_assets.weights import is_whole, save_tensors, to_disk
+from compression_assets.store.fingerprints import fingerprint
+from compression_assets.weights.files import is_whole, save_tensors, to_disk
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression_assets.resources.artifact_store import ArtifactStore
+from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets_tests.project import Project
 from compression_assets_tests.warm import PROCESSES
 
@@ -68,7 +68,7 @@ def _run(environment: dict[str, str], root: str, fault: Fault | None) -> None:
         threading.Thread(target=_die_later, args=(Path(root), fault.seconds), daemon=True).start()
     if fault and fault.clock_jumps:
         _let_the_clock_jump()
-    from compression_assets.run import run_study
+    from compression_assets.graph.run import run_study
 
     succeeded = run_study()
     if fault is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.evaluation.judging.replies import Reply, Shape
-from compression_assets.fingerprints import fingerprint
+from compression_assets.store.fingerprints import fingerprint
 
 _ASIDE = ".aside-"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.prompts import CASE_MARKS
 from compression_assets.evaluation.judging.replies import SCALE, VERDICTS, JudgeError, Reply, Shape
-from compression_assets.fingerprints import code_fingerprint
+from compression_assets.store.code_fingerprints import code_fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class LocalBackend:
     secret = ""
 
     def __init__(self, directory: Path, weights: str, device: str, name: str):
-        from compression_assets.training.precision import compute_dtype
+        from compression_assets.machine.precision import compute_dtype
 
         self.name = name
         self._dtype = compute_dtype(device)
@@ -86,8 +86,8 @@ class _Reader:
     def __init__(self, directory: Path, device: str, dtype: "torch.dtype"):
         from transformers import AutoTokenizer, DynamicCache
 
-        from compression_assets.checkpoints import load_for_scoring
         from compression_assets.evaluation.grouped_attention import use_fastest_attention
+        from compression_assets.weights.checkpoints import load_for_scoring
 
         self._model = load_for_scoring(directory, device, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(

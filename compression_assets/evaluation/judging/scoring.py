@@ -16,7 +16,7 @@ from compression_assets.evaluation.judging.prompts import (
     metric,
 )
 from compression_assets.evaluation.judging.replies import JudgeError
-from compression_assets.techniques.step import Report, no_report
+from compression_assets.store.reports import Report, no_report
 
 
 @dataclass(frozen=True)

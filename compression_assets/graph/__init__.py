@@ -1,0 +1,1 @@
+"""Everything that Dagster sees, and the only place that imports it."""

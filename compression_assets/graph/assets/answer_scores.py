@@ -1,0 +1,86 @@
+"""`quality_<subject>`: SQuAD scores, length and clarity of each model's answers, copied into DuckDB."""
+
+from importlib.metadata import version
+
+import dagster as dg
+
+from compression_assets.evaluation.rows import MetricRow, Sample
+from compression_assets.evaluation.settings import ClaritySettings
+from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
+from compression_assets.graph.assets.model_asset import released_model_asset
+from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.store.reports import StepReport
+from compression_assets.study.leaderboard_models import Subject, subjects
+from compression_assets.study.model import Study
+from compression_assets.study.names import BASE_MODEL, FLUENCY_MODEL
+
+PART = "quality"
+
+
+def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """One a subject, and `fluency_model` where that is not the base; none in a study that asks no questions."""
+    if study.evaluation.answers is None:
+        return []
+    assets = [_quality_asset(study, subject) for subject in subjects(study)]
+    clarity = study.evaluation.clarity
+    if clarity is not None and clarity.fluency_model != "base":
+        assets.append(
+            released_model_asset(
+                FLUENCY_MODEL,
+                clarity.fluency_model,
+                group="base",
+                description="The fixed language model under which answers are fluent or not.",
+                tags={"stage": "base"},
+            )
+        )
+    return assets
+
+
+def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
+    answers = subject.asset("answers")
+    clarity = study.evaluation.clarity
+    fluency_model = _fluency_asset(clarity)
+    artifact = Artifact(
+        asset=subject.asset(PART),
+        settings={"clarity": clarity.model_dump(mode="json") if clarity else None} | _versions(clarity),
+        code="compression_assets.evaluation.answer_scores",
+        inputs=(answers, *([fluency_model] if clarity else [])),
+        parent=subject.model,
+        path=subject.path,
+        sources=(clarity.embedding_model,) if clarity else (),
+    )
+
+    def measure(place: Workplace, storage: StudyStorage) -> tuple[list[MetricRow], list[Sample], StepReport]:
+        from compression_assets.evaluation.answer_scores import measure_answers, measure_answers_clarity
+        from compression_assets.evaluation.answers import read_answers
+
+        given = read_answers(place.inputs[answers])
+        rows, samples = measure_answers(given)
+        if clarity is not None:
+            more_rows, more_samples = measure_answers_clarity(
+                given,
+                clarity,
+                fluency_model,
+                place.inputs[fluency_model],
+                storage.downloads,
+                place.device,
+                place.report,
+            )
+            rows, samples = rows + more_rows, samples + more_samples
+        values = {row.metric: row.value for row in rows}
+        return rows, samples, StepReport(metadata={"summary": f"F1 {values['f1']:.2f}"})
+
+    about = f"SQuAD scores, length and clarity of the answers of {subject.model}"
+    return measured_asset(study, subject, artifact, Measurement(PART, PART, about, measure))
+
+
+def _versions(clarity: ClaritySettings | None) -> dict[str, str]:
+    """Versions of the libraries whose own rules decide a figure."""
+    return (
+        {name: version(name) for name in ("sentence-transformers", "textstat", "pyphen")} if clarity else {}
+    )
+
+
+def _fluency_asset(clarity: ClaritySettings | None) -> str:
+    return BASE_MODEL if clarity is None or clarity.fluency_model == "base" else FLUENCY_MODEL

@@ -1,0 +1,128 @@
+"""The model assets: the base, and one for each node of the orderings' prefix tree."""
+
+import dagster as dg
+
+from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.memory import of_step
+from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
+from compression_assets.graph.assets.priority import PRIORITY, longest_ways
+from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.store.reports import StepReport
+from compression_assets.study.model import Study
+from compression_assets.study.names import BASE_MODEL, model_key
+from compression_assets.study.orderings import Node, StepPath, last_quantized, recipe_token
+from compression_assets.techniques import registry
+from compression_assets.techniques.step import StepInputs
+
+
+def model_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """The base model, every step result that the study's orderings need, each once, and the external models."""
+    nodes, ways = study.nodes, longest_ways(study)
+    steps = [
+        _step_asset(study, node, nodes[node.parent], ways[node.path])
+        for node in nodes.values()
+        if node.parent is not None
+    ]
+    base = released_model_asset(
+        BASE_MODEL,
+        study.base_model,
+        group="base",
+        description="The student before any compression, in bfloat16.",
+        tags={"stage": "base", "depth": "0"},
+    )
+    external = [
+        released_model_asset(
+            f"external_{model.name}",
+            model.source,
+            group="external_models",
+            description="A model from elsewhere, in bfloat16: measured, never compressed.",
+            tags={"stage": "external"},
+        )
+        for model in study.external_models
+    ]
+    return [base, *steps, *external]
+
+
+def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
+    """The artifact of one node: made by its last step from its parent and the data which that step reads."""
+    assert node.step is not None
+    technique = registry.technique(node.technique or "")
+    parent_key = model_key(parent)
+    grid = [model_key(study.nodes[path]) for path in kept_grid(study, node)]
+    return Artifact(
+        asset=model_key(node),
+        settings=study.recipe(node.step).model_dump(mode="json"),
+        code=technique.__module__,
+        inputs=(parent_key, *study.inputs_of(node.step), *grid),
+        seed=study.seed if node.seed is None else node.seed,
+        parent=parent_key,
+        technique=node.step,
+        path=node.path,
+        checks=technique.checks,
+        needs=of_step(parent_key, study.recipe(node.step), study),
+    )
+
+
+def kept_grid(study: Study, node: Node) -> list[StepPath]:
+    """The earlier quantized model whose absmax a node's last step takes over, if its recipe says so."""
+    quantized = last_quantized(node.path)
+    keeps = node.step is not None and getattr(study.recipe(node.step), "keep_absmax", False)
+    return [quantized] if keeps and quantized else []
+
+
+def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
+    artifact = step_artifact(study, node, parent)
+    assert node.step is not None
+    technique = registry.technique(node.technique or "")
+    recipe, data = study.recipe(node.step), study.inputs_of(node.step)
+    parent_key = model_key(parent)
+    grid = next((model_key(study.nodes[path]) for path in kept_grid(study, node)), None)
+
+    def build(place: Workplace, _: StudyStorage) -> StepReport:
+        return technique.apply(
+            StepInputs(
+                parent=place.inputs[parent_key],
+                output=place.output,
+                recipe=recipe,
+                data={asset: place.inputs[asset] for asset in data},
+                seed=study.seed if node.seed is None else node.seed,
+                device=place.device,
+                report=place.report,
+                scratch=place.scratch,
+                path=node.path,
+                last_quantized=place.inputs[grid] if grid else None,
+            )
+        )
+
+    return model_asset(
+        artifact,
+        build,
+        group=_group(node),
+        description=f"{technique.title} of {parent_key}. Steps so far: {' → '.join(node.path)}.",
+        tags={
+            "stage": "model",
+            "technique": (node.technique or "").lower(),
+            "depth": str(len(node.path)),
+            "seed": str(study.seed if node.seed is None else node.seed),
+            **_variants(node),
+            **({"ordering": node.final.key} if node.final else {}),
+        },
+        quantized=technique.quantizes,
+        priority={PRIORITY: str(seconds)},
+    )
+
+
+def _group(node: Node) -> str:
+    """Repeats with another seed, and variants of a recipe, stand apart: a study may have hundreds of them."""
+    if node.seed is not None:
+        return f"seed_{node.seed}"
+    if variants := _variants(node):
+        return f"variants_{variants['variant'].partition('-')[0].partition('.')[0]}"
+    return "final_models" if node.final else "intermediate_models"
+
+
+def _variants(node: Node) -> dict[str, str]:
+    """The tag `variant` of a model some of whose steps are variants, such as "q.stochastic"."""
+    tokens = (recipe_token(token).lower().replace(":", ".") for token in node.path if ":" in token)
+    named = "-".join(dict.fromkeys(tokens))
+    return {"variant": named[:63].rstrip("-.")} if named else {}

@@ -1,0 +1,60 @@
+"""The asset `report`: one HTML page about everything else in the study."""
+
+import base64
+from collections.abc import Iterable, Sequence
+
+import dagster as dg
+
+from compression_assets.graph.assets.artifact import tracked
+from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.study.model import Study
+from compression_assets.study.names import OWNERS, REPORT
+
+
+def unread(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetKey]:
+    """Keys that no other of these assets depends on: whoever waits for them waits for everything."""
+    known = list(assets)
+    read = {parent for asset in known for parents in asset.asset_deps.values() for parent in parents}
+    return sorted({key for asset in known for key in asset.keys} - read)
+
+
+def page_asset(study: Study, after: Sequence[dg.AssetKey]) -> dg.AssetsDefinition:
+    """after: what the page waits for."""
+
+    @dg.asset(
+        key=REPORT,
+        deps=list(after),
+        group_name="report",
+        description="Everything that the study shows, on one page that needs no network: reports/report.html.",
+        kinds={"html"},
+        tags={"stage": "report"},
+        owners=OWNERS,
+    )
+    def report(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
+        from compression_assets.reporting.caveats import caveats
+        from compression_assets.reporting.page import write_report
+        from compression_assets.reporting.read import read_report_data
+        from compression_assets.reporting.results import overview
+
+        root = storage.artifacts.root
+        with tracked(context, storage, REPORT) as outcome:
+            data = read_report_data(study, root, storage.database)
+            file, same = write_report(data, root)
+            outcome.update(cached=same, note=str(file))
+        limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
+        return dg.MaterializeResult(
+            metadata={
+                "page": dg.MetadataValue.url(file.as_uri()),
+                "path": dg.MetadataValue.path(str(file)),
+                "kib": round(file.stat().st_size / 1024),
+                "quality against size": picture(overview(data)),
+                "what the figures cannot say": dg.MetadataValue.md(limits),
+            }
+        )
+
+    return report
+
+
+def picture(png: bytes) -> dg.MarkdownMetadataValue:
+    """A small PNG as metadata. It is kept in the event log, so it has to be small."""
+    return dg.MetadataValue.md(f"![chart](data:image/png;base64,{base64.b64encode(png).decode()})")

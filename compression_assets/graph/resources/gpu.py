@@ -1,0 +1,285 @@
+"""The device a step runs on: leased for its duration, with enough memory, measured, and cleaned up after. No models.
+
+What devices there are is in `devices`, the locks are in `locks`.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import dagster as dg
+
+from compression_assets.errors import StudyError
+from compression_assets.machine.devices import (
+    CudaDevice,
+    free_bytes,
+    give_back,
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+    visible_devices,
+)
+from compression_assets.machine.workers import cuda_devices
+from compression_assets.store.locks import SAY_EVERY, Waiting, holder_of, locked, try_lock
+
+CHECK_VARIABLE = "COMPRESSION_MEMORY_CHECK"
+POLL_SECONDS = 0.5
+GIB = 2**30
+
+Needs = Callable[[str], int | None]
+"""Peak bytes that a step is expected to take on a device ("cpu" or "cuda:N"); None: not known."""
+
+
+@dataclass
+class Lease:
+    """A device for one step, with its seconds and peak memory (device memory on CUDA, else resident memory).
+
+    expected_bytes: what the step was expected to take. waited: seconds until the device was free.
+    """
+
+    device: str
+    started: float
+    expected_bytes: int | None = None
+    waited: float = 0.0
+
+    def so_far(self) -> dict[str, str | float | int]:
+        """device, seconds and peak_memory_bytes of the step until now."""
+        return {
+            "device": self.device,
+            "seconds": time.monotonic() - self.started,
+            "peak_memory_bytes": peak_bytes(self.device),
+        }
+
+    def about(self) -> dict[str, str | float | int]:
+        """What else is worth recording: the compute format, the memory expected, the time spent waiting."""
+        found: dict[str, str | float | int] = {"waited_seconds": round(self.waited, 1)}
+        if self.expected_bytes is not None:
+            found["expected_memory_mib"] = round(self.expected_bytes / 2**20)
+        if "torch" in sys.modules:  # a step that never computed has no format
+            from compression_assets.machine.precision import compute_dtype
+
+            found["compute_dtype"] = str(compute_dtype(self.device)).removeprefix("torch.")
+        return found
+
+
+class Gpu(dg.ConfigurableResource):
+    """Hands out one device at a time to one step at a time; on a machine without CUDA, the CPU and its memory.
+
+    device: "auto" (the first free CUDA device, else the CPU), "cpu", or "cuda:N", N as in CUDA_VISIBLE_DEVICES.
+    locks: directory of the locks; the same for all users and studies of a machine, since its devices are.
+    """
+
+    device: str = "auto"
+    locks: str = "/tmp/compression_assets_locks"
+
+    @contextmanager
+    def lease(
+        self,
+        holder: str,
+        needs: Needs = lambda device: None,
+        waiting: Waiting | None = None,
+        computes: bool = True,
+    ) -> Iterator[Lease]:
+        """Lease a device for `holder` (an asset's name). CUDA leases exclude each other across processes.
+
+        needs: how much memory the step is expected to take there. waiting: told who holds what is waited for.
+        computes: False for a step that has no use for a CUDA device: it gets the CPU.
+        Raises StudyError when a CUDA device is asked for and none is there, and before any work when the memory
+        cannot suffice (unless COMPRESSION_MEMORY_CHECK=off).
+        """
+        folder = Path(self.locks)
+        _make_shared(folder)
+        asked = time.monotonic()
+        devices = self._candidates(holder) if computes else []
+        tell = waiting or _teller(holder)
+        take = (
+            _cuda(devices, folder, holder, needs, tell) if devices else _memory(folder, holder, needs, tell)
+        )
+        with take as (device, expected), _in_use(device):
+            reset_peak(device)
+            held = resident_bytes()
+            started = time.monotonic()
+            try:
+                yield Lease(device, started, expected, started - asked)
+            finally:
+                give_back(device, held)
+
+    def _candidates(self, holder: str) -> list[CudaDevice]:
+        """CUDA devices that would do; none means the CPU."""
+        if self.device == "cpu" or (self.device == "auto" and not cuda_devices()):
+            return []
+        found = visible_devices()
+        if self.device == "auto":
+            return found
+        wanted = int(self.device.partition(":")[2] or 0)
+        if not found:
+            raise StudyError(
+                f"{holder} asks for {self.device}, but torch finds no CUDA device; set the gpu resource to 'auto'"
+            )
+        if wanted >= len(found):
+            raise StudyError(
+                f"{holder} asks for {self.device}, but only {len(found)} CUDA devices are visible; "
+                "set the gpu resource to 'auto' or see CUDA_VISIBLE_DEVICES"
+            )
+        return [found[wanted]]
+
+
+class Reservation(NamedTuple):
+    """Memory that a living process was promised on the CPU."""
+
+    holder: str
+    pid: int
+    bytes: int
+
+
+@contextmanager
+def _cuda(
+    devices: list[CudaDevice], folder: Path, holder: str, needs: Needs, waiting: Waiting
+) -> Iterator[tuple[str, int | None]]:
+    """The first device that nobody holds and that has the memory, locked."""
+    need = needs("cuda") if _checked() else None
+    largest = max(devices, key=lambda device: device.total_bytes)
+    if need is not None and need > largest.total_bytes:
+        raise _too_small(
+            holder, need, largest.total_bytes, f"cuda:{largest.index} ({largest.name})", "in all"
+        )
+    fitting = [device for device in devices if need is None or device.total_bytes >= need]
+    device, handle = _first_free(fitting, folder, holder, waiting, need)
+    with handle:
+        yield f"cuda:{device.index}", need
+
+
+def _first_free(
+    devices: list[CudaDevice], folder: Path, holder: str, waiting: Waiting, need: int | None
+) -> tuple[CudaDevice, IO[str]]:
+    """StudyError when no device is held by a step, and yet programs of others leave too little memory on each."""
+    said = -SAY_EVERY
+    while True:
+        short = {}
+        for device in devices:
+            if handle := try_lock(lock_of(folder, device), holder):
+                name = f"cuda:{device.index}"
+                if need is None or need <= (free := free_bytes(name)):
+                    return device, handle
+                handle.close()
+                short[f"{name} ({device.name})"] = free
+        if need is not None and len(short) == len(devices):
+            most = max(short, key=lambda name: short[name])
+            raise _too_small(holder, need, short[most], most, "free")
+        if time.monotonic() - said >= SAY_EVERY:
+            said = time.monotonic()
+            holders = (
+                f"cuda:{device.index}, held by {holder_of(lock_of(folder, device))}" for device in devices
+            )
+            waiting(", or for ".join(holders))
+        time.sleep(POLL_SECONDS)
+
+
+def lock_of(folder: Path, device: CudaDevice) -> Path:
+    """The lock's file; its name is the device's own, whatever number it has in this process."""
+    return folder / f"{device.identity.replace('/', '_')}.lock"
+
+
+@contextmanager
+def _memory(folder: Path, holder: str, needs: Needs, waiting: Waiting) -> Iterator[tuple[str, int | None]]:
+    """The CPU, once the memory that the step needs is neither taken nor promised to another step."""
+    need = needs("cpu")
+    if need is None or not _checked():
+        yield "cpu", need
+        return
+    own = folder / f"memory-{os.getpid()}.lease"
+    said = -SAY_EVERY
+    with ExitStack() as held:
+        while (handle := _reserve(folder, own, holder, need)) is None:
+            if time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                others = ", ".join(other.holder for other in _reservations(folder, own))
+                waiting(f"{need / GIB:.1f} GiB of memory beside {others}")
+            time.sleep(POLL_SECONDS)
+        held.callback(own.unlink, missing_ok=True)
+        held.enter_context(handle)
+        yield "cpu", need
+
+
+def _reserve(folder: Path, own: Path, holder: str, need: int) -> IO[str] | None:
+    """The reservation, or None while others hold what is missing. StudyError when it would not help to wait."""
+    with locked(folder / "memory.lock", holder, lambda text: None):
+        others = _reservations(folder, own)
+        promised = sum(max(0, other.bytes - resident_bytes(other.pid)) for other in others)
+        free = free_bytes("cpu") + resident_bytes()
+        if need <= free - promised:
+            handle = try_lock(own, holder)
+            assert handle is not None, f"{own} is held by this very process"
+            handle.write(f"{need}\n")
+            handle.flush()
+            return handle
+        if not others:
+            raise _too_small(holder, need, free, "this machine", "free")
+        return None
+
+
+def _reservations(folder: Path, own: Path) -> list[Reservation]:
+    """Those of other processes that are alive; what a dead one left is removed."""
+    found = []
+    for file in folder.glob("memory-*.lease"):
+        if file == own:
+            continue
+        try:
+            if dead := try_lock(file, "nobody", shared=True):
+                dead.close()
+                file.unlink(missing_ok=True)
+                continue
+            holder, size = file.read_text().splitlines()
+        except (OSError, ValueError):  # gone in the meantime, or another user's
+            continue
+        found.append(Reservation(holder, int(file.stem.partition("-")[2]), int(size)))
+    return found
+
+
+def _teller(holder: str) -> Waiting:
+    return lambda what: logging.getLogger("compression_assets").info("%s waits for %s", holder, what)
+
+
+def _too_small(holder: str, need: int, there: int, where: str, how: str) -> StudyError:
+    return StudyError(
+        f"{holder} is expected to take {need / GIB:.1f} GiB of memory, but {where} has {there / GIB:.1f} GiB {how}; "
+        "lower batch_size in the study or take a larger machine, then run again (finished work is kept; "
+        f"{CHECK_VARIABLE}=off tries all the same)"
+    )
+
+
+def _checked() -> bool:
+    return os.environ.get(CHECK_VARIABLE, "on") != "off"
+
+
+@contextmanager
+def _in_use(device: str) -> Iterator[None]:
+    """On CUDA: the current device, where float32 stays float32 and operations are deterministic if they can be."""
+    if device == "cpu":
+        yield
+        return
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def _make_shared(folder: Path) -> None:
+    """A directory in which every user of the machine may lock."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o1777)

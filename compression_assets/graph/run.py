@@ -1,0 +1,190 @@
+"""Running a study from a terminal: a Dagster run in the study's own history, with progress lines."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from compression_assets.errors import StudyError
+from compression_assets.graph.jobs import FULL_STUDY, selection_of
+from compression_assets.graph.launcher import close_abandoned_runs
+from compression_assets.machine.progress import ProgressView
+from compression_assets.machine.workers import workers
+from compression_assets.planning.costs import expected_seconds
+from compression_assets.store.fingerprints import fingerprint, library_versions
+from compression_assets.strict import near_match
+from compression_assets.study.model import Study
+from compression_assets.study.names import DATASETS, DATASETS_OP, POOL, TABLES
+from compression_assets.study.places import current_study, dagster_home, study_root
+
+POLL_SECONDS = 0.5
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Dagster's own console log is kept in its history; the terminal shows progress and errors."""
+
+
+def full_study_job() -> dg.JobDefinition:
+    """The job that runs execute; at module level because every process of a run has to find it again."""
+    from compression_assets import defs
+
+    return defs.resolve_job_def(FULL_STUDY)
+
+
+def full_study_job_in_process() -> dg.JobDefinition:
+    """The same without processes: for a run that has nothing to do, where starting them is all of its time."""
+    return full_study_job().with_executor_def(dg.in_process_executor)
+
+
+def run_study(
+    selection: str | None = None, ordering: str | None = None, rebuild: tuple[str, ...] = ()
+) -> bool:
+    """Materialise the current study, or a selection of it, and print how it goes; whether all of it succeeded.
+
+    selection: a Dagster asset selection, such as "*final_p_kd_q*". ordering: one ordering and what it needs.
+    rebuild: assets to make again although they are there; nothing else is touched.
+    Raises StudyError for a selection that names nothing.
+    """
+    study = current_study()
+    os.environ["DAGSTER_HOME"] = str(dagster_home(study))
+    chosen = _chosen(study, selection, ordering, rebuild)
+    costs = expected_seconds(study)
+    view = ProgressView({key.to_user_string(): costs[key.to_user_string()] for key in chosen})
+    print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
+    with dg.DagsterInstance.get() as instance:
+        close_abandoned_runs(instance)
+        instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
+        stamp = _Stamp(study, chosen)
+        job = full_study_job_in_process if stamp.is_there() and not rebuild else full_study_job
+        with _Watcher(study_root(study) / "progress", view):
+            result = launch(instance, chosen, QUIET | _rebuild_config(rebuild), job)
+        if result.success:
+            stamp.leave()
+    for cause in causes(result):
+        print(f"failed: {cause}", file=sys.stderr)
+    return result.success
+
+
+def launch(
+    instance: dg.DagsterInstance,
+    assets: Iterable[dg.AssetKey],
+    run_config: dict[str, Any] | None = None,
+    job: Callable[[], dg.JobDefinition] = full_study_job,
+) -> dg.JobExecutionResult:
+    """Run some assets of the current study and wait."""
+    return dg.execute_job(
+        dg.reconstructable(job),
+        instance=instance,
+        run_config=run_config,
+        asset_selection=sorted(assets),
+    )
+
+
+def causes(result: dg.JobExecutionResult) -> list[str]:
+    """One line for each step of a run that failed by itself."""
+    return [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+
+
+def _chosen(
+    study: Study, selection: str | None, ordering: str | None, rebuild: tuple[str, ...]
+) -> AbstractSet[dg.AssetKey]:
+    from compression_assets.graph.definitions import defs
+
+    graph = defs.resolve_asset_graph()
+    names = [key.to_user_string() for key in graph.get_all_asset_keys()]
+    for asset in rebuild:
+        if asset not in names:
+            raise StudyError(f"study {study.name} has no asset {asset!r}: {near_match(asset, names)}")
+    if ordering is not None:
+        return selection_of(study, ordering).resolve(graph)
+    try:
+        chosen = _selected(selection, rebuild).resolve(graph)
+    except dg.DagsterError as error:
+        raise StudyError(
+            f"the selection {selection!r} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    if not chosen:
+        raise StudyError(
+            f"the selection {selection!r} names no asset of study {study.name}; see: dg list defs"
+        )
+    return chosen
+
+
+def _selected(selection: str | None, rebuild: tuple[str, ...]) -> dg.AssetSelection:
+    if rebuild:
+        return dg.AssetSelection.assets(*rebuild)
+    return dg.AssetSelection.from_string(selection) if selection else dg.AssetSelection.all()
+
+
+def _rebuild_config(assets: tuple[str, ...]) -> dict[str, Any]:
+    ops = {DATASETS_OP if asset in DATASETS.values() else asset for asset in assets if asset not in TABLES}
+    return {"ops": {op: {"config": {"rebuild": True}} for op in ops}} if ops else {}
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    error = data.user_failure_data.description if data.user_failure_data else None
+    if error is None and data.error is not None:
+        deepest = data.error.cause or data.error
+        error = deepest.message.strip()
+    return error or "see the run in the UI (make ui)"
+
+
+class _Stamp:
+    """What the last successful run of these assets was made of. Only a guess at whether the next has work to do.
+
+    Every step still looks for itself; a wrong guess costs time, never a result.
+    """
+
+    def __init__(self, study: Study, assets: AbstractSet[dg.AssetKey]):
+        from compression_assets.graph.definitions import defs
+
+        graph = defs.resolve_asset_graph()
+        versions = {key.to_user_string(): graph.get(key).code_version for key in assets}
+        self._content = fingerprint({"assets": versions, "libraries": library_versions()})
+        self._file = study_root(study) / "progress" / "last_success"
+
+    def is_there(self) -> bool:
+        return self._file.exists() and self._file.read_text() == self._content
+
+    def leave(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(self._content)
+
+
+class _Watcher:
+    """Prints the lines of whatever run starts writing its progress while this context is open."""
+
+    def __init__(self, folder: Path, view: ProgressView):
+        self._folder = folder
+        self._view = view
+        self._read = {file: file.stat().st_size for file in folder.glob("*.jsonl")}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._print_new()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self._print_new()
+
+    def _print_new(self) -> None:
+        for file in sorted(self._folder.glob("*.jsonl")):
+            with file.open("rb") as handle:
+                handle.seek(self._read.get(file, 0))
+                complete, newline, _ = handle.read().rpartition(b"\n")
+            self._read[file] = self._read.get(file, 0) + len(complete) + len(newline)
+            for line in complete.splitlines():
+                if text := self._view.line(json.loads(line)):
+                    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

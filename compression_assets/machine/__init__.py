@@ -1,0 +1,1 @@
+"""The machine that a step runs on: processes, threads, devices, precision, progress."""

@@ -1,1 +1,0 @@
-"""Where bytes go and what they run on: artifact store, metrics database, devices."""

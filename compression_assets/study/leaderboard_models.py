@@ -1,0 +1,62 @@
+"""What is measured: every model that an ordering of the study ends in, and models from elsewhere. Names only.
+
+A measurement of whatever kind is one asset a subject, `<part>_<subject>`, so that all of them loop over `subjects`.
+"""
+
+from dataclasses import dataclass
+
+from compression_assets.study.model import Study
+from compression_assets.study.names import model_key
+from compression_assets.study.orderings import Ordering
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row of the leaderboard.
+
+    key: as in asset and table names ("p_kd_q"). model: asset key of the model directory. title: in the column
+    `ordering` ("P-KD-Q"). position: from the top. ordering: None for a model that this study did not build.
+    """
+
+    key: str
+    model: str
+    title: str
+    position: int
+    ordering: Ordering | None = None
+
+    def asset(self, part: str) -> str:
+        """Key of one of its measurements, such as metrics_p_kd_q."""
+        return f"{part}_{self.key}"
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return self.ordering.path if self.ordering else ()
+
+
+def subjects(study: Study) -> list[Subject]:
+    """The base, the orderings and the external models, in the order of the leaderboard."""
+    own = [
+        Subject(ordering.key, model_key(study.nodes[ordering.path]), ordering.text, position, ordering)
+        for position, ordering in enumerate(study.parsed_orderings)
+    ]
+    external = [
+        Subject(f"external_{model.name}", f"external_{model.name}", f"external: {model.name}", position)
+        for position, model in enumerate(study.external_models, start=len(own))
+    ]
+    return own + external
+
+
+def parts(study: Study) -> tuple[str, ...]:
+    """The measurements that the study asks for; each leaves a `measured` artifact for every subject."""
+    asked = study.evaluation
+    return (
+        "metrics",
+        *(["answers", "quality"] if asked.answers else []),
+        *(["judged"] if asked.judge else []),
+        *(["harness"] if asked.harness else []),
+    )
+
+
+def measurements(study: Study) -> list[str]:
+    """Asset keys of all measurements."""
+    return [subject.asset(part) for subject in subjects(study) for part in parts(study)]

@@ -1,0 +1,240 @@
+"""What a study is: the strict model of a study file, and loading one.
+
+Belongs here: the keys of a study file and what must hold between them. Not here: how YAML is read
+(`study_yaml.py`), how an error becomes a sentence (`study_errors.py`), the recipes and sources themselves.
+Every preset in `studies/` is an example; `smoke.yaml` is the shortest.
+"""
+
+import re
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from compression_assets.errors import StudyError
+from compression_assets.evaluation.settings import EvaluationSettings
+from compression_assets.sources.models import ModelSource
+from compression_assets.sources.settings import Data
+from compression_assets.strict import Strict, near_match
+from compression_assets.study.names import TEACHER_LOGITS
+from compression_assets.study.orderings import (
+    BASE,
+    DEQUANTIZATION,
+    Node,
+    Ordering,
+    StepPath,
+    last_quantized,
+    parse_ordering,
+    parse_orderings,
+    prefix_tree,
+    recipe_token,
+    technique_of,
+)
+from compression_assets.study.recipes import read_recipes
+from compression_assets.study.sentences import failure
+from compression_assets.study.sweeps import Sweep, expanded
+from compression_assets.techniques.registry import technique
+from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
+
+
+class ModelTeacher(Strict):
+    """Another model teaches as it is. (`teacher_logits.load_in_8bit` runs it in 8 bit, as the paper does.)"""
+
+    kind: Literal["model"]
+    source: ModelSource
+
+
+class CorrectedTeacher(Strict):
+    """The base model, fine-tuned on a slice of the chat data of its own, teaches.
+
+    Teacher correction as in Minitron (arXiv 2408.11796, section 3): a student never distils from itself.
+    """
+
+    kind: Literal["corrected"]
+    finetune: FinetuneRecipe = FinetuneRecipe()
+
+
+Teacher = Annotated[ModelTeacher | CorrectedTeacher, Field(discriminator="kind")]
+
+
+class ExternalModel(Strict):
+    """A model that somebody else made, to be measured beside the study's own: the row `external_<name>`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
+    source: ModelSource
+
+
+class Study(Strict):
+    """One study: a base model, the data, a recipe for each technique, and the orderings to compare.
+
+    name: directory of everything the study writes, storage/<name>. recipes: step token -> recipe, the file's key
+    `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
+    as written; the base is always measured. seeds: every ordering is made once with each of them, `seed` among them;
+    data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`.
+    Raises pydantic.ValidationError; use `load_study` for sentences.
+    """
+
+    name: str
+    description: str = Field(default="", max_length=1000)
+    seed: int = Field(ge=0, lt=2**32)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=10**9)], ...] = ()
+    base_model: ModelSource
+    teacher: Teacher | None = None
+    data: Data
+    recipes: dict[str, SerializeAsAny[Strict]] = Field(alias="techniques")
+    teacher_logits: TeacherLogitsRecipe = TeacherLogitsRecipe()
+    orderings: tuple[str, ...] = Field(min_length=1)
+    sweep: tuple[Sweep, ...] = ()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    external_models: tuple[ExternalModel, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_directory(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name[:60]!r} cannot name a directory; write up to 48 small letters, digits and '_', a letter first"
+            )
+        return name
+
+    @field_validator("recipes", mode="plain")
+    @classmethod
+    def _known_recipes(cls, entries: Any) -> dict[str, Strict]:
+        return read_recipes(entries)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_sweeps_out(cls, data: Any) -> Any:
+        return expanded(data)
+
+    @field_validator("orderings", "seeds", "sweep", "external_models", mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        # A file has lists only, and strict validation takes no list for a tuple.
+        return tuple(values) if isinstance(values, list) else values
+
+    @model_validator(mode="after")
+    def _seeds_repeat_the_seed(self) -> Self:
+        if self.seeds and self.seed not in self.seeds:
+            raise failure(
+                ("seeds",), f"must have {self.seed} in it, the study's seed, whose models have plain names"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise failure(("seeds",), "must be different")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_have_questions(self) -> Self:
+        answers, asked = self.evaluation.answers, self.data.questions
+        if answers is None:
+            return self
+        if asked is None:
+            raise failure(("data", "questions"), "is missing, and evaluation.answers wants questions to ask")
+        if (answers.questions or 0) > asked.count:
+            raise failure(
+                ("evaluation", "answers", "questions"),
+                f"is more than the {asked.count} of data.questions.count",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _orderings_can_run(self) -> Self:
+        for index, text in enumerate(self.orderings):
+            try:
+                ordering = parse_ordering(text, variants=self.recipes)
+            except StudyError as error:
+                raise failure(("orderings", index), f"cannot run: {error}") from None
+            if ordering.seed == self.seed:
+                raise failure(("orderings", index), f"names the study's own seed {self.seed}: leave it out")
+            self._refuse_missing_inputs(ordering)
+            self._refuse_missing_grid(ordering, index)
+        try:
+            parse_orderings(self._texts(), variants=self.recipes)
+        except StudyError as error:
+            raise failure(("orderings",), f"must be different: {error}") from None
+        if self.teacher_logits.coding not in ("dense", "hidden") and len(self._temperatures()) > 1:
+            raise failure(
+                ("teacher_logits", "coding"),
+                f"'{self.teacher_logits.coding}' serves one temperature, and the recipes have "
+                f"{', '.join(map(str, self._temperatures()))}; write 'hidden' or 'dense'",
+            )
+        return self
+
+    def _refuse_missing_inputs(self, ordering: Ordering) -> None:
+        for token in ordering.path:
+            why = f"is missing, and {token} in ordering '{ordering.text}' needs it"
+            if TEACHER_LOGITS in self.inputs_of(token) and self.teacher is None:
+                raise failure(("teacher",), why)
+            for split in self._splits_read(token):
+                if getattr(self.data.splits, split) is None:
+                    raise failure(("data", "splits", split), why)
+
+    def _refuse_missing_grid(self, ordering: Ordering, index: int) -> None:
+        for length, token in enumerate(ordering.path, start=1):
+            keeps = getattr(self.recipe(token), "keep_absmax", False)
+            if keeps and last_quantized(ordering.path[:length]) is None:
+                why = f"cannot run: {token} says keep_absmax, but nothing is quantized before it"
+                raise failure(("orderings", index), why)
+
+    def _splits_read(self, token: str) -> list[str]:
+        splits = [name.removesuffix("_set") for name in self.inputs_of(token) if name != TEACHER_LOGITS]
+        corrected = TEACHER_LOGITS in self.inputs_of(token) and isinstance(self.teacher, CorrectedTeacher)
+        return splits + ["teacher"] * corrected
+
+    @cached_property
+    def parsed_orderings(self) -> tuple[Ordering, ...]:
+        """The base first, then the orderings as listed, then the same with each further seed."""
+        return parse_orderings(self._texts(), variants=self.recipes)
+
+    def _texts(self) -> list[str]:
+        """Orderings as written, and again with every seed but the study's own."""
+        repeated = [text for text in self.orderings if "@" not in text and text.strip().lower() != BASE]
+        others = [seed for seed in self.seeds if seed != self.seed]
+        return [*self.orderings, *(f"{text}@{seed}" for seed in others for text in repeated)]
+
+    @cached_property
+    def nodes(self) -> dict[StepPath, Node]:
+        """Every model that the orderings need, by path, parents first."""
+        return prefix_tree(self.parsed_orderings)
+
+    @cached_property
+    def inputs(self) -> frozenset[str]:
+        """Data assets that some step reads, such as "calibration_set" and "teacher_logits"."""
+        tokens = {node.step for node in self.nodes.values() if node.step}
+        return frozenset(name for token in tokens for name in self.inputs_of(token))
+
+    @property
+    def distils(self) -> bool:
+        """Whether any step reads the teacher's logits."""
+        return TEACHER_LOGITS in self.inputs
+
+    @cached_property
+    def distillation_temperature(self) -> float:
+        """The temperature at which students distil; the plain recipe's where `coding: dense` serves several."""
+        return self._temperatures()[0]
+
+    def recipe(self, token: str) -> Any:
+        """The recipe of a step token, an instance of its technique's Recipe. StudyError if the study has none."""
+        token = recipe_token(token)
+        if token in self.recipes:
+            return self.recipes[token]
+        if token == DEQUANTIZATION:
+            return technique(DEQUANTIZATION).Recipe()
+        raise StudyError(f"study {self.name} has no recipe for {token}: {near_match(token, self.recipes)}")
+
+    def inputs_of(self, token: str) -> tuple[str, ...]:
+        """Data assets that a step reads: those of its technique, and what its recipe needs besides."""
+        return (*technique(technique_of(token)).inputs, *getattr(self.recipe(token), "reads", ()))
+
+    def _temperatures(self) -> list[float]:
+        used = {
+            recipe_token(node.step)
+            for node in self.nodes.values()
+            if node.step and TEACHER_LOGITS in self.inputs_of(node.step)
+        }
+        return list(
+            dict.fromkeys(float(self.recipe(token).temperature) for token in self.recipes if token in used)
+        )

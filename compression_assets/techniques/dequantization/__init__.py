@@ -1,0 +1,1 @@
+"""D: from stored codes back to full precision."""

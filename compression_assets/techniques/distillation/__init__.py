@@ -1,0 +1,1 @@
+"""KD: knowledge distillation from stored teacher logits."""

@@ -1,0 +1,1 @@
+"""P: structured pruning of feed-forward blocks."""

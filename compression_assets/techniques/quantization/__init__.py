@@ -1,0 +1,1 @@
+"""Q: low-bit weights, and the ways of rounding to them."""

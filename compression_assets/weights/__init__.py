@@ -1,0 +1,1 @@
+"""Model directories and the number formats of their weights."""
