@@ -10,10 +10,13 @@ from compression_assets.errors import StudyError
 from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.orderings import last_quantized, parse_ordering
 from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
-from compression_assets.techniques.quantization.rounding import Rounding, clipping, quantize
+from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory
 
 # QLoRA's table (appendix E of the paper), written down independently of bitsandbytes.
@@ -27,7 +30,7 @@ def weight(seed: int = 0, rows: int = 32) -> torch.Tensor:
     return torch.randn(rows, 128, generator=torch.Generator().manual_seed(seed))
 
 
-def codes(stored: nf4.Stored) -> np.ndarray:
+def codes(stored: Stored) -> np.ndarray:
     return nf4.block_codes(stored).numpy().astype(int)
 
 
@@ -71,7 +74,7 @@ def test_what_lies_beyond_the_stored_absmax_is_the_bias() -> None:
     stored = quantize(w, Rounding("stochastic"))
     limit = nf4.block_absmax(stored).repeat_interleave(64).reshape(w.shape)
     cut = w - torch.maximum(torch.minimum(w, limit), -limit)
-    share, bias = clipping(w, stored)
+    share, bias = NF4().clipping(w, stored)
     assert share == pytest.approx((cut != 0).double().mean().item())
     assert 0 < share < 1 / 64
     assert bias == pytest.approx((cut.norm() / w.norm()).item(), rel=1e-4)
