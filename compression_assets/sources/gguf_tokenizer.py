@@ -47,7 +47,12 @@ def read_tokenizer(metadata: Metadata, path: Path) -> "PreTrainedTokenizerFast":
         if (index := values.get(f"tokenizer.ggml.{theirs}_token_id")) is not None and index < len(tokens)
     }
     _add_ends(backend, values, named, begins)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=_template(values), **named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=_template(values),
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
 
 
 def _byte_level(values: dict[str, Any], path: Path) -> tuple["Tokenizer", bool]:
