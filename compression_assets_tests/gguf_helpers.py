@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -102,3 +105,36 @@ def put_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (directory / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(directory)
+
+
+def rewritten(
+    source: Path,
+    target: Path,
+    keys: dict[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """A copy of a GGUF file with some metadata set or left out and some tensors added."""
+    reader = gguf.GGUFReader(source)
+    fields = {
+        name: (field.contents(), field.types)
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.") and name not in without
+    }
+    writer = gguf.GGUFWriter(target, fields.pop("general.architecture")[0])
+    for name, (value, types) in fields.items():
+        if name not in (keys or {}):
+            writer.add_key_value(name, value, types[0], types[-1] if len(types) > 1 else None)
+    for name, value in (keys or {}).items():
+        kind = gguf.GGUFValueType.get_type(value)
+        of = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
+        writer.add_key_value(name, value, kind, of)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
