@@ -38,7 +38,7 @@ class DirectoryModel(Strict):
 
 
 class GgufModel(Strict):
-    """A local GGUF file; its weights are unpacked."""
+    """A local GGUF file of a Llama, Qwen2 or Qwen3; its weights are unpacked. What it says beyond that is refused."""
 
     kind: Literal["gguf"]
     path: LocalPath
