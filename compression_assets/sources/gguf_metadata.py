@@ -48,7 +48,11 @@ USED = (
     "tokenizer.ggml.scores",
     "tokenizer.ggml.token_type",
     "tokenizer.ggml.merges",
-    "tokenizer.ggml.*_token_id",
+    "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.unknown_token_id",
+    "tokenizer.ggml.padding_token_id",
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
     "tokenizer.ggml.add_space_prefix",
@@ -69,7 +73,7 @@ HARMLESS = (
     "tokenizer.ggml.token_type_count",  # of segments, BERT's
     "tokenizer.chat_templates",  # the names of tokenizer.chat_template.*
     "tokenizer.huggingface.json",  # a copy in another format
-    "tokenizer.ggml.mask_token_id",
+    "tokenizer.ggml.*_token_id",  # tokens of other tasks, such as filling in the middle
 )
 """Keys that may say anything. An array among these is not read."""
 
