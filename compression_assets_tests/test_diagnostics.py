@@ -12,7 +12,8 @@ from compression_assets.study.files import load_study
 from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
 from compression_assets.techniques.pruning.technique import KEPT_NEURONS, prune_ffn
 from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import checkpoints
+from compression_assets.weights.formats import nf4
 from compression_assets_tests.tiny_models import tiny_directory
 
 KEEP = [torch.arange(0, 128, 2), torch.arange(64, 128)]

@@ -8,16 +8,18 @@ from compression_assets.planning.memory import (
     MIB,
     Shapes,
     logits_memory,
-    nf4_bytes,
     scoring_memory,
     step_memory,
+    stored_bytes,
 )
 from compression_assets.study.files import load_study
 from compression_assets.techniques.quantization.technique import QuantizationRecipe
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
-from compression_assets.weights import nf4
 from compression_assets.weights.checkpoints import empty_model
+from compression_assets.weights.formats.layout import everywhere
+from compression_assets.weights.formats.nf4 import NF4
+from compression_assets.weights.layers import linear_layers
 
 SIZES = {
     "vocab_size": 49_152,
@@ -46,7 +48,7 @@ def test_parameters_are_those_of_the_model(made_by: type, tied: bool) -> None:
     shapes = Shapes.of(config.to_dict())
     assert shapes is not None
     modules = dict(model.named_modules())
-    linear = sum(modules[name].weight.numel() for name in nf4.linear_layers(model))
+    linear = sum(modules[name].weight.numel() for name in linear_layers(model))
     assert shapes.linear_parameters == linear
     assert shapes.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=1e-3)
 
@@ -55,7 +57,7 @@ def test_the_papers_sizes_follow() -> None:
     shapes = Shapes.of(QWEN)
     assert shapes is not None
     assert 2 * shapes.parameters / MIB == pytest.approx(5_886.01, rel=1e-3)
-    assert nf4_bytes(shapes) / MIB == pytest.approx(1_959.44, rel=1e-3)
+    assert stored_bytes(shapes, everywhere(NF4())) / MIB == pytest.approx(1_959.44, rel=1e-3)
     pruned = shapes.pruned(load_study("paper").recipe("P"))
     assert 2 * pruned.parameters / MIB == pytest.approx(4_492.98, rel=1e-3)
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.survival import Survival, measure_survival, measure_update
 from compression_assets.techniques.pruning.technique import KEPT_NEURONS
-from compression_assets.weights import checkpoints, nf4
-from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -42,27 +43,28 @@ def compare(
     """
     kept = [json.loads((directory / KEPT_NEURONS).read_text()) for directory in pruned]
     masters = dict(read_tensors(checkpoints.masters_or_published(trained)))
-    starts = dict(quantized_weights.read_nf4(quantized_origin)) if quantized_origin else {}
+    stored = checkpoints.quantized_weights(quantized_origin) if quantized_origin else ()
+    starts = {weight.name: weight.parts for weight in stored}
     origins = dict(read_tensors(checkpoints.masters_or_published(origin)))
     found = Comparison()
-    for name, stored in quantized_weights.read_nf4(after):
-        if not isinstance(stored, dict):
-            continue
-        layer = name.removesuffix(".weight")
-        begun, grid = origins[name].float(), starts.get(name)
-        parts = grid if isinstance(grid, dict) else nf4.quantize(begun)
+    for quantized in checkpoints.quantized_weights(after):
+        layer = quantized.name.removesuffix(".weight")
+        begun = origins[quantized.name].float()
+        parts = starts.get(quantized.name) or nf4.quantize(begun)
         for removal in kept:
             reason, begun, parts = _without_pruned(layer, begun, parts, removal)
             if reason:
                 found.left_out[layer] = reason
                 break
         else:
-            update = measure_update(begun, parts, masters[name], on_grid=quantized_origin is not None)
-            found.layers[layer] = measure_survival(update, stored)
+            update = measure_update(
+                begun, parts, masters[quantized.name], on_grid=quantized_origin is not None
+            )
+            found.layers[layer] = measure_survival(update, quantized.parts)
     return found
 
 
-def rows_of(stored: nf4.Stored, rows: "torch.Tensor") -> nf4.Stored:
+def rows_of(stored: Stored, rows: "torch.Tensor") -> Stored:
     """Parts of a matrix of some rows, with the same codes and absmax; in_features is a multiple of 64."""
     import torch
 
@@ -74,8 +76,8 @@ def rows_of(stored: nf4.Stored, rows: "torch.Tensor") -> nf4.Stored:
 
 
 def _without_pruned(
-    layer: str, weight: "torch.Tensor", parts: nf4.Stored, kept: dict[str, list[int]]
-) -> "tuple[str, torch.Tensor, nf4.Stored]":
+    layer: str, weight: "torch.Tensor", parts: Stored, kept: dict[str, list[int]]
+) -> "tuple[str, torch.Tensor, Stored]":
     """(Why the layer cannot be compared, or "", its weight and parts without the rows that pruning removed)."""
     import torch
 

@@ -4,7 +4,7 @@ No torch, no files and no devices in here: `plan` shows these figures, the devic
 They are estimates on the high side; a step that is a quarter below its estimate is as expected.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from compression_assets.techniques.quantization.technique import QuantizationRec
 from compression_assets.training.head_loss import BLOCK_BYTES, CHUNK_BYTES
 from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.weights.formats.format import ModelTensor
+from compression_assets.weights.formats.layout import Layout, everywhere, layout_in, stored_parts
 
 MIB = 2**20
 LIBRARIES = {"cpu": 900 * MIB, "cuda": 300 * MIB}
@@ -56,7 +58,7 @@ class Shapes:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the linear layers that NF4 covers: all but the output embedding."""
+        """Weights of the linear layers: all but the output embedding."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -64,6 +66,29 @@ class Shapes:
     def parameters(self) -> int:
         """All weights but biases and norms, which are less than a thousandth."""
         return self.linear_parameters + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def tensors(self) -> Iterator[ModelTensor]:
+        """Its matrices, under Llama's names."""
+        width, kv, head = (
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+            (self.vocabulary, self.hidden),
+        )
+        yield ModelTensor("model.embed_tokens.weight", head, "embedding")
+        if not self.tied:
+            yield ModelTensor("lm_head.weight", head, "head")
+        matrices = {
+            "self_attn.q_proj": (width, self.hidden),
+            "self_attn.k_proj": (kv, self.hidden),
+            "self_attn.v_proj": (kv, self.hidden),
+            "self_attn.o_proj": (self.hidden, width),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+        for layer in range(self.layers):
+            for name, shape in matrices.items():
+                yield ModelTensor(f"model.layers.{layer}.{name}.weight", shape, "linear")
 
     def pruned(self, recipe: PruningRecipe) -> "Shapes":
         """The shapes that P leaves. Raises StudyError when the recipe would remove nothing."""
@@ -94,10 +119,12 @@ def step_memory(
     if isinstance(recipe, QuantizationRecipe):
         # On the CPU: the float32 masters that it is compared with, and the file twice (as written, as loaded).
         masters = 4 * shapes.parameters if kind == "cpu" else 0
-        plain = masters + 2 * nf4_bytes(shapes)
-        return LIBRARIES[kind] + max(plain, _by_output(shapes, max_length) if recipe.reads else 0)
+        after = stored_bytes(shapes, everywhere(recipe.format))
+        by_output = _by_output(shapes, after, max_length) if recipe.reads else 0
+        return LIBRARIES[kind] + max(masters + 2 * after, by_output)
     if not type(recipe).model_fields:  # D has nothing to choose
-        return LIBRARIES[kind] + (8 * shapes.parameters + nf4_bytes(shapes) if kind == "cpu" else 0)
+        before = stored_bytes(shapes, layout_in(config))
+        return LIBRARIES[kind] + (8 * shapes.parameters + before if kind == "cpu" else 0)
     return None
 
 
@@ -169,13 +196,12 @@ def optimizer_bytes(recipe: TrainingRecipe) -> int:
     return 16 if recipe.optimizer == "adamw" else 10
 
 
-def nf4_bytes(shapes: Shapes) -> int:
-    """Bytes of an NF4 model: half a byte and one 64th of a byte of absmax a weight, embeddings in 16 bit."""
-    others = shapes.parameters - shapes.linear_parameters
-    return shapes.linear_parameters * 33 // 64 + 2 * others
+def stored_bytes(shapes: Shapes, layout: Layout) -> int:
+    """Bytes of a model in the formats of a layout."""
+    return sum(part.bytes for _, part in stored_parts(shapes.tensors(), layout))
 
 
-def _by_output(shapes: Shapes, max_length: int) -> int:
+def _by_output(shapes: Shapes, codes: int, max_length: int) -> int:
     """Bytes of quantizing layer by layer: the model in float32, codes, second moments, the widest of them in float64.
 
     Hidden states of the calibration set, 8 bytes a token and hidden unit, come on top: its length is not known here.
@@ -184,7 +210,7 @@ def _by_output(shapes: Shapes, max_length: int) -> int:
     moments = 4 * (5 * shapes.hidden**2 + width**2 + shapes.intermediate**2)
     widest = 8 * 4 * max(shapes.hidden, shapes.intermediate) ** 2
     layer = _forward(shapes, max_length, max_length, 4)
-    return 4 * shapes.parameters + nf4_bytes(shapes) + moments + widest + layer
+    return 4 * shapes.parameters + codes + moments + widest + layer
 
 
 def _layer_activations(shapes: Shapes, rows: int, length: int, compute_bytes: int, kind: str) -> int:

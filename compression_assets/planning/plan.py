@@ -8,7 +8,7 @@ from compression_assets.planning import memory, shapes, work
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
 from compression_assets.planning.models import config_of, known_models
-from compression_assets.planning.shapes import Config, Storage
+from compression_assets.planning.shapes import Config
 from compression_assets.sources.models import HubModel
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
@@ -22,6 +22,8 @@ from compression_assets.study.orderings import Node, StepPath, technique_of
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.pruning.technique import kept_width
 from compression_assets.techniques.registry import technique
+from compression_assets.weights.formats.bf16 import FP32
+from compression_assets.weights.formats.layout import everywhere
 
 TOKENIZER_BYTES = 72
 """Bytes of tokenizer files for an entry of the vocabulary: 3.5 MB of SmolLM2's 49,152, 11 MB of Qwen2.5's 151,936."""
@@ -112,7 +114,6 @@ class _Planner:
             self.teacher = config_of(study.teacher.source, downloads, built)
         self.volumes = work.volumes(study, root)
         self.configs: dict[StepPath, Config] = {(): self.base}
-        self.stored: dict[StepPath, tuple[Storage, bool]] = {(): ("bf16", True)}
 
     def plan(self) -> Plan:
         base = self._fetched(BASE_MODEL, self.base)
@@ -192,12 +193,12 @@ class _Planner:
         recipe = self.study.recipe(node.step)
         before = self.configs[node.parent]
         config = self._config_after(node, recipe)
-        storage, double_quant = self._storage_after(node, recipe)
-        self.configs[node.path], self.stored[node.path] = config, (storage, double_quant)
+        self.configs[node.path] = config
         tokens, training, scoring = self._work(node, recipe, before, config)
-        size = shapes.file_bytes(config, storage, double_quant)
-        masters = shapes.file_bytes(config, "fp32") if storage == "bf16" else 0
-        read = shapes.file_bytes(before, *self.stored[node.parent])
+        size = shapes.file_bytes(config)
+        quantized = technique(node.technique or "").quantizes
+        masters = 0 if quantized else shapes.file_bytes(config, everywhere(FP32()))
+        read = shapes.file_bytes(before)
         parent = self.study.nodes[node.parent]
         idle = work.BY_OUTPUT_IDLE if getattr(recipe, "reads", ()) else 1.0
         return Row(
@@ -215,16 +216,13 @@ class _Planner:
         )
 
     def _config_after(self, node: Node, recipe: Any) -> Config:
-        config = self.configs[node.parent or ()]
+        config = {**self.configs[node.parent or ()], "quantization_config": {}}
+        if technique(node.technique or "").quantizes:
+            return config | {"quantization_config": recipe.format.to_config()}
         if node.technique != "P":
             return config
         width = kept_width(config["intermediate_size"], recipe.ratio, recipe.multiple_of)
-        return {**config, "intermediate_size": width}
-
-    def _storage_after(self, node: Node, recipe: Any) -> tuple[Storage, bool]:
-        if technique(node.technique or "").quantizes:
-            return recipe.kind, getattr(recipe, "double_quant", True)
-        return "bf16", True
+        return config | {"intermediate_size": width}
 
     def _work(self, node: Node, recipe: Any, before: Config, after: Config) -> tuple[int, float, float]:
         """(content tokens trained on, FLOPs of training, FLOPs of forward passes) of a step."""

@@ -13,67 +13,75 @@ from compression_assets.errors import StudyError
 from compression_assets.store.reports import Report, no_report
 from compression_assets.techniques.quantization import gptq
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import checkpoints
+from compression_assets.weights.formats.format import Format, Stored
+from compression_assets.weights.formats.grid import GridFormat
+from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-Quantize = Callable[[str, "torch.Tensor", "torch.Tensor"], nf4.Stored]
+Quantize = Callable[[str, "torch.Tensor", "torch.Tensor"], Stored]
 """(Weight name, weight [out, in], second moment [in, in] of its inputs) -> parts."""
 
 
 @dataclass
 class ByOutput:
-    """Weight name -> NF4 parts; layer -> its relative output error, beside that of nearest rounding."""
+    """Weight name -> parts; layer -> its relative output error, beside that of nearest rounding."""
 
-    parts: dict[str, nf4.Stored] = field(default_factory=dict)
+    parts: dict[str, Stored] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def quantize_by_output(
     directory: Path,
     dataset: TokenDataset | None,
-    double_quant: bool,
-    kept: Mapping[str, nf4.Stored],
+    form: GridFormat,
+    kept: Mapping[str, Stored],
     device: str = "cpu",
     report: Report = no_report,
 ) -> ByOutput:
     """GPTQ codes of every linear weight of a full-precision model directory, computed in fp32 on `device`.
 
-    dataset: the calibration set. kept: weight name -> parts whose absmax is taken over. Errors are those of a layer's
+    dataset: the calibration set. kept: weight name -> parts whose scales are taken over. Errors are those of a layer's
     output on the inputs that it gets here, behind quantized layers. Raises StudyError as `quantize_by_layers`.
     """
     found = ByOutput()
     if dataset is None:
         raise StudyError("rounding: gptq needs a calibration set; add data.splits.calibration to the study")
 
-    def quantize(name: str, weight: "torch.Tensor", moment: "torch.Tensor") -> nf4.Stored:
-        nearest = nf4.quantize(weight, double_quant)
-        stored = gptq.quantize(weight, kept.get(name, nearest), moment)
+    def quantize(name: str, weight: "torch.Tensor", moment: "torch.Tensor") -> Stored:
+        nearest = form.quantize(weight)
+        stored = gptq.quantize(weight, form, kept.get(name, nearest), moment)
         found.errors[name.removesuffix(".weight")] = {
-            "output_error": gptq.output_error(weight, stored, moment),
-            "output_error_of_nearest": gptq.output_error(weight, nearest, moment),
+            "output_error": gptq.output_error(weight, form.dequantize(stored), moment),
+            "output_error_of_nearest": gptq.output_error(weight, form.dequantize(nearest), moment),
         }
         return stored
 
     model = checkpoints.load_full_precision(directory).to(device)
-    found.parts.update(quantize_by_layers(model, dataset, quantize, report))
+    found.parts.update(quantize_by_layers(model, dataset, form, quantize, report))
     return found
 
 
 def quantize_by_layers(
-    model: "PreTrainedModel", dataset: TokenDataset, quantize: Quantize, report: Report = no_report
-) -> Iterator[tuple[str, nf4.Stored]]:
-    """Every linear weight that NF4 covers, by name, quantized on the conversations of `dataset`, all of their tokens.
+    model: "PreTrainedModel",
+    dataset: TokenDataset,
+    form: Format,
+    quantize: Quantize,
+    report: Report = no_report,
+) -> Iterator[tuple[str, Stored]]:
+    """Every linear weight, by name, quantized on the conversations of `dataset`, all of their tokens.
 
-    The model's weights become what was stored. Memory: hidden states of the whole set, twice, and the second moments
-    of one layer. Raises StudyError where linear layers lie outside of the decoder layers, or where there is no data.
+    form: what `quantize` makes parts of. The model's weights become what was stored. Memory: hidden states of the whole
+    set, twice, and the second moments of one layer. Raises StudyError where linear layers lie outside of the decoder
+    layers, or where there is no data.
     """
     import torch
 
-    layers, names = decoder_layers(model), nf4.linear_layers(model)
+    layers, names = decoder_layers(model), linear_layers(model)
     if not len(dataset):
         raise StudyError("the calibration set is empty; ask for more calibration conversations")
     model.eval()
@@ -86,7 +94,7 @@ def quantize_by_layers(
             moments = _second_moments(linear, partial(calls.outputs, index, layer))
             for name, module in linear.items():
                 stored = quantize(f"{name}.weight", module.weight, moments.pop(name))
-                module.weight.copy_(nf4.dequantize(stored))
+                module.weight.copy_(form.dequantize(stored))
                 made[f"{name}.weight"] = stored
             calls.hidden = calls.outputs(index, layer)
         yield from made.items()
@@ -94,14 +102,14 @@ def quantize_by_layers(
 
 
 def decoder_layers(model: "PreTrainedModel") -> "dict[str, Module]":
-    """Name -> decoder layer, in the order in which they run; together they hold every linear layer that NF4 covers."""
+    """Name -> decoder layer, in the order in which they run; together they hold every linear layer."""
     from torch.nn import ModuleList
 
     count = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, ModuleList) and len(module) == count:
             layers = {f"{name}.{index}": layer for index, layer in enumerate(module)}
-            if all(linear.startswith(f"{name}.") for linear in nf4.linear_layers(model)):
+            if all(linear.startswith(f"{name}.") for linear in linear_layers(model)):
                 return layers
     raise StudyError(
         f"models of type {model.config.model_type!r} cannot be quantized layer by layer: their linear layers do not "
