@@ -85,7 +85,9 @@ def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
         patience = QUICK
         asking = Asker(
-            open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path), AnswerCache(tmp_path), patience
+            open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path),
+            AnswerCache(tmp_path),
+            patience,
         )
         outcomes = judged(asking, CASES[:1])
     assert [outcome.value for outcome in outcomes] == [0.75, 0.75, 1.0]
@@ -94,7 +96,9 @@ def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.
     assert all(KEY not in file.read_text() for file in tmp_path.iterdir())
     # The server is gone now.
     asking = Asker(
-        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path), AnswerCache(tmp_path / "b"), QUICK
+        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path),
+        AnswerCache(tmp_path / "b"),
+        QUICK,
     )
     with pytest.raises(StudyError, match="answered none of the first") as caught:
         judged(asking)

@@ -145,7 +145,11 @@ def trusted() -> Calibration:
 
 def perfect(cases: list[Case]) -> list[Outcome]:
     worth = {"right": 1.0, "same": 0.9, "long": 0.9, "wrong": 0.6, "off_topic": 0.2, "empty": 0.0}
-    return [Outcome(name, case.id, worth.get(case.id.rpartition(":")[2], 0.1)) for name in METRICS for case in cases]
+    return [
+        Outcome(name, case.id, worth.get(case.id.rpartition(":")[2], 0.1))
+        for name in METRICS
+        for case in cases
+    ]
 
 
 @pytest.mark.parametrize(

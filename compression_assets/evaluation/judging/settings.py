@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from compression_assets.evaluation.embedding import EmbeddingSource
 from compression_assets.sources.models import ModelSource
@@ -143,6 +143,20 @@ class JudgeSettings(Strict):
     others: tuple[JudgeModel, ...] = ()
     max_characters: int = Field(default=6000, ge=100)
     patience: PatienceSettings = PatienceSettings()
+
+    @field_validator("trust_kinds", "others", mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        return tuple(values) if isinstance(values, list) else values
+
+    @field_validator("others")
+    @classmethod
+    def _no_further_models(cls, others: tuple[JudgeModel, ...]) -> tuple[JudgeModel, ...]:
+        if any(isinstance(other, LanguageModelJudge) and other.source is not None for other in others):
+            raise ValueError(
+                "others may judge with the base model, an address or embeddings, not a model of their own"
+            )
+        return others
 
     def content(self) -> dict[str, Any]:
         """JSON of everything that a judged score depends on: all but the patience."""
