@@ -52,7 +52,9 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
         assert metrics["judge_trusted"] == 0.0 and metrics["judge_accuracy"] == 0.0
         errors = project.query("SELECT DISTINCT error FROM samples.base WHERE metric = 'prompt_alignment'")
         assert errors == [(f"HTTP 500 (no access for {HIDDEN})",)]
-        tested = project.query("SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'")
+        tested = project.query(
+            "SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval' AND kind = 'all'"
+        )
         assert tested == [(f"m at {server.url}/v1", 14, False)]
         checks = json.loads((project.root / "judged" / "base" / "manifest.json").read_text())["checks"]
         failed = {check["name"]: check["detail"] for check in checks if not check["passed"]}

@@ -3,7 +3,7 @@
 Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every number alike.
 """
 
-from compression_assets.evaluation.judging.settings import LocalJudge
+from compression_assets.evaluation.judging.settings import LanguageModelJudge
 from compression_assets.study.diagnosed import diagnosed
 from compression_assets.study.leaderboard_models import subjects
 from compression_assets.study.model import CorrectedTeacher, Study
@@ -71,7 +71,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
             costs[subject.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
     if (judge := study.evaluation.judge) is not None:
         costs[JUDGE_CALIBRATION] = SAVING + 4 * judge.calibration_questions * JUDGED
-        if isinstance(judge.model, LocalJudge) and judge.model.source is not None:
+        if isinstance(judge.model, LanguageModelJudge) and judge.model.source is not None:
             costs[JUDGE_MODEL] = 30.0
     if study.evaluation.diagnostics is not None:
         tokens = study.evaluation.diagnostics.tokens or _tokens(study, "evaluation")

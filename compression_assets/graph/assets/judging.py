@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from compression_assets.evaluation.judging.settings import JudgeSettings, LocalJudge
+from compression_assets.evaluation.judging.settings import JudgeSettings, LanguageModelJudge
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, Workplace, as_failure, result
 from compression_assets.graph.assets.made_on_demand import SideInput
@@ -58,7 +58,7 @@ def judging_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def _own_model(judge: JudgeSettings) -> list[dg.AssetsDefinition]:
-    if not isinstance(judge.model, LocalJudge) or judge.model.source is None:
+    if not isinstance(judge.model, LanguageModelJudge) or judge.model.source is None:
         return []
     return [
         released_model_asset(
@@ -73,7 +73,7 @@ def _own_model(judge: JudgeSettings) -> list[dg.AssetsDefinition]:
 
 def _model_inputs(judge: JudgeSettings) -> tuple[str, ...]:
     """Asset key of a local judge's model; none for one behind an address."""
-    if not isinstance(judge.model, LocalJudge):
+    if not isinstance(judge.model, LanguageModelJudge):
         return ()
     return (BASE_MODEL if judge.model.source is None else JUDGE_MODEL,)
 
@@ -94,7 +94,7 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
         kinds={"duckdb"},
         tags={"stage": "judging"},
         owners=OWNERS,
-        pool=POOL if isinstance(judge.model, LocalJudge) else None,
+        pool=POOL if isinstance(judge.model, LanguageModelJudge) else None,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
         # Every judged asset waits for it, and a judge that does not answer is best known before models are built.
@@ -125,7 +125,7 @@ def calibration_input(study: Study, judge: JudgeSettings) -> SideInput:
         code="compression_assets.evaluation.judging.calibration",
         inputs=_model_inputs(judge),
         seed=study.seed,
-        computes=isinstance(judge.model, LocalJudge),
+        computes=isinstance(judge.model, LanguageModelJudge),
         warnings=(TRUSTED,),
     )
 
@@ -136,9 +136,9 @@ def calibration_input(study: Study, judge: JudgeSettings) -> SideInput:
         asker = _asker(storage, judge, place, JUDGE_CALIBRATION)
         cases = planted_cases(judge.calibration_questions)
         outcomes = judge_cases(cases, asker, judge.max_characters, JUDGE_CALIBRATION, place.report)
-        found = calibrate(asker.backend.name, cases, outcomes, judge.trust, study.seed)
+        found = calibrate(asker.backend.name, cases, outcomes, judge.trust, study.seed, judge.trust_kinds)
         (place.output / FILE).write_text(found.to_json())
-        doubts = [doubt for score in found.scores if (doubt := found.doubt(score.metric))]
+        doubts = [doubt for score in found.columns() if (doubt := found.doubt(score.metric))]
         detail = doubts[0] if doubts else f"{asker.backend.name} orders the planted answers well enough"
         check = Check(TRUSTED, not doubts, detail, blocking=False)
         missing = sum(outcome.value is None for outcome in outcomes)
@@ -149,7 +149,7 @@ def calibration_input(study: Study, judge: JudgeSettings) -> SideInput:
         directory = storage.artifacts.root / relative_directory(JUDGE_CALIBRATION)
         about = {"measured_at": manifest.created_at}
         rows = [row | about for row in _read_calibration(directory).table()]
-        storage.database.write_table(JUDGE_CALIBRATION, rows, ["judge", "metric"])
+        storage.database.write_table(JUDGE_CALIBRATION, rows, ["judge", "metric", "kind"])
 
     return SideInput(artifact, lambda storage: partial(build, storage), to_table)
 
@@ -164,7 +164,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         seed=study.seed,
         parent=subject.model,
         path=subject.path,
-        computes=isinstance(judge.model, LocalJudge),
+        computes=isinstance(judge.model, LanguageModelJudge),
         warnings=(COVERED, TRUSTED),
     )
 
@@ -173,7 +173,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
         "judging",
         f"G-Eval and prompt alignment of {subject.model}'s answers",
         lambda place, storage: _judge(judge, artifact, answers, storage, place),
-        pool=POOL if isinstance(judge.model, LocalJudge) else None,
+        pool=POOL if isinstance(judge.model, LanguageModelJudge) else None,
         side_inputs=(calibration_input(study, judge),),
         incomplete=lambda storage: _incomplete(storage, artifact.asset),
     )
@@ -226,7 +226,7 @@ def _asker(storage: StudyStorage, judge: JudgeSettings, place: Workplace, asset:
     directory, weights = None, ""
     for name, directory in models.items():
         weights = storage.artifacts.require(directory, name, asset, verify=False).data_version
-    backend = open_backend(judge.model, directory, weights, place.device)
+    backend = open_backend(judge.model, directory, weights, place.device, storage.downloads)
     return Asker(backend, AnswerCache(storage.artifacts.root / CACHE), judge.patience)
 
 
