@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from compression_assets.planning import shapes
-from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
-from compression_assets.weights import checkpoints, int8
+from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.weights import checkpoints, int8, shapes
 from compression_assets.weights.files import WEIGHTS, read_tensors
 from compression_assets_tests.tiny_models import tiny_directory
 

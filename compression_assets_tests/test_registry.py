@@ -11,6 +11,7 @@ from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
 from compression_assets.study.orderings import parse_ordering
 from compression_assets.techniques.registry import TECHNIQUES, technique, techniques
+from compression_assets.techniques.technique import Technique
 
 DATA_ASSETS = {"calibration_set", "finetuning_set", "distillation_set", "teacher_logits"}
 
@@ -21,7 +22,7 @@ def test_a_registered_class_is_a_technique(name: str) -> None:
     assert found.name == name
     assert found.title and found.__doc__
     assert isinstance(found.needs_full_precision, bool) and isinstance(found.quantizes, bool)
-    assert set(found.inputs) <= DATA_ASSETS
+    assert set(found.reads(found.Recipe()).data) <= DATA_ASSETS
     assert callable(found.apply)
 
 
@@ -42,9 +43,8 @@ def test_an_unknown_name_is_answered_with_a_near_match() -> None:
 
 
 def test_a_new_technique_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clipping:
-        name, title, Recipe = "C", "weight clipping", Strict
-        needs_full_precision, quantizes, inputs = True, False, ()
+    class Clipping(Technique):
+        name, title = "C", "weight clipping"
 
         @staticmethod
         def apply(step: Any) -> Any: ...
@@ -59,7 +59,7 @@ def test_a_new_technique_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatc
 
 def test_a_line_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TECHNIQUES, "X", TECHNIQUES["P"])
-    with pytest.raises(TypeError, match="its own name is 'P'"):
+    with pytest.raises(StudyError, match="its own name is 'P'"):
         technique("X")
 
 

@@ -59,12 +59,8 @@ def diagnostics_assets(study: Study) -> list[dg.AssetsDefinition]:
 def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.AssetsDefinition:
     model, data = model_key(node), DATASETS["evaluation"]
     scored = settings.perplexity_of_steps and to_score(node)
-    start, quantized, pruned = compared_with(study, node) if follows_training(study, node) else ((), None, [])
-    keys = {
-        path: model_key(study.nodes[path])
-        for path in (start, quantized, node.parent, *pruned)
-        if path is not None
-    }
+    start, quantized, since = compared_with(node) if follows_training(study, node) else ((), None, [])
+    keys = {path: model_key(study.nodes[path]) for path in (start, quantized, *since) if path is not None}
     inputs = (model, *([data] if scored else []), *(keys.values() if follows_training(study, node) else ()))
     artifact = Artifact(
         asset=diagnostics_key(node),
@@ -101,13 +97,11 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
                 found["perplexity"] = _score(study, settings, place, model, data)
                 summary.append(f"perplexity {_perplexity(found['perplexity']):.2f}")
             if follows_training(study, node):
-                assert node.parent is not None
                 comparison = compare(
                     place.inputs[keys[start]],
                     place.inputs[keys[quantized]] if quantized else None,
-                    place.inputs[keys[node.parent]],
+                    [place.inputs[keys[path]] for path in since],
                     place.inputs[model],
-                    [place.inputs[keys[path]] for path in pruned],
                 )
                 whole = total(list(comparison.layers.values()))
                 found["layers"] = [{"layer": name, **as_row(one)} for name, one in comparison.layers.items()]

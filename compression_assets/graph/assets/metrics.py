@@ -24,7 +24,6 @@ from compression_assets.study.names import (
     model_key,
     relative_directory,
 )
-from compression_assets.techniques import registry
 
 PART = "metrics"
 CHECK = "perplexity_below_uniform_guess"
@@ -95,8 +94,7 @@ def lineage_rows(study: Study, subject: Subject, store: ArtifactStore) -> list[d
     for node, parent in zip(nodes, [None, *nodes], strict=False):
         final = node.final.text if node.final else None
         rows.append(_lineage_row(model_key(node), node.key, parent.key if parent else None, final, store))
-    steps = [registry.technique(node.technique) for node in nodes if node.technique]
-    if any(TEACHER_LOGITS in technique.inputs for technique in steps):
+    if any(TEACHER_LOGITS in study.inputs_of(node.step) for node in nodes if node.step):
         rows.append(_lineage_row(TEACHER_MODEL, "teacher", None, None, store))
     return rows
 

@@ -1,11 +1,10 @@
 """Exact dequantization of an NF4 model directory. The number format itself is in nf4.py."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, Report, StepReport, no_report
-from compression_assets.strict import Strict
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.techniques.step import StepInputs
 from compression_assets.weights import checkpoints, int8, nf4
@@ -19,30 +18,9 @@ if TYPE_CHECKING:
 MAX_DIFFERENCE = 1e-5
 
 
-class DequantizationRecipe(Strict):
-    """Dequantization has nothing to choose: every stored code has one value."""
-
-
-class Dequantization:
-    """D: NF4 codes back to full-precision weights, so that the next step can train them."""
-
-    name: ClassVar[str] = "D"
-    title: ClassVar[str] = "dequantization"
-    Recipe: ClassVar[type[Any]] = DequantizationRecipe
-    needs_full_precision: ClassVar[bool] = False
-    quantizes: ClassVar[bool] = False
-    inputs: ClassVar[tuple[str, ...]] = ()
-    checks: ClassVar[tuple[str, ...]] = (
-        "weights_finite",
-        "size_as_asked",
-        "dequantization_error",
-        "nf4_stable",
-    )
-
-    @staticmethod
-    def apply(step: StepInputs) -> StepReport:
-        """Dequantize `step.parent` into `step.output`; see `dequantize_checkpoint`."""
-        return dequantize_checkpoint(step.parent, step.output, step.report)
+def dequantize_step(step: StepInputs) -> StepReport:
+    """Dequantize `step.parent` into `step.output`; see `dequantize_checkpoint`."""
+    return dequantize_checkpoint(step.parent, step.output, step.report)
 
 
 def dequantize_checkpoint(source: Path, target: Path, report: Report = no_report) -> StepReport:

@@ -7,14 +7,14 @@ but no memory. Nothing about training in here.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 from compression_assets.errors import StudyError
 
 Config = Mapping[str, Any]
 """The keys of a config.json, as far as they decide shapes."""
-Storage = Literal["bf16", "fp32", "nf4", "fp4", "int8"]
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256
@@ -40,7 +40,14 @@ class Tensor:
 
 def tensors(config: Config) -> list[Tensor]:
     """Every stored tensor (tied ones once). Raises StudyError for an architecture that transformers does not know."""
-    return _llama_like(config) if config["model_type"] in LLAMA_LIKE else _on_meta(config)
+    return list(_tensors(json.dumps(dict(config), sort_keys=True)))
+
+
+@lru_cache(maxsize=64)
+def _tensors(config: str) -> tuple[Tensor, ...]:
+    """Kept, since a plan asks for the same ones again and again, and the meta device takes seconds."""
+    found: dict[str, Any] = json.loads(config)
+    return tuple(_llama_like(found) if found["model_type"] in LLAMA_LIKE else _on_meta(found))
 
 
 def parameters(config: Config) -> int:
@@ -53,7 +60,7 @@ def linear_parameters(config: Config) -> int:
     return sum(tensor.size for tensor in tensors(config) if tensor.linear)
 
 
-def file_bytes(config: Config, storage: Storage = "bf16", double_quant: bool = True) -> int:
+def file_bytes(config: Config, storage: str = "bf16", double_quant: bool = True) -> int:
     """Bytes of the safetensors file, its header included.
 
     Exact for bf16, fp32 and int8; for nf4 and fp4 within a few bytes a layer, whose descriptor holds a printed float.
@@ -65,7 +72,7 @@ def file_bytes(config: Config, storage: Storage = "bf16", double_quant: bool = T
 Part = tuple[str, str, tuple[int, ...]]
 
 
-def _stored(tensor: Tensor, storage: Storage, double_quant: bool) -> list[Part]:
+def _stored(tensor: Tensor, storage: str, double_quant: bool) -> list[Part]:
     """Name, type and shape of what one tensor is in a file."""
     if storage == "fp32":
         return [(tensor.name, "F32", tensor.shape)]

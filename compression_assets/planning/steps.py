@@ -1,0 +1,60 @@
+"""What each step of a study will come to: its technique's prediction, from the base model's config on."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from compression_assets.errors import StudyError
+from compression_assets.planning.models import config_of
+from compression_assets.study.model import Study
+from compression_assets.study.names import BASE_MODEL, DATASETS, relative_directory
+from compression_assets.study.orderings import Node, StepPath
+from compression_assets.techniques.prediction import Prediction, StepContext
+from compression_assets.techniques.registry import technique
+from compression_assets.training.work import Volume
+from compression_assets.weights.shapes import Config
+
+
+class Predictions:
+    """Predictions of a study's models by path, each made once."""
+
+    def __init__(self, study: Study, base: Config, context: StepContext) -> None:
+        """context: where the steps run and what they read; the parent's format is filled in for each."""
+        self._study, self._context = study, context
+        self._made: dict[StepPath, Prediction] = {(): Prediction(base)}
+
+    def of(self, node: Node) -> Prediction:
+        """Raises StudyError when the node's step, or one before it, cannot be applied to its parent's config."""
+        if node.path not in self._made:
+            assert node.parent is not None and node.step is not None
+            parent, recipe = self.of(self._study.nodes[node.parent]), self._study.recipe(node.step)
+            one = technique(node.technique or "")
+            if reason := one.refusal(parent.config, recipe):
+                raise StudyError(f"{node.step} cannot be applied: {reason}")
+            context = replace(self._context, format=parent.format)
+            self._made[node.path] = one.predict(parent.config, recipe, context)
+        return self._made[node.path]
+
+
+def data_volumes(splits: Mapping[str, Volume]) -> dict[str, Volume]:
+    """Data asset -> its volume, from volumes by split."""
+    return {DATASETS[split]: volume for split, volume in splits.items()}
+
+
+def refused_step(study: Study, downloads: Path, root: Path | None = None) -> str | None:
+    """Why some step of the study cannot be applied, in a sentence; None where none is refused.
+
+    A base model whose config is not on this machine refuses nothing. downloads, root: as in `plan.make_plan`.
+    """
+    built = None if root is None else root / relative_directory(BASE_MODEL)
+    try:
+        base = config_of(study.base_model, downloads, built)
+    except StudyError:
+        return None
+    found = Predictions(study, base, StepContext(max_length=study.data.max_length))
+    try:
+        for node in study.nodes.values():
+            found.of(node)
+    except StudyError as error:
+        return str(error)
+    return None
