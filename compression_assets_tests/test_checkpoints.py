@@ -12,6 +12,9 @@ from transformers.utils import logging
 
 from compression_assets.errors import StudyError
 from compression_assets.weights import checkpoints
+from compression_assets.weights.formats.bf16 import BF16
+from compression_assets.weights.formats.layout import everywhere
+from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
 INPUT = torch.arange(20).reshape(2, 10)
@@ -164,7 +167,8 @@ def test_sizes_of_the_paper_follow_from_the_config(width: int, quantized: bool, 
         vocab_size=151936,
         tie_word_embeddings=True,
     )
-    assert round(checkpoints.predicted_tensor_bytes(config, quantized) / 2**20, 2) == mib
+    layout = everywhere(NF4() if quantized else BF16())
+    assert round(checkpoints.predicted_tensor_bytes(config, layout) / 2**20, 2) == mib
 
 
 def test_size_and_finiteness_are_checked_on_the_file(trained: Path) -> None:

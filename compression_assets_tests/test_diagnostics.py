@@ -12,7 +12,8 @@ from compression_assets.techniques.dequantization.apply import dequantize_checkp
 from compression_assets.techniques.pruning.apply import prune_ffn
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import checkpoints
+from compression_assets.weights.formats import nf4
 from compression_assets.weights.origins import Cut, write_origins
 from compression_assets_tests.tiny_models import tiny_directory
 

@@ -15,8 +15,11 @@ from compression_assets.techniques.quantization.calibrated import quantize_by_la
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.quantization.rounding import Rounding, quantize, rounded
 from compression_assets.techniques.step import StepInputs
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.layers import linear_layers
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 from compression_assets_tests.training_helpers import tiny_dataset
 
@@ -105,12 +108,12 @@ def test_every_layer_sees_what_the_quantized_ones_before_it_make() -> None:
     model, data = tiny_model(), tiny_dataset()
     reference, moments = tiny_model(), {}
 
-    def nearest(name: str, weight: torch.Tensor, moment: torch.Tensor) -> nf4.Stored:
+    def nearest(name: str, weight: torch.Tensor, moment: torch.Tensor) -> Stored:
         moments[name] = moment.clone()
         return nf4.quantize(weight)
 
     stored = dict(quantize_by_layers(model, data, nearest))
-    assert stored.keys() == {f"{name}.weight" for name in nf4.linear_layers(reference)}
+    assert stored.keys() == {f"{name}.weight" for name in linear_layers(reference)}
     for name, parts in stored.items():
         if ".layers.0." in name:
             reference.get_parameter(name).data.copy_(nf4.dequantize(parts))

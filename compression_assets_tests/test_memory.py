@@ -11,10 +11,12 @@ from compression_assets.techniques.prediction import StepContext
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
-from compression_assets.training.memory import LIBRARIES, MIB, Shapes, nf4_bytes
+from compression_assets.training.memory import LIBRARIES, MIB, Shapes, stored_bytes
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
-from compression_assets.weights import nf4
 from compression_assets.weights.checkpoints import empty_model
+from compression_assets.weights.formats.layout import everywhere
+from compression_assets.weights.formats.nf4 import NF4
+from compression_assets.weights.layers import linear_layers
 
 SIZES = {
     "vocab_size": 49_152,
@@ -48,7 +50,7 @@ def test_parameters_are_those_of_the_model(made_by: type, tied: bool) -> None:
     shapes = Shapes.of(config.to_dict())
     assert shapes is not None
     modules = dict(model.named_modules())
-    linear = sum(modules[name].weight.numel() for name in nf4.linear_layers(model))
+    linear = sum(modules[name].weight.numel() for name in linear_layers(model))
     assert shapes.linear_parameters == linear
     assert shapes.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=1e-3)
 
@@ -57,7 +59,7 @@ def test_the_papers_sizes_follow() -> None:
     shapes = Shapes.of(QWEN)
     assert shapes is not None
     assert 2 * shapes.parameters / MIB == pytest.approx(5_886.01, rel=1e-3)
-    assert nf4_bytes(shapes) / MIB == pytest.approx(1_959.44, rel=1e-3)
+    assert stored_bytes(shapes, everywhere(NF4())) / MIB == pytest.approx(1_959.44, rel=1e-3)
     recipe = load_study("paper").recipe("P")
     pruned = Shapes.of(technique("P").predict(QWEN, recipe, StepContext(max_length=512)).config)
     assert pruned is not None

@@ -9,8 +9,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
-from compression_assets.weights import checkpoints, int8, shapes
+from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS, read_tensors
+from compression_assets.weights.formats.int8 import Int8
+from compression_assets.weights.formats.layout import everywhere
+from compression_assets.weights.formats.registry import make_format
 from compression_assets_tests.tiny_models import tiny_directory
 
 
@@ -24,7 +27,9 @@ def test_a_model_in_another_format(tmp_path: Path, kind: str) -> None:
     assert low < made.metadata["relative_error_mean"] < high
 
     config = checkpoints.read_config(parent).to_dict()
-    difference = shapes.file_bytes(config, kind) - (tmp_path / "q" / WEIGHTS).stat().st_size  # type: ignore[arg-type]
+    difference = (
+        shapes.file_bytes(config, everywhere(make_format(kind))) - (tmp_path / "q" / WEIGHTS).stat().st_size
+    )
     assert abs(difference) <= (16 * 14 if kind == "fp4" else 0)
 
     back = dequantize_checkpoint(tmp_path / "q", tmp_path / "d")
@@ -56,12 +61,12 @@ def test_int8_is_what_bitsandbytes_makes(tmp_path: Path) -> None:
 def test_int8_codes_by_the_formula() -> None:
     weight = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     weight[3] = 0
-    stored = int8.quantize(weight)
+    stored = Int8().quantize(weight)
     for row in range(5):
         largest = max(abs(value) for value in weight[row].tolist())
         expected = [round(value / largest * 127) if largest else 0 for value in weight[row].tolist()]
         assert stored[""][row].tolist() == expected
-    assert torch.allclose(int8.dequantize(stored), weight, atol=weight.abs().max().item() / 254 * 1.01)
+    assert torch.allclose(Int8().dequantize(stored), weight, atol=weight.abs().max().item() / 254 * 1.01)
 
 
 def test_what_is_for_nf4_only_is_refused() -> None:

@@ -10,7 +10,8 @@ from compression_assets.evaluation.requantized import low_rank_factors
 from compression_assets.techniques.distillation.apply import distill
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.training.low_rank import low_rank
-from compression_assets.weights import nf4
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.layers import linear_weights
 from compression_assets_tests.training_helpers import (
     Killed,
     checkpoints_in,
@@ -57,7 +58,7 @@ def through_nf4(weights: dict[str, torch.Tensor]) -> Any:
     """A tiny model of these weights, its linear ones as NF4 would store them."""
     model = tiny_model()
     for name, weight in weights.items():
-        stored = nf4.dequantize(nf4.quantize(weight)) if name in nf4.linear_weights(model) else weight
+        stored = nf4.dequantize(nf4.quantize(weight)) if name in linear_weights(model) else weight
         model.get_parameter(name).data.copy_(stored)
     return model
 
@@ -117,7 +118,7 @@ def test_adapters_change_linear_weights_by_their_rank_and_nothing_else(
         model, tiny_dataset(12), no_teacher(), recipe(adapter_rank=3, batch_size=3, epochs=4), seed=0
     )
     assert done.loss_curve[-1]["loss"] < done.loss_curve[0]["loss"]
-    covered = nf4.linear_weights(tiny_model())
+    covered = linear_weights(tiny_model())
     for name, weight in weights_of(model).items():
         change = (weight - before[name]).double()
         if name not in covered:

@@ -19,6 +19,9 @@ from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS
+from compression_assets.weights.formats.bf16 import FP32
+from compression_assets.weights.formats.layout import everywhere
+from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory
 
 MIB = 2**20
@@ -77,13 +80,17 @@ def test_predicted_files_have_the_bytes_of_written_ones(
     model = checkpoints.load_full_precision(directory)
     checkpoints.save_full_precision(model, tmp_path / "saved", directory, masters=True)
     assert shapes.file_bytes(config) == (tmp_path / "saved" / WEIGHTS).stat().st_size
-    assert shapes.file_bytes(config, "fp32") == (tmp_path / "saved" / "masters" / WEIGHTS).stat().st_size
+    assert (
+        shapes.file_bytes(config, everywhere(FP32()))
+        == (tmp_path / "saved" / "masters" / WEIGHTS).stat().st_size
+    )
     assert shapes.parameters(config) == model.num_parameters()
     for double_quant in (True, False):
         target = tmp_path / f"nf4_{double_quant}"
         quantize_checkpoint(directory, target, QuantizationRecipe(double_quant=double_quant))
         layers = 7 * config["num_hidden_layers"]
-        difference = shapes.file_bytes(config, "nf4", double_quant) - (target / WEIGHTS).stat().st_size
+        predicted = shapes.file_bytes(config, everywhere(NF4(double_quant=double_quant)))
+        difference = predicted - (target / WEIGHTS).stat().st_size
         assert abs(difference) <= (16 * layers if double_quant else 0)
 
 

@@ -22,8 +22,10 @@ from compression_assets.techniques.quantization import Quantization
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.step import StepInputs
-from compression_assets.weights import checkpoints, first_answer, nf4
+from compression_assets.weights import checkpoints, first_answer
 from compression_assets.weights.first_answer import generate_answer, load_as_user
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 
 RECIPE = QuantizationRecipe()
@@ -130,9 +132,11 @@ def test_shapes_that_do_not_fill_blocks(shape: tuple[int, int]) -> None:
     assert (nf4.dequantize(stored) - weight).norm() < 0.13 * weight.norm()
     torch.testing.assert_close(nf4.dequantize(stored), nf4.dequantize_by_kernel(stored), rtol=1e-6, atol=0)
     sizes = [
-        tensor.numel() * tensor.element_size() for name, tensor in stored.items() if name != nf4.DESCRIPTOR
+        tensor.numel() * tensor.element_size()
+        for name, tensor in stored.items()
+        if nf4.DESCRIPTION not in name
     ]
-    assert sum(sizes) == nf4.stored_bytes(weight.numel())
+    assert sum(sizes) == NF4().stored_bytes(weight.shape)
     codes = nf4.unpack_codes(stored[""], weight.numel())
     assert torch.equal(nf4.pack_codes(codes), stored[""])
 
@@ -146,7 +150,7 @@ def test_codes_come_from_the_masters(base: Path, tmp_path: Path) -> None:
     written = load_file(tmp_path / "q" / "model.safetensors")
     assert torch.equal(written[name], nf4.quantize(weight)[""])
     assert not torch.equal(written[name], nf4.quantize(weight.bfloat16())[""])
-    assert json.loads(bytes(written[name + nf4.DESCRIPTOR].numpy()))["dtype"] == "bfloat16"
+    assert json.loads(bytes(written[f"{name}{nf4.DESCRIPTION}nf4"].numpy()))["dtype"] == "bfloat16"
     assert written["model.embed_tokens.weight"].dtype == torch.bfloat16
 
     layer = next(

@@ -12,15 +12,18 @@ from compression_assets.study.orderings import last_quantized, parse_ordering
 from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
-from compression_assets.techniques.quantization.rounding import Rounding, clipping, quantize
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.techniques.quantization.rounding import Rounding, quantize
+from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory
 
 # QLoRA's table (appendix E of the paper), written down independently of bitsandbytes.
 NEGATIVE = (-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004)
 POSITIVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)
-NF4 = np.array([*NEGATIVE, 0.0, *POSITIVE])
+NF4_VALUES = np.array([*NEGATIVE, 0.0, *POSITIVE])
 STOCHASTIC = QuantizationRecipe(rounding="stochastic")
 
 
@@ -28,7 +31,7 @@ def weight(seed: int = 0, rows: int = 32) -> torch.Tensor:
     return torch.randn(rows, 128, generator=torch.Generator().manual_seed(seed))
 
 
-def codes(stored: nf4.Stored) -> np.ndarray:
+def codes(stored: Stored) -> np.ndarray:
     return nf4.block_codes(stored).numpy().astype(int)
 
 
@@ -37,11 +40,11 @@ def test_stochastic_rounding_is_right_on_average_and_between_neighbours() -> Non
     drawn = [quantize(w, Rounding("stochastic", seed=f"{i}")) for i in range(400)]
     absmax = nf4.block_absmax(drawn[0]).double().numpy()[:, None]
     scaled = np.clip(w.double().numpy().reshape(-1, 64) / absmax, -1, 1)
-    lower = np.clip(np.searchsorted(NF4, scaled, side="right") - 1, 0, 14)
+    lower = np.clip(np.searchsorted(NF4_VALUES, scaled, side="right") - 1, 0, 14)
     up = np.stack([codes(stored) - lower for stored in drawn])
     assert set(np.unique(up)) == {0, 1}
 
-    chance = (scaled - NF4[lower]) / (NF4[lower + 1] - NF4[lower])
+    chance = (scaled - NF4_VALUES[lower]) / (NF4_VALUES[lower + 1] - NF4_VALUES[lower])
     # A mean of 400 draws is off by its binomial deviation: over 4,096 weights that has a mean square of 1.
     z = (up.mean(0) - chance) / np.sqrt(np.maximum(chance * (1 - chance), 1e-4) / 400)
     assert abs((z**2).mean() - 1) < 0.1
@@ -72,7 +75,7 @@ def test_what_lies_beyond_the_stored_absmax_is_the_bias() -> None:
     stored = quantize(w, Rounding("stochastic"))
     limit = nf4.block_absmax(stored).repeat_interleave(64).reshape(w.shape)
     cut = w - torch.maximum(torch.minimum(w, limit), -limit)
-    share, bias = clipping(w, stored)
+    share, bias = NF4().clipping(w, stored)
     assert share == pytest.approx((cut != 0).double().mean().item())
     assert 0 < share < 1 / 64
     assert bias == pytest.approx((cut.norm() / w.norm()).item(), rel=1e-4)

@@ -16,7 +16,7 @@ from compression_assets.evaluation.survival import (
 )
 from compression_assets.takeaway.survival_verdict import item_interval, placing_the_paper, t_interval, verdict
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
-from compression_assets.weights import nf4
+from compression_assets.weights.formats import nf4
 
 
 def drawn(shape: tuple[int, int], scale: float, seed: int) -> torch.Tensor:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.layer_ways import Incomparable, Kept, LayerWays
 from compression_assets.evaluation.survival import Survival, measure_survival, measure_update
-from compression_assets.weights import checkpoints, nf4
-from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -39,28 +40,27 @@ def compare(origin: Path, quantized_origin: Path | None, since: Sequence[Path], 
     """
     ways = LayerWays([origin, *since])
     masters = dict(read_tensors(checkpoints.masters_or_published(since[-1])))
-    starts = dict(quantized_weights.read_nf4(quantized_origin)) if quantized_origin else {}
+    stored = checkpoints.quantized_weights(quantized_origin) if quantized_origin else ()
+    starts = {weight.name: weight.parts for weight in stored}
     origins = dict(read_tensors(checkpoints.masters_or_published(origin)))
     found = Comparison()
-    for name, stored in quantized_weights.read_nf4(after):
-        if not isinstance(stored, dict):
-            continue
-        layer = name.removesuffix(".weight")
+    for quantized in checkpoints.quantized_weights(after):
+        layer = quantized.name.removesuffix(".weight")
         try:
             first, cuts = ways.back(layer)
-            begun, grid = origins[f"{first}.weight"].float(), starts.get(f"{first}.weight")
-            parts = grid if isinstance(grid, dict) else nf4.quantize(begun)
+            begun = origins[f"{first}.weight"].float()
+            parts = starts.get(f"{first}.weight") or nf4.quantize(begun)
             for rows, columns in cuts:
                 begun, parts = _without_removed(begun, parts, rows, columns)
         except Incomparable as reason:
             found.left_out[layer] = str(reason)
             continue
-        update = measure_update(begun, parts, masters[name], on_grid=quantized_origin is not None)
-        found.layers[layer] = measure_survival(update, stored)
+        update = measure_update(begun, parts, masters[quantized.name], on_grid=quantized_origin is not None)
+        found.layers[layer] = measure_survival(update, quantized.parts)
     return found
 
 
-def rows_of(stored: nf4.Stored, rows: "torch.Tensor") -> nf4.Stored:
+def rows_of(stored: Stored, rows: "torch.Tensor") -> Stored:
     """Parts of a matrix of some rows, with the same codes and absmax; in_features is a multiple of 64."""
     import torch
 
@@ -72,8 +72,8 @@ def rows_of(stored: nf4.Stored, rows: "torch.Tensor") -> nf4.Stored:
 
 
 def _without_removed(
-    weight: "torch.Tensor", parts: nf4.Stored, rows: Kept, columns: Kept
-) -> "tuple[torch.Tensor, nf4.Stored]":
+    weight: "torch.Tensor", parts: Stored, rows: Kept, columns: Kept
+) -> "tuple[torch.Tensor, Stored]":
     """A weight and its parts with the rows that a step has kept. Raises Incomparable where blocks shift."""
     import torch
 

@@ -1,4 +1,4 @@
-"""How far a quantized model's true 4-bit forward pass is from the dequantized weights that it is scored through."""
+"""How far a quantized model's own forward pass is from the dequantized weights that it is scored through."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Agreement:
     reason: str = ""
 
     def check(self) -> Check:
-        """A warning where the 4-bit model is not the one that was scored, or could not be compared with it."""
+        """A warning where the quantized model is not the one that was scored, or could not be compared with it."""
         if self.logit_cosine is None or self.top_1 is None:
             return Check(CHECK, False, f"not compared: {self.reason}", blocking=False)
         detail = f"cosine {self.logit_cosine:.4f}, same first token at {self.top_1:.1%} of {self.positions} positions"
@@ -51,17 +51,12 @@ class Agreement:
 def compare_with_four_bit(
     model: "PreTrainedModel", directory: Path, prompts: Sequence[list[int]], device: str
 ) -> Agreement:
-    """Compare `model`, the dequantized form of a 4-bit directory, with that directory loaded as any user loads it."""
+    """Compare `model`, the dequantized form of a directory, with that directory loaded as any user loads it."""
     from torch.nn.functional import cosine_similarity
 
-    from compression_assets.weights import nf4
-    from compression_assets.weights import quantized as quantized_weights
-    from compression_assets.weights.first_answer import load_as_user
+    from compression_assets.weights.first_answer import cannot_run, load_as_user
 
-    modules = dict(model.named_modules())
-    misfits = [name for name in nf4.linear_layers(model) if not nf4.fits_cpu(modules[name].weight.shape)]
-    if misfits and device.partition(":")[0] == "cpu" and not quantized_weights.is_int8(directory):
-        reason = f"the 4-bit kernels of this CPU cannot run {len(misfits)} layers' shapes, first {misfits[0]}"
+    if reason := cannot_run(directory, model, device.partition(":")[0]):
         return Agreement(None, None, 0, reason)
     expected = _logits(model, prompts)
     actual = _logits(load_as_user(directory, device), prompts)

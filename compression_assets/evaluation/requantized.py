@@ -20,9 +20,11 @@ from compression_assets.machine.precision import compute_dtype
 from compression_assets.techniques.quantization.calibrated import quantize_by_output
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.weights import checkpoints, nf4
-from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.layers import linear_weights
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +38,16 @@ class Start:
     """
 
     origin: "Mapping[str, torch.Tensor]"
-    grid: Mapping[str, nf4.Stored]
+    grid: Mapping[str, Stored]
     on_grid: bool
 
 
 def start_of(directory: Path, quantized: Path | None) -> Start:
     """The start in a model directory. quantized: the NF4 directory that it was dequantized from, if it was."""
     if quantized is not None:
-        grid = {
-            name: parts for name, parts in quantized_weights.read_nf4(quantized) if isinstance(parts, dict)
-        }
+        grid = {weight.name: weight.parts for weight in checkpoints.quantized_weights(quantized)}
         return Start({name: nf4.dequantize(parts) for name, parts in grid.items()}, grid, on_grid=True)
-    linear = nf4.linear_weights(checkpoints.empty_model(checkpoints.read_config(directory)))
+    linear = linear_weights(checkpoints.empty_model(checkpoints.read_config(directory)))
     weights = read_tensors(checkpoints.masters_or_published(directory))
     origin = {name: weight.float() for name, weight in weights if name in linear}
     return Start(origin, {name: nf4.quantize(weight) for name, weight in origin.items()}, on_grid=False)
@@ -83,7 +83,7 @@ class Scorer:
         import torch
 
         survival, kept = {}, self._start.grid if keep_absmax else {}
-        by_output: Mapping[str, nf4.Stored] = {}
+        by_output: Mapping[str, Stored] = {}
         if rounding.kind == "gptq":
             by_output = quantize_by_output(
                 self._trained, self._calibration, rounding.double_quant, kept, self._device
@@ -120,7 +120,7 @@ class Scorer:
         return self._updates[name]
 
     def _masters(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        linear = nf4.linear_weights(self._model)
+        linear = linear_weights(self._model)
         for name, weight in read_tensors(checkpoints.masters_or_published(self._trained)):
             if name in linear:
                 yield name, weight

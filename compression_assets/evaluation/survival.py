@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.weights import nf4
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ class Update:
     """
 
     values: "torch.Tensor"
-    grid: nf4.Stored
+    grid: Stored
     weights: int
     predicted: float | None
     rms: float
@@ -61,9 +62,7 @@ class Survival:
     beyond: float
 
 
-def measure_update(
-    origin: "torch.Tensor", grid: nf4.Stored, trained: "torch.Tensor", on_grid: bool
-) -> Update:
+def measure_update(origin: "torch.Tensor", grid: Stored, trained: "torch.Tensor", on_grid: bool) -> Update:
     """Compare a matrix before and after training with its NF4 grid.
 
     origin, trained: [out, in] in full precision. grid: the NF4 parts of origin. on_grid: whether origin is exactly
@@ -96,7 +95,7 @@ def measure_update(
     )
 
 
-def measure_survival(update: Update, after: nf4.Stored) -> Survival:
+def measure_survival(update: Update, after: Stored) -> Survival:
     """What is left of an update in the NF4 parts `after` that the trained matrix was quantized to."""
     before = nf4.unpack_codes(update.grid[""], update.weights)
     changed = (before != nf4.unpack_codes(after[""], update.weights)).sum().item()
@@ -157,7 +156,7 @@ def predict_surviving(codes: "torch.Tensor", absmax: "torch.Tensor", rms: float)
     return (kept * held).sum().item() / held.sum().item()
 
 
-def predict_for_grid(grid: "Mapping[str, nf4.Stored]", rms: float) -> float:
+def predict_for_grid(grid: "Mapping[str, Stored]", rms: float) -> float:
     """The surviving share for a whole model on its grid, were the updates of every matrix of one size."""
     sizes = {name: nf4.shape_of(parts).numel() for name, parts in grid.items()}
     kept = (

@@ -21,9 +21,11 @@ from compression_assets.study.names import (
 from compression_assets.study.orderings import Node, StepPath
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
-from compression_assets.techniques.prediction import Prediction, StepContext
+from compression_assets.techniques.prediction import StepContext
 from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
+from compression_assets.weights.formats.bf16 import FP32
+from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
 
 TOKENIZER_BYTES = 72
@@ -204,8 +206,8 @@ class _Planner:
         assert node.parent is not None and node.step is not None
         parent = self.study.nodes[node.parent]
         found, before = self.predictions.of(node), self.predictions.of(parent)
-        size = _file_bytes(found)
-        masters = shapes.file_bytes(found.config, "fp32") if found.format == "bf16" else 0
+        size = shapes.file_bytes(found.config)
+        masters = 0 if found.quantized else shapes.file_bytes(found.config, everywhere(FP32()))
         return Row(
             asset=model_key(node),
             technique=node.step,
@@ -216,7 +218,8 @@ class _Planner:
             memory=found.memory,
             tokens=found.tokens,
             flops=found.flops or 0.0,
-            seconds=(found.seconds or 0.0) + self._overhead(_file_bytes(before) + size + masters),
+            seconds=(found.seconds or 0.0)
+            + self._overhead(shapes.file_bytes(before.config) + size + masters),
         )
 
     def _overhead(self, file_bytes: float) -> float:
@@ -278,7 +281,3 @@ class _Planner:
                 "under names that are not known"
             )
         return [*notes, "downloads are not in the hours"]
-
-
-def _file_bytes(found: Prediction) -> int:
-    return shapes.file_bytes(found.config, found.format, found.double_quant)

@@ -1,7 +1,6 @@
 """What each step of a study will come to: its technique's prediction, from the base model's config on."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from compression_assets.errors import StudyError
@@ -19,7 +18,7 @@ class Predictions:
     """Predictions of a study's models by path, each made once."""
 
     def __init__(self, study: Study, base: Config, context: StepContext) -> None:
-        """context: where the steps run and what they read; the parent's format is filled in for each."""
+        """context: where the steps run, and what they read."""
         self._study, self._context = study, context
         self._made: dict[StepPath, Prediction] = {(): Prediction(base)}
 
@@ -31,8 +30,7 @@ class Predictions:
             one = technique(node.technique or "")
             if reason := one.refusal(parent.config, recipe):
                 raise StudyError(f"{node.step} cannot be applied: {reason}")
-            context = replace(self._context, format=parent.format)
-            self._made[node.path] = one.predict(parent.config, recipe, context)
+            self._made[node.path] = one.predict(parent.config, recipe, self._context)
         return self._made[node.path]
 
 

@@ -3,6 +3,7 @@
 from compression_assets.study.model import Study
 from compression_assets.study.orderings import DEQUANTIZATION, Node, StepPath, last_quantized, technique_of
 from compression_assets.techniques import registry
+from compression_assets.weights.formats.format import Format
 
 COMPARED = "nf4"
 """The number format whose codes and bins the comparison knows."""
@@ -29,7 +30,7 @@ def follows_training(study: Study, node: Node) -> bool:
     if not node.parent or node.technique is None or not registry.technique(node.technique).quantizes:
         return False
     quantizers = [token for token in node.path if registry.technique(technique_of(token)).quantizes]
-    return all(_leaves(study, token) == COMPARED for token in quantizers)
+    return all(_leaves(study, token).name == COMPARED for token in quantizers)
 
 
 def compared_with(node: Node) -> tuple[StepPath, StepPath | None, list[StepPath]]:
@@ -42,5 +43,5 @@ def compared_with(node: Node) -> tuple[StepPath, StepPath | None, list[StepPath]
     return start, quantized, [node.path[:length] for length in range(len(start) + 1, len(node.path))]
 
 
-def _leaves(study: Study, token: str) -> str:
+def _leaves(study: Study, token: str) -> Format:
     return registry.technique(technique_of(token)).leaves(study.recipe(token))

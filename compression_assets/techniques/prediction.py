@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
 from compression_assets.training.work import Volume
+from compression_assets.weights.formats.format import Format
 from compression_assets.weights.shapes import Config
 
 
@@ -12,14 +13,13 @@ from compression_assets.weights.shapes import Config
 class StepContext:
     """Where a step will run, and what it will read.
 
-    format: number format of the parent's weights. data: data asset -> its volume. max_length: tokens of the longest
+    data: data asset -> its volume. max_length: tokens of the longest
     row. device: "cpu" or "cuda". training, scoring: FLOP/s that training and forward passes reach on it.
     compute_bytes: of a number that it computes with (2 for bfloat16). row_by_row: memory is asked for with one row in
     a forward pass, which training on CUDA falls back to. teacher: config of the teacher, None where it is not known.
     """
 
     max_length: int
-    format: str = "bf16"
     data: Mapping[str, Volume] = field(default_factory=dict)
     device: str = "cpu"
     training: float = 1.0
@@ -42,16 +42,23 @@ class StepContext:
 class Prediction:
     """What a step comes to.
 
-    config: content of the new model's config.json, as far as it decides shapes. format: number format of its weights,
-    with options as `shapes.file_bytes` takes them. tokens: content tokens trained on. flops: of training and forward
-    passes. memory: peak bytes, libraries included. seconds: of its arithmetic; what reading and writing files takes is
-    added by the plan. None: cannot be told, because the config states its sizes under other names.
+    config: content of the new model's config.json, as far as it decides shapes and the number format of the weights.
+    tokens: content tokens trained on. flops: of training and forward passes. memory: peak bytes, libraries included.
+    seconds: of its arithmetic; what reading and writing files takes is added by the plan. None: cannot be told, because
+    the config states its sizes under other names.
     """
 
     config: Config
-    format: str = "bf16"
-    double_quant: bool = True
     tokens: int = 0
     flops: float | None = 0.0
     memory: int | None = None
     seconds: float | None = 0.0
+
+    @property
+    def quantized(self) -> bool:
+        return bool(self.config.get("quantization_config"))
+
+
+def in_format(config: Config, form: Format) -> Config:
+    """A config.json's content with the weights in another number format."""
+    return {**config, "quantization_config": form.to_config()}

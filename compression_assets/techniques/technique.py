@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import StepReport
 from compression_assets.strict import Strict
-from compression_assets.techniques.prediction import Prediction, StepContext
+from compression_assets.techniques.prediction import Prediction, StepContext, in_format
 from compression_assets.techniques.step import StepInputs
+from compression_assets.weights.formats.bf16 import BF16
+from compression_assets.weights.formats.format import Format
 from compression_assets.weights.shapes import Config
 
 EarlierModel = Callable[[Sequence[type["Technique"]]], int]
@@ -58,13 +60,9 @@ class Technique:
         return Reads()
 
     @classmethod
-    def leaves(cls, recipe: Any) -> str:
-        """Name of the number format of the new model's weights; a technique that quantizes says which."""
-        if cls.quantizes:
-            raise NotImplementedError(
-                f"{cls.__name__} quantizes, and its `leaves` does not say to which format"
-            )
-        return "bf16"
+    def leaves(cls, recipe: Any) -> Format:
+        """The number format of the new model's weights; a technique that quantizes says which."""
+        return BF16()
 
     @staticmethod
     def refusal(config: Config, recipe: Any) -> str | None:
@@ -77,7 +75,7 @@ class Technique:
 
         Raises StudyError when the recipe cannot be applied to the config.
         """
-        return Prediction(config, cls.leaves(recipe))
+        return Prediction(in_format(config, cls.leaves(recipe)))
 
 
 def last_quantized(before: Sequence[type[Technique]]) -> int:

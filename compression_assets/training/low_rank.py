@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.weights import nf4
+from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,9 @@ SCALE = 2.0
 
 @contextmanager
 def low_rank(model: "PreTrainedModel", rank: int, seed: int) -> Iterator[None]:
-    """Inside, only adapters of every linear layer that NF4 covers are trainable; at the end they are merged in float32.
+    """Inside, only adapters of the linear layers are trainable; at the end they are merged in float32.
+
+    The output layer has none.
 
     A: [rank, in], uniform as torch initialises linear layers; B: [out, rank], zero. What was frozen comes out bit for
     bit as it went in, whatever dtype it was computed with.
@@ -29,7 +31,7 @@ def low_rank(model: "PreTrainedModel", rank: int, seed: int) -> Iterator[None]:
     import torch
     from torch.nn.utils import parametrize
 
-    modules = {f"{name}.weight": model.get_submodule(name) for name in nf4.linear_layers(model)}
+    modules = {f"{name}.weight": model.get_submodule(name) for name in linear_layers(model)}
     exact = {name: p.detach().clone() for name, p in model.named_parameters() if name not in modules}
     for parameter in model.parameters():
         parameter.requires_grad_(False)

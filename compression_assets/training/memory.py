@@ -4,12 +4,14 @@ No torch, no files and no devices in here. They are estimates on the high side; 
 estimate is as expected.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from compression_assets.training.head_loss import BLOCK_BYTES, CHUNK_BYTES
 from compression_assets.training.schedule import TrainingRecipe
+from compression_assets.weights.formats.format import ModelTensor
+from compression_assets.weights.formats.layout import Layout, stored_parts
 
 MIB = 2**20
 LIBRARIES = {"cpu": 900 * MIB, "cuda": 300 * MIB}
@@ -50,7 +52,7 @@ class Shapes:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the linear layers that NF4 covers: all but the output embedding."""
+        """Weights of the linear layers: all but the output embedding."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -58,6 +60,29 @@ class Shapes:
     def parameters(self) -> int:
         """All weights but biases and norms, which are less than a thousandth."""
         return self.linear_parameters + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def tensors(self) -> Iterator[ModelTensor]:
+        """Its matrices, under Llama's names."""
+        width, kv, head = (
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+            (self.vocabulary, self.hidden),
+        )
+        yield ModelTensor("model.embed_tokens.weight", head, "embedding")
+        if not self.tied:
+            yield ModelTensor("lm_head.weight", head, "head")
+        matrices = {
+            "self_attn.q_proj": (width, self.hidden),
+            "self_attn.k_proj": (kv, self.hidden),
+            "self_attn.v_proj": (kv, self.hidden),
+            "self_attn.o_proj": (self.hidden, width),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+        for layer in range(self.layers):
+            for name, shape in matrices.items():
+                yield ModelTensor(f"model.layers.{layer}.{name}.weight", shape, "linear")
 
 
 def training_memory(
@@ -90,10 +115,9 @@ def optimizer_bytes(recipe: TrainingRecipe) -> int:
     return 16 if recipe.optimizer == "adamw" else 10
 
 
-def nf4_bytes(shapes: Shapes) -> int:
-    """Bytes of an NF4 model: half a byte and one 64th of a byte of absmax a weight, embeddings in 16 bit."""
-    others = shapes.parameters - shapes.linear_parameters
-    return shapes.linear_parameters * 33 // 64 + 2 * others
+def stored_bytes(shapes: Shapes, layout: Layout) -> int:
+    """Bytes of a model in the formats of a layout."""
+    return sum(part.bytes for _, part in stored_parts(shapes.tensors(), layout))
 
 
 def _layer_activations(shapes: Shapes, rows: int, length: int, compute_bytes: int, kind: str) -> int:

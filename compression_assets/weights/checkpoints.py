@@ -1,12 +1,12 @@
 """Model directories: reading and writing weights, configs and tokenizers as plain files.
 
 A model directory is the Hugging Face layout (config.json, generation_config.json, tokenizer files,
-safetensors) in bf16 or NF4. A directory whose weights were trained or dequantized also holds `masters/`: the
-same tensor names in fp32, for the next step. How a technique changes weights, and manifests, live elsewhere.
+safetensors) in one of the number formats. A directory whose weights were trained or dequantized also holds
+`masters/`: the same tensor names in fp32, for the next step. How a technique changes weights, and manifests, live
+elsewhere.
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check
-from compression_assets.weights import int8, nf4
 from compression_assets.weights.files import (
     TOKENIZER_FILES,
     Named,
@@ -24,7 +23,10 @@ from compression_assets.weights.files import (
     write_weights,
 )
 from compression_assets.weights.files import weight_files as weight_files
-from compression_assets.weights.quantized import dequantized, read_nf4
+from compression_assets.weights.formats.format import ModelTensor
+from compression_assets.weights.formats.layout import Layout, layout_of, quantization_of, stored_parts
+from compression_assets.weights.layers import linear_weights
+from compression_assets.weights.stored import StoredWeight, read_stored
 
 if TYPE_CHECKING:
     import torch
@@ -70,13 +72,7 @@ def read_config(directory: Path) -> "PretrainedConfig":
 
 def is_quantized(directory: Path) -> bool:
     """Whether the directory's config.json names a quantization. Raises StudyError when it cannot be read."""
-    file = directory / "config.json"
-    if not file.is_file():
-        raise StudyError(f"{directory} is not a model directory (it has no config.json)")
-    try:
-        return bool(json.loads(file.read_text()).get("quantization_config"))
-    except ValueError as error:
-        raise StudyError(f"{file} is damaged ({error}); build or download this model again") from error
+    return bool(quantization_of(directory))
 
 
 def refuse_quantized(directory: Path) -> None:
@@ -103,37 +99,39 @@ def stored_tensors(model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def predicted_tensor_bytes(
-    model: "PretrainedConfig | PreTrainedModel",
-    quantized: bool,
-    double_quant: bool = True,
-    eight_bit: bool = False,
-) -> int:
+def model_tensors(model: "PreTrainedModel") -> list[ModelTensor]:
+    """The tensors that belong in a checkpoint, with shapes and roles; a meta model will do."""
+    roles = dict.fromkeys(linear_weights(model), "linear")
+    modules = {id(module): name for name, module in model.named_modules()}
+    for role, module in (
+        ("head", model.get_output_embeddings()),
+        ("embedding", model.get_input_embeddings()),
+    ):
+        if id(module) in modules:
+            roles[f"{modules[id(module)]}.weight"] = role
+    return [
+        ModelTensor(name, tuple(tensor.shape), roles.get(name, "other"))  # type: ignore[arg-type]
+        for name, tensor in stored_tensors(model).items()
+    ]
+
+
+def predicted_tensor_bytes(model: "PretrainedConfig | PreTrainedModel", layout: Layout) -> int:
     """Bytes of the published tensors that follow from the shapes alone; a meta model or a config will do.
 
-    NF4 descriptors (JSON text of some 150 bytes a layer, with a printed float in it) are left out here and
+    Descriptions in JSON (some 150 bytes a layer of NF4, with a printed float in it) are left out here and
     in `tensor_bytes`; so is the safetensors header.
     """
     from transformers import PretrainedConfig
 
     shaped = empty_model(model) if isinstance(model, PretrainedConfig) else model
-    layers = {f"{name}.weight" for name in nf4.linear_layers(shaped)} if quantized else set()
-
-    def stored_bytes(tensor: "torch.Tensor") -> int:
-        return (
-            int8.stored_bytes(*tensor.shape) if eight_bit else nf4.stored_bytes(tensor.numel(), double_quant)
-        )
-
-    return sum(
-        stored_bytes(tensor) if name in layers else 2 * tensor.numel()
-        for name, tensor in stored_tensors(shaped).items()
-    )
+    return sum(part.bytes for _, part in stored_parts(model_tensors(shaped), layout) if not part.text)
 
 
 def tensor_bytes(directory: Path) -> int:
-    """Bytes of the tensors in the published files, NF4 descriptors left out."""
-    headers = tensor_headers(directory)
-    spans = [header["data_offsets"] for name, header in headers.items() if nf4.DESCRIPTION not in name]
+    """Bytes of the tensors in the published files, descriptions in JSON left out."""
+    parts = stored_parts(model_tensors(empty_model(read_config(directory))), layout_of(directory))
+    text = {name for name, part in parts if part.text}
+    spans = [header["data_offsets"] for name, header in tensor_headers(directory).items() if name not in text]
     return sum(end - begin for begin, end in spans)
 
 
@@ -152,19 +150,39 @@ def load_full_precision(directory: Path) -> "PreTrainedModel":
 def load_for_scoring(directory: Path, device: str, dtype: "torch.dtype") -> "PreTrainedModel":
     """The published model (never its masters) in `dtype` on `device`, in evaluation mode.
 
-    NF4 weights are dequantized exactly, since a CPU has no fast 4-bit kernel and the one that it has rounds
+    Quantized weights are dequantized exactly, since a CPU has no fast 4-bit kernel and the one that it has rounds
     absmax to bf16. Raises StudyError as `load_full_precision` does.
     """
     return _build(directory, directory, dense_tensors(directory), dtype).to(device).eval()
 
 
 def dense_tensors(directory: Path) -> "Iterator[Named]":
-    """The published weights one at a time: NF4 ones dequantized to fp32, others as stored."""
+    """The published weights one at a time: quantized ones dequantized to fp32, others as stored."""
     if not is_quantized(directory):
         yield from read_tensors(directory)
         return
-    for name, stored in read_nf4(directory):
-        yield name, dequantized(stored) if isinstance(stored, dict) else stored
+    for weight in _stored_weights(directory):
+        full = weight.format.full_precision
+        yield weight.name, weight.parts[""] if full else weight.format.dequantize(weight.parts)
+
+
+def quantized_weights(directory: Path) -> Iterator[StoredWeight]:
+    """The quantized weights of a directory, one at a time.
+
+    Raises StudyError when its format is unknown, a part of a weight is missing or there is none.
+    """
+    found = False
+    for weight in _stored_weights(directory):
+        if not weight.format.full_precision:
+            found = True
+            yield weight
+    if not found:
+        raise StudyError(f"{directory} has no quantized weights; it is in full precision already")
+
+
+def _stored_weights(directory: Path) -> Iterator[StoredWeight]:
+    tensors = model_tensors(empty_model(read_config(directory)))
+    return read_stored(directory, tensors, layout_of(directory))
 
 
 def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") -> "Iterator[Named]":
@@ -247,7 +265,7 @@ def copy_generation_config(source: Path, target: Path) -> None:
 
 
 def check_finite(directory: Path) -> Check:
-    """Check `weights_finite` over the published weights, NF4 ones as they dequantize."""
+    """Check `weights_finite` over the published weights, quantized ones as they dequantize."""
     bad = [name for name, tensor in dense_tensors(directory) if not tensor.isfinite().all()]
     detail = f"not finite: {', '.join(bad[:3])}" if bad else "every published weight is finite"
     return Check("weights_finite", not bad, detail)
@@ -255,11 +273,7 @@ def check_finite(directory: Path) -> Check:
 
 def check_size(directory: Path) -> Check:
     """Check `size_as_asked`: the file's tensors take the bytes that follow from config.json."""
-    config = read_config(directory)
-    quantization = getattr(config, "quantization_config", None) or {}
-    double_quant = bool(quantization.get("bnb_4bit_use_double_quant"))
-    eight_bit = bool(quantization.get("load_in_8bit"))
-    expected = predicted_tensor_bytes(config, bool(quantization), double_quant, eight_bit)
+    expected = predicted_tensor_bytes(read_config(directory), layout_of(directory))
     actual = tensor_bytes(directory)
     detail = f"{actual} bytes of tensors, {expected} predicted from shapes"
     return Check("size_as_asked", actual == expected, detail)

@@ -1,39 +1,59 @@
-"""A written NF4 or int8 model, loaded as any user loads it, gives its first answer, or a reason why it cannot here."""
+"""A written quantized model, loaded as any user loads it, gives its first answer, or a reason why it cannot here."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
-from compression_assets.weights import checkpoints, nf4
-from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights import checkpoints
+from compression_assets.weights.formats.layout import layout_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPT = "Tell me about your day."
+DEVICES = ("cpu", "cuda")
 
 
 def answer_or_reason(directory: Path, model: "PreTrainedModel", device: str, tokens: int) -> dict[str, Any]:
-    """Load a written model; metadata on where it runs: it answers here, or its shapes say why only CUDA can.
+    """Load a written model; metadata on where it runs: it answers here, or why it cannot and which devices can.
 
-    model: the (meta) model of the same shapes. They decide, not a trial: depending on the processor,
-    bitsandbytes' CPU kernels raise on a shape that they cannot take, or compute nonsense.
+    model: the (meta) model of the same shapes. They decide, not a trial: depending on the processor, kernels
+    raise on a shape that they cannot take, or compute nonsense.
     """
     kind = device.partition(":")[0]
-    modules = dict(model.named_modules())
-    misfits = [name for name in nf4.linear_layers(model) if not nf4.fits_cpu(modules[name].weight.shape)]
-    if quantized_weights.is_int8(directory):
-        misfits = []  # its CPU kernels take any shape
-    loaded = load_as_user(directory, device)
-    if kind != "cpu" or not misfits:
-        return {"answers_on": [kind], "answer": generate_answer(loaded, directory, tokens)}
-    out_features, in_features = modules[misfits[0]].weight.shape
-    reason = (
-        f"{len(misfits)} layers have shapes that bitsandbytes cannot run on a CPU, first {misfits[0]}: "
-        f"in_features {in_features} and out_features {out_features} "
-        f"must be multiples of {nf4.BLOCKSIZE} and {nf4.CPU_OUT_MULTIPLE}"
-    )
-    return {"answers_on": ["cuda"], "answers_on_reason": reason}
+    reason = cannot_run(directory, model, kind)
+    if not _unsupported(directory, model, kind):
+        # Also a model that cannot run here has to load as a whole.
+        loaded = load_as_user(directory, device)
+    if reason:
+        others = [other for other in DEVICES if not cannot_run(directory, model, other)]
+        return {"answers_on": others, "answers_on_reason": reason}
+    return {"answers_on": [kind], "answer": generate_answer(loaded, directory, tokens)}
+
+
+def cannot_run(directory: Path, model: "PreTrainedModel", device: str) -> str:
+    """Why a directory does not run by itself on a kind of device ("cpu", "cuda"); "" if it does.
+
+    model: one of the same shapes.
+    """
+    where = "this CPU" if device == "cpu" else device
+    if unsupported := _unsupported(directory, model, device):
+        return f"transformers does not run {unsupported} on {where}; it is scored through its dequantized weights"
+    layout = layout_of(directory)
+    tensors = checkpoints.model_tensors(model)
+    reasons = {tensor.module: layout(tensor).misfit(tensor.shape, device) for tensor in tensors}
+    misfits = [module for module, reason in reasons.items() if reason]
+    if not misfits:
+        return ""
+    first = misfits[0]
+    return f"the kernels of {where} cannot run {len(misfits)} layers' shapes, first {first}: {reasons[first]}"
+
+
+def _unsupported(directory: Path, model: "PreTrainedModel", device: str) -> str:
+    """The title of a format in a directory that transformers has no kernels for on a kind of device, else ""."""
+    layout = layout_of(directory)
+    forms = (layout(tensor) for tensor in checkpoints.model_tensors(model))
+    return next((form.title for form in forms if device not in form.devices), "")
 
 
 def load_as_user(directory: Path, device: str) -> "PreTrainedModel":

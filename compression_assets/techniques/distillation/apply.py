@@ -14,7 +14,7 @@ from compression_assets.training.low_rank import low_rank
 from compression_assets.training.masters import AsStored
 from compression_assets.training.resuming import Checkpoints, checkpoints_in
 from compression_assets.training.teacher.teacher_logits import TeacherLogits
-from compression_assets.weights import nf4
+from compression_assets.weights.layers import linear_weights
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def distill(
 
 def _as_nf4(model: "PreTrainedModel") -> AsStored:
     """What the technique Q with its defaults would make of a linear weight; None for every other parameter."""
-    covered = nf4.linear_weights(model)
+    covered = linear_weights(model)
 
     def as_stored(name: str, master: "torch.Tensor") -> "torch.Tensor | None":
         return rounded(master) if name in covered else None

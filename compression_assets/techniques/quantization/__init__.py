@@ -7,6 +7,7 @@ from compression_assets.techniques.quantization.apply import quantize_step
 from compression_assets.techniques.quantization.predict import predict_quantization
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, GRID, QuantizationRecipe
 from compression_assets.techniques.technique import Reads, Technique, last_quantized
+from compression_assets.weights.formats.format import Format
 
 
 class Quantization(Technique):
@@ -28,8 +29,8 @@ class Quantization(Technique):
         )
 
     @classmethod
-    def leaves(cls, recipe: QuantizationRecipe) -> str:
-        return recipe.kind
+    def leaves(cls, recipe: QuantizationRecipe) -> Format:
+        return recipe.format
 
 
 def _grid_to_keep(before: Sequence[type[Technique]]) -> int:

@@ -1,4 +1,4 @@
-"""NF4 quantization of a model directory with bitsandbytes. The number format itself is in nf4.py."""
+"""Quantization of a model directory into a number format. The formats themselves are in weights/formats."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,26 +9,26 @@ from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, Report, StepReport, no_report
 from compression_assets.techniques.quantization import calibrated
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, GRID, QuantizationRecipe
-from compression_assets.techniques.quantization.rounding import Rounding, clipping, quantize
+from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.weights import checkpoints, int8, nf4
-from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Format, Stored
+from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MAX_RELATIVE_ERROR = 0.15
-# Normally distributed weights come out at 0.09, 0.12 and 0.01.
-MAX_RELATIVE_ERRORS = {"nf4": MAX_RELATIVE_ERROR, "fp4": 0.2, "int8": 0.05}
 # Uniformly spread over its bin of width d, a weight is d / sqrt(12) off the nearest value in the root mean square and
 # d / sqrt(6) off one that is drawn.
 # What gptq rounds away in one weight it makes up for in others, which move further: measured 0.13 on average, to 0.18.
 # Its measure is the output, which has to be no worse than by nearest rounding.
-MAX_ERROR_OF_ROUNDING = {"stochastic": 0.15 * 2**0.5, "gptq": 0.5}
+DRAWN = 2**0.5
+MAX_ERROR_BY_OUTPUT = 0.5
 
 
 def quantize_step(step: StepInputs) -> StepReport:
@@ -56,9 +56,10 @@ def quantize_checkpoint(
     grid: Path | None = None,
     calibration: TokenDataset | None = None,
 ) -> StepReport:
-    """Write the NF4 checkpoint that transformers and bitsandbytes would write, one tensor at a time.
+    """Write the checkpoint that transformers and the library of the format would write, one tensor at a time.
 
-    seed: of stochastic rounding. grid: NF4 directory whose absmax the recipe keeps. calibration: what gptq looks at.
+    seed: of stochastic rounding. grid: quantized directory whose absmax the recipe keeps. calibration: what gptq
+    looks at.
 
     Codes come from the fp32 masters when the source has them, else from its published weights. Embeddings,
     norms, biases and the output embedding stay in bf16. Metadata: "layers" with each layer's relative
@@ -71,9 +72,11 @@ def quantize_checkpoint(
     checkpoints.refuse_quantized(source)
     config = checkpoints.read_config(source)
     model = checkpoints.empty_model(config)
-    layers = nf4.linear_layers(model)
+    layers = linear_layers(model)
     if not layers:
-        raise StudyError(f"{source} ({config.model_type}) has no linear layers that NF4 covers")
+        raise StudyError(
+            f"{source} ({config.model_type}) has no linear layers that {recipe.format.title} covers"
+        )
     kept = _kept_grid(recipe, source, grid, model)
     rounding = Rounding(recipe.rounding, recipe.double_quant, seed)
     by_output = calibrated.ByOutput()
@@ -82,7 +85,7 @@ def quantize_checkpoint(
             source, calibration, recipe.double_quant, kept, device, report
         )
     weights = _quantized_tensors(
-        source, model, set(layers), recipe.kind, rounding, kept, by_output.parts, device, report
+        source, model, recipe.format, rounding, kept, by_output.parts, device, report
     )
     write_weights(dict(weights), target)
     _write_config(source, target, recipe)
@@ -118,7 +121,8 @@ def _check_errors(
     recipe: QuantizationRecipe, errors: dict[str, dict[str, float]], means: dict[str, float]
 ) -> Check:
     """Every weight within the limit of its rounding; by layer output, outputs no worse than nearest rounding's."""
-    limit = MAX_ERROR_OF_ROUNDING.get(recipe.rounding, MAX_RELATIVE_ERRORS[recipe.kind])
+    nearest = recipe.format.max_relative_error
+    limit = {"stochastic": nearest * DRAWN, "gptq": MAX_ERROR_BY_OUTPUT}.get(recipe.rounding, nearest)
     worst = max(errors, key=lambda layer: errors[layer]["relative_error"])
     largest = errors[worst]["relative_error"]
     passed = largest < limit
@@ -136,61 +140,60 @@ def _check_errors(
 
 
 def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str, float]]:
-    """Layer -> errors of a written NF4 directory against what it was made from.
+    """Layer -> errors of a written quantized directory against what it was made from.
 
-    relative_error: ||W - Ŵ|| / ||W|| (Frobenius). clipped_share, clipping_bias: see `rounding.clipping`.
+    relative_error: ||W - Ŵ|| / ||W|| (Frobenius). clipped_share, clipping_bias: see `Format.clipping`.
     """
     originals = dict(read_tensors(checkpoints.masters_or_published(full_precision)))
     errors = {}
-    for name, stored in quantized_weights.read_nf4(quantized):
-        if isinstance(stored, dict):
-            weight = originals[name].float()
-            # A layer of zeros is stored exactly; its error is 0, not 0 / 0.
-            norm = weight.norm().item() or 1.0
-            share, bias = (0.0, 0.0) if int8.is_int8(stored) else clipping(weight, stored)
-            errors[name.removesuffix(".weight")] = {
-                "relative_error": (quantized_weights.dequantized(stored) - weight).norm().item() / norm,
-                "clipped_share": share,
-                "clipping_bias": bias,
-            }
+    for stored in checkpoints.quantized_weights(quantized):
+        weight = originals[stored.name].float()
+        # A layer of zeros is stored exactly; its error is 0, not 0 / 0.
+        norm = weight.norm().item() or 1.0
+        share, bias = stored.format.clipping(weight, stored.parts)
+        errors[stored.name.removesuffix(".weight")] = {
+            "relative_error": (stored.format.dequantize(stored.parts) - weight).norm().item() / norm,
+            "clipped_share": share,
+            "clipping_bias": bias,
+        }
     return errors
 
 
 def _quantized_tensors(
     source: Path,
     model: "PreTrainedModel",
-    layers: set[str],
-    kind: str,
+    form: Format,
     rounding: Rounding,
-    grid: "Mapping[str, nf4.Stored]",
-    by_output: "Mapping[str, nf4.Stored]",
+    grid: "Mapping[str, Stored]",
+    by_output: "Mapping[str, Stored]",
     device: str,
     report: Report,
 ) -> "Iterator[tuple[str, torch.Tensor]]":
     done, directory = 0, checkpoints.masters_or_published(source)
+    covered = {tensor.name for tensor in checkpoints.model_tensors(model) if form.covers(tensor)}
     for name, tensor in checkpoints.fitting(directory, read_tensors(directory), model):
-        if name.removesuffix(".weight") not in layers or not name.endswith(".weight"):
+        if name not in covered:
             yield name, checkpoints.published(tensor)
             continue
         if not tensor.isfinite().all():
             raise StudyError(f"{name} in {source} is not finite; build this model again")
-        stored = by_output.get(name) or _stored(tensor.to(device), kind, rounding, name, grid.get(name))
-        yield from ((quantized_weights.part_name(name, suffix), part) for suffix, part in stored.items())
+        stored = by_output.get(name) or _stored(tensor.to(device), form, rounding, name, grid.get(name))
+        yield from ((form.tensor_name(name, part), content) for part, content in stored.items())
         done += 1
-        report(done, len(layers), "layers quantized")
+        report(done, len(covered), "layers quantized")
 
 
 def _stored(
-    weight: "torch.Tensor", kind: str, rounding: Rounding, name: str, grid: "nf4.Stored | None"
-) -> "nf4.Stored":
-    if kind == "nf4":
-        return quantize(weight, rounding, name, grid)
-    return int8.quantize(weight) if kind == "int8" else nf4.quantize(weight, rounding.double_quant, kind)
+    weight: "torch.Tensor", form: Format, rounding: Rounding, name: str, grid: Stored | None
+) -> Stored:
+    if rounding.kind == "nearest" and grid is None:
+        return form.quantize(weight)
+    return quantize(weight, rounding, name, grid)
 
 
 def _kept_grid(
     recipe: QuantizationRecipe, source: Path, grid: Path | None, model: "PreTrainedModel"
-) -> "dict[str, nf4.Stored]":
+) -> "dict[str, Stored]":
     """Weight name -> earlier parts whose absmax is taken over: none for a weight that pruning has cut since."""
     if not recipe.keep_absmax:
         return {}
@@ -200,26 +203,16 @@ def _kept_grid(
         )
     shapes = {name: tensor.shape for name, tensor in checkpoints.stored_tensors(model).items()}
     return {
-        name: stored
-        for name, stored in quantized_weights.read_nf4(grid)
-        if isinstance(stored, dict) and nf4.shape_of(stored) == shapes[name]
+        stored.name: stored.parts
+        for stored in checkpoints.quantized_weights(grid)
+        if type(stored.format) is type(recipe.format) and nf4.shape_of(stored.parts) == shapes[stored.name]
     }
 
 
 def _write_config(source: Path, target: Path, recipe: QuantizationRecipe) -> None:
     import torch
-    from transformers import BitsAndBytesConfig
 
     config = checkpoints.read_config(source)
     config.dtype = torch.bfloat16
-    config.quantization_config = (
-        BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
-        if recipe.kind == "int8"
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=recipe.kind,
-            bnb_4bit_use_double_quant=recipe.double_quant,
-            bnb_4bit_compute_dtype=recipe.compute_dtype,
-        )
-    )
+    config.quantization_config = recipe.format.to_config()
     config.save_pretrained(target)

@@ -13,14 +13,17 @@ from compression_assets.errors import StudyError
 from compression_assets.store.reports import Report, no_report
 from compression_assets.techniques.quantization import gptq
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.weights import checkpoints, nf4
+from compression_assets.weights import checkpoints
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-Quantize = Callable[[str, "torch.Tensor", "torch.Tensor"], nf4.Stored]
+Quantize = Callable[[str, "torch.Tensor", "torch.Tensor"], Stored]
 """(Weight name, weight [out, in], second moment [in, in] of its inputs) -> parts."""
 
 
@@ -28,7 +31,7 @@ Quantize = Callable[[str, "torch.Tensor", "torch.Tensor"], nf4.Stored]
 class ByOutput:
     """Weight name -> NF4 parts; layer -> its relative output error, beside that of nearest rounding."""
 
-    parts: dict[str, nf4.Stored] = field(default_factory=dict)
+    parts: dict[str, Stored] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -36,7 +39,7 @@ def quantize_by_output(
     directory: Path,
     dataset: TokenDataset | None,
     double_quant: bool,
-    kept: Mapping[str, nf4.Stored],
+    kept: Mapping[str, Stored],
     device: str = "cpu",
     report: Report = no_report,
 ) -> ByOutput:
@@ -49,7 +52,7 @@ def quantize_by_output(
     if dataset is None:
         raise StudyError("rounding: gptq needs a calibration set; add data.splits.calibration to the study")
 
-    def quantize(name: str, weight: "torch.Tensor", moment: "torch.Tensor") -> nf4.Stored:
+    def quantize(name: str, weight: "torch.Tensor", moment: "torch.Tensor") -> Stored:
         nearest = nf4.quantize(weight, double_quant)
         stored = gptq.quantize(weight, kept.get(name, nearest), moment)
         found.errors[name.removesuffix(".weight")] = {
@@ -65,7 +68,7 @@ def quantize_by_output(
 
 def quantize_by_layers(
     model: "PreTrainedModel", dataset: TokenDataset, quantize: Quantize, report: Report = no_report
-) -> Iterator[tuple[str, nf4.Stored]]:
+) -> Iterator[tuple[str, Stored]]:
     """Every linear weight that NF4 covers, by name, quantized on the conversations of `dataset`, all of their tokens.
 
     The model's weights become what was stored. Memory: hidden states of the whole set, twice, and the second moments
@@ -73,7 +76,7 @@ def quantize_by_layers(
     """
     import torch
 
-    layers, names = decoder_layers(model), nf4.linear_layers(model)
+    layers, names = decoder_layers(model), linear_layers(model)
     if not len(dataset):
         raise StudyError("the calibration set is empty; ask for more calibration conversations")
     model.eval()
@@ -101,7 +104,7 @@ def decoder_layers(model: "PreTrainedModel") -> "dict[str, Module]":
     for name, module in model.named_modules():
         if isinstance(module, ModuleList) and len(module) == count:
             layers = {f"{name}.{index}": layer for index, layer in enumerate(module)}
-            if all(linear.startswith(f"{name}.") for linear in nf4.linear_layers(model)):
+            if all(linear.startswith(f"{name}.") for linear in linear_layers(model)):
                 return layers
     raise StudyError(
         f"models of type {model.config.model_type!r} cannot be quantized layer by layer: their linear layers do not "

@@ -8,8 +8,9 @@ of its own, hence this file. Where the inputs come from is in calibrated.py.
 
 from typing import TYPE_CHECKING
 
-from compression_assets.techniques.quantization.rounding import nearest
-from compression_assets.weights import nf4
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.nf4 import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ COLUMNS_AT_ONCE = 128
 """Later columns hear of this many at a time (the paper's lazy updates); it changes speed, and rounding of sums."""
 
 
-def quantize(weight: "torch.Tensor", grid: nf4.Stored, second_moment: "torch.Tensor") -> nf4.Stored:
+def quantize(weight: "torch.Tensor", grid: Stored, second_moment: "torch.Tensor") -> Stored:
     """Store a weight [out, in] as NF4 parts on the CPU, computed on the weight's device.
 
     grid: parts whose absmax is taken over, the weight's own (`nf4.quantize`) or earlier ones. second_moment: [in, in],
@@ -33,10 +34,10 @@ def quantize(weight: "torch.Tensor", grid: nf4.Stored, second_moment: "torch.Ten
     upper = _inverse_factor(second_moment[order][:, order])
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes[:, order] = _round_columns(weight.float()[:, order], absmax[:, order], upper)
-    return {**grid, "": nf4.pack_codes(codes.reshape(-1)).cpu()}
+    return nf4.with_codes(grid, codes, codes.numel())
 
 
-def output_error(weight: "torch.Tensor", stored: nf4.Stored, second_moment: "torch.Tensor") -> float:
+def output_error(weight: "torch.Tensor", stored: Stored, second_moment: "torch.Tensor") -> float:
     """||(W - Ŵ) X|| / ||W X|| (Frobenius) over the inputs X of the second moment X Xᵀ; 0 for a layer without output."""
     exact = weight.double()
     moment = second_moment.to(exact)
@@ -45,7 +46,7 @@ def output_error(weight: "torch.Tensor", stored: nf4.Stored, second_moment: "tor
     return float((max(((error @ moment) * error).sum().item(), 0.0) / whole) ** 0.5) if whole > 0 else 0.0
 
 
-def _absmax_of_weights(parts: nf4.Stored, weight: "torch.Tensor") -> "torch.Tensor":
+def _absmax_of_weights(parts: Stored, weight: "torch.Tensor") -> "torch.Tensor":
     """The stored absmax of every weight's block: [out, in]."""
     absmax = nf4.block_absmax(parts).to(weight.device).repeat_interleave(nf4.BLOCKSIZE)
     return absmax[: weight.numel()].reshape(weight.shape)

@@ -1,9 +1,10 @@
 """What Q will come to."""
 
-from compression_assets.techniques.prediction import Prediction, StepContext
+from compression_assets.techniques.prediction import Prediction, StepContext, in_format
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, QuantizationRecipe
-from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, nf4_bytes
+from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, stored_bytes
 from compression_assets.training.work import Volume, attention_width, forward_flops
+from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
 
 BY_OUTPUT_IDLE = 3.5
@@ -17,9 +18,7 @@ def predict_quantization(config: Config, recipe: QuantizationRecipe, context: St
     if recipe.by_output:
         flops = None if shapes is None else by_output_flops(config, context.volume(CALIBRATION_SET))
     return Prediction(
-        config,
-        format=recipe.kind,
-        double_quant=recipe.double_quant,
+        in_format(config, recipe.format),
         flops=flops,
         memory=None if shapes is None else _memory(shapes, recipe, context),
         seconds=None if flops is None else flops * BY_OUTPUT_IDLE / context.scoring,
@@ -29,13 +28,12 @@ def predict_quantization(config: Config, recipe: QuantizationRecipe, context: St
 def _memory(shapes: Shapes, recipe: QuantizationRecipe, context: StepContext) -> int:
     # On the CPU: the float32 masters that it is compared with, and the file twice (as written, as loaded).
     masters = 4 * shapes.parameters if context.device == "cpu" else 0
-    plain = masters + 2 * nf4_bytes(shapes)
-    return LIBRARIES[context.device] + max(
-        plain, by_output_memory(shapes, context.max_length) if recipe.by_output else 0
-    )
+    codes = stored_bytes(shapes, everywhere(recipe.format))
+    by_output = by_output_memory(shapes, codes, context.max_length) if recipe.by_output else 0
+    return LIBRARIES[context.device] + max(masters + 2 * codes, by_output)
 
 
-def by_output_memory(shapes: Shapes, max_length: int) -> int:
+def by_output_memory(shapes: Shapes, codes: int, max_length: int) -> int:
     """Bytes of quantizing layer by layer: the model in float32, codes, second moments, the widest of them in float64.
 
     Hidden states of the calibration set, 8 bytes a token and hidden unit, come on top: its length is not known here.
@@ -44,7 +42,7 @@ def by_output_memory(shapes: Shapes, max_length: int) -> int:
     moments = 4 * (5 * shapes.hidden**2 + width**2 + shapes.intermediate**2)
     widest = 8 * 4 * max(shapes.hidden, shapes.intermediate) ** 2
     layer = forward_memory(shapes, max_length, max_length, 4)
-    return 4 * shapes.parameters + nf4_bytes(shapes) + moments + widest + layer
+    return 4 * shapes.parameters + codes + moments + widest + layer
 
 
 def by_output_flops(config: Config, volume: Volume) -> float:

@@ -5,6 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from compression_assets.strict import Strict
+from compression_assets.weights.formats.format import Format
+from compression_assets.weights.formats.registry import make_format
 
 CALIBRATION_SET = "calibration_set"
 GRID = "grid"
@@ -35,9 +37,16 @@ class QuantizationRecipe(Strict):
 
     @model_validator(mode="after")
     def _rounding_fits_the_kind(self) -> Self:
-        if self.kind != "nf4" and (self.rounding != "nearest" or self.keep_absmax):
+        if self.rounding not in self.format.roundings or (
+            self.keep_absmax and self.format.roundings == ("nearest",)
+        ):
             raise ValueError(f"rounding and keep_absmax can be chosen for nf4 only, not for {self.kind}")
         return self
+
+    @property
+    def format(self) -> Format:
+        """The number format that this recipe leaves."""
+        return make_format(self.kind, double_quant=self.double_quant, compute_dtype=self.compute_dtype)
 
     @property
     def by_output(self) -> bool:

@@ -9,7 +9,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compression_assets.weights import nf4
+from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.nf4 import nearest, scaled_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +31,8 @@ class Rounding:
 
 
 def quantize(
-    weight: "torch.Tensor", rounding: Rounding, name: str = "", grid: nf4.Stored | None = None
-) -> nf4.Stored:
+    weight: "torch.Tensor", rounding: Rounding, name: str = "", grid: Stored | None = None
+) -> Stored:
     """Store a weight fp32 or bf16 [out, in] as NF4 parts on the CPU, computed on the weight's device.
 
     grid: parts whose absmax is taken over, of a matrix of the same shape; None: the weight's own absmax. name: the
@@ -43,35 +45,7 @@ def quantize(
         return own
     scaled = scaled_blocks(weight, own).clamp(-1.0, 1.0)
     codes = nearest(scaled) if rounding.kind == "nearest" else stochastic(scaled, f"{rounding.seed} {name}")
-    return {**own, "": nf4.pack_codes(codes.reshape(-1)[: weight.numel()]).cpu()}
-
-
-def scaled_blocks(weight: "torch.Tensor", grid: nf4.Stored) -> "torch.Tensor":
-    """The weight divided by the stored absmax of each block: fp32 [blocks, 64], filled up with zeros.
-
-    Beyond ±1 where the stored absmax is below the true one; 0 where the stored one is 0, as every code means 0 there.
-    """
-    import torch
-
-    blocks = _blocks(weight)
-    absmax = nf4.block_absmax(grid).to(weight.device).unsqueeze(1)
-    return torch.where(absmax == 0, torch.zeros_like(blocks), blocks / absmax)
-
-
-def _blocks(weight: "torch.Tensor") -> "torch.Tensor":
-    """The weight in fp32, cut into [blocks, 64] and filled up with zeros."""
-    import torch
-
-    flat = weight.float().reshape(-1)
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % nf4.BLOCKSIZE)).reshape(-1, nf4.BLOCKSIZE)
-
-
-def nearest(scaled: "torch.Tensor") -> "torch.Tensor":
-    """Codes uint8 of the nearest NF4 values of numbers in [-1, 1]."""
-    import torch
-
-    table = nf4.values(scaled.device)
-    return torch.bucketize(scaled, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+    return nf4.with_codes(own, codes, weight.numel())
 
 
 def rounded(weight: "torch.Tensor") -> "torch.Tensor":
@@ -81,7 +55,7 @@ def rounded(weight: "torch.Tensor") -> "torch.Tensor":
     """
     from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
 
-    blocks = _blocks(weight)
+    blocks = nf4.blocks_of(weight)
     absmax = blocks.abs().amax(1)
     codes = nearest(blocks / absmax.clamp(min=1e-38).unsqueeze(1))
     offset = absmax.mean()
@@ -105,13 +79,3 @@ def stochastic(scaled: "torch.Tensor", seed: str) -> "torch.Tensor":
     generator = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16))
     drawn = torch.rand(scaled.shape, generator=generator).to(scaled.device)
     return (lower + (drawn < share)).to(torch.uint8)
-
-
-def clipping(weight: "torch.Tensor", stored: nf4.Stored) -> tuple[float, float]:
-    """(Share of weights beyond their stored absmax, ||what is cut off|| / ||weight||): no rounding can keep that.
-
-    It is the whole bias of stochastic rounding.
-    """
-    beyond = (scaled_blocks(weight, stored).abs() - 1.0).clamp(min=0.0)
-    cut = (beyond * nf4.block_absmax(stored).unsqueeze(1)).norm()
-    return (beyond > 0).sum().item() / weight.numel(), (cut / weight.float().norm().clamp(min=1e-30)).item()

@@ -1,0 +1,298 @@
+"""NF4 as bitsandbytes stores it: four bits a weight, and the largest magnitude (absmax) of every 64 weights.
+
+Codes and absmax of one weight matrix, and the class that says everything about the format. Parts are named as
+bitsandbytes names them: "" for the packed codes, ".absmax", …
+Sources: Dettmers et al. 2023 (QLoRA, arXiv 2305.14314); bitsandbytes.functional.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from compression_assets.weights.formats.bitsandbytes import (
+    BitsAndBytes,
+    bitsandbytes_config,
+    has_bits,
+    skipped_in,
+)
+from compression_assets.weights.formats.format import Part, Shape, Stored
+
+if TYPE_CHECKING:
+    import torch
+    from bitsandbytes.functional import QuantState
+
+BLOCKSIZE = 64
+NESTED_BLOCKSIZE = 256
+CODE_OF_ZERO = 7
+DESCRIPTION = ".quant_state.bitsandbytes__"
+"""Before the kind ("nf4" or "fp4") in the name of a weight's description, which is JSON."""
+OFFSET_DIGITS = 18
+"""Characters of the float32 that a description prints: the one thing in a file that no shape tells."""
+
+# bitsandbytes' CPU kernels pack 32 rows together and read whole blocks of a row.
+CPU_OUT_MULTIPLE = 32
+
+
+def nearest_codes(weight: "torch.Tensor", kind: str = "nf4") -> "tuple[torch.Tensor, torch.Tensor]":
+    """bitsandbytes' rounding: codes uint8 [n] of the nearest NF4 values, and absmax fp32 [n / 64]."""
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(weight, blocksize=BLOCKSIZE, compress_statistics=False, quant_type=kind)
+    return unpack_codes(packed, weight.numel()), state.absmax
+
+
+def quantize(weight: "torch.Tensor", double_quant: bool = True, kind: str = "nf4") -> Stored:
+    """Store a weight fp32 or bf16 [out, in] as bitsandbytes would, as NF4 (or FP4) parts on the CPU.
+
+    Computed on the weight's device.
+    """
+    codes, absmax = nearest_codes(weight, kind)
+    return store(codes, absmax, weight.shape, double_quant, kind)
+
+
+def store(
+    codes: "torch.Tensor", absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool, kind: str = "nf4"
+) -> Stored:
+    """Codes uint8 [n] (0..15) and absmax fp32 [blocks] as the parts of a bitsandbytes checkpoint.
+
+    The descriptor says bf16 whatever the codes were computed from, so that it loads as any NF4 model does.
+    """
+    import torch
+    from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
+
+    offset = state2 = None
+    if double_quant:
+        offset = absmax.mean()
+        absmax, state2 = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
+    state = QuantState(
+        absmax=absmax,
+        shape=shape,
+        dtype=torch.bfloat16,
+        blocksize=BLOCKSIZE,
+        code=get_4bit_type(kind, device=codes.device),
+        quant_type=kind,
+        offset=offset,
+        state2=state2,
+    )
+    parts = {f".{suffix}": tensor.cpu() for suffix, tensor in state.as_dict(packed=True).items()}
+    return {"": pack_codes(codes).cpu(), **parts}
+
+
+def dequantize(stored: Stored) -> "torch.Tensor":
+    """The exact fp32 weight [out, in] of stored parts, by definition: NF4 value of a code × absmax of its block.
+
+    Not by bitsandbytes' kernel: on a CPU with AVX-512 that one takes blocks to begin anew in every row, and is
+    silently wrong (relative error 0.28 instead of 0.09) where in_features is a multiple of 16 but not of 64.
+    """
+    state = _state(stored)
+    values = state.code[block_codes(stored).int()] * block_absmax(stored).unsqueeze(1)
+    return values.reshape(-1)[: state.shape.numel()].reshape(state.shape)
+
+
+def dequantize_by_kernel(stored: Stored) -> "torch.Tensor":
+    """The same by bitsandbytes' kernel, from one long row so that it is right: the check on `dequantize`."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = _state(stored)
+    shape, state.dtype, state.shape = state.shape, torch.float32, torch.Size([1, 2 * stored[""].numel()])
+    return dequantize_4bit(stored[""], state).reshape(-1)[: shape.numel()].reshape(shape)
+
+
+def block_codes(stored: Stored) -> "torch.Tensor":
+    """Codes uint8 [blocks, 64]; the last block is filled up with zeros."""
+    import torch
+
+    n = _state(stored).shape.numel()
+    return torch.nn.functional.pad(unpack_codes(stored[""], n), (0, -n % BLOCKSIZE)).reshape(-1, BLOCKSIZE)
+
+
+def block_absmax(stored: Stored) -> "torch.Tensor":
+    """Absmax fp32 [blocks] as stored: after double quantization, which may even make a tiny one negative."""
+    state = _state(stored)
+    if not state.nested:
+        return state.absmax
+    scale = state.state2.absmax.repeat_interleave(NESTED_BLOCKSIZE)[: state.absmax.numel()]
+    return state.state2.code[state.absmax.int()] * scale + state.offset
+
+
+def values(device: "torch.device | str" = "cpu") -> "torch.Tensor":
+    """The 16 NF4 values, rising from -1 to 1: fp32 [16]."""
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device=device)
+
+
+def shape_of(stored: Stored) -> "torch.Size":
+    """[out, in] of the weight that was stored."""
+    return _state(stored).shape
+
+
+def pack_codes(codes: "torch.Tensor") -> "torch.Tensor":
+    """Codes uint8 [n] (0..15), two a byte with the first in the high bits, as uint8 [ceil(n / 2), 1]."""
+    import torch
+
+    codes = torch.nn.functional.pad(codes, (0, codes.numel() % 2), value=CODE_OF_ZERO)
+    return ((codes[::2] << 4) | codes[1::2]).unsqueeze(1)
+
+
+def unpack_codes(packed: "torch.Tensor", n: int) -> "torch.Tensor":
+    """The first n codes, uint8 [n], of what `pack_codes` made."""
+    import torch
+
+    flat = packed.reshape(-1)
+    return torch.stack((flat >> 4, flat & 0xF), dim=1).reshape(-1)[:n]
+
+
+def nearest(scaled: "torch.Tensor") -> "torch.Tensor":
+    """Codes uint8 of the nearest NF4 values of numbers in [-1, 1]."""
+    import torch
+
+    table = values(scaled.device)
+    return torch.bucketize(scaled, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+
+
+def blocks_of(weight: "torch.Tensor") -> "torch.Tensor":
+    """The weight in fp32, cut into [blocks, 64] and filled up with zeros."""
+    import torch
+
+    flat = weight.float().reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCKSIZE)).reshape(-1, BLOCKSIZE)
+
+
+def scaled_blocks(weight: "torch.Tensor", grid: Stored) -> "torch.Tensor":
+    """The weight divided by the stored absmax of each block: fp32 [blocks, 64], filled up with zeros.
+
+    Beyond ±1 where the stored absmax is below the true one; 0 where the stored one is 0, as every code means 0 there.
+    """
+    import torch
+
+    blocks = blocks_of(weight)
+    absmax = block_absmax(grid).to(weight.device).unsqueeze(1)
+    return torch.where(absmax == 0, torch.zeros_like(blocks), blocks / absmax)
+
+
+def with_codes(grid: Stored, codes: "torch.Tensor", weights: int) -> Stored:
+    """The parts `grid` with other codes: uint8 (0..15), of which the first `weights` count."""
+    return {**grid, "": pack_codes(codes.reshape(-1)[:weights]).cpu()}
+
+
+def kept_in_scaled_blocks(same: "torch.Tensor", stored: Stored) -> tuple[float, int]:
+    """(Share of `same` [blocks, 64] in blocks with a positive absmax, number of the other blocks).
+
+    Double quantization may make the absmax of a block of almost zeros negative: it has no codes to keep.
+    """
+    scaled = block_absmax(stored) > 0
+    return same[scaled].float().mean().item() if scaled.any() else 1.0, int((~scaled).sum())
+
+
+def _state(stored: Stored) -> "QuantState":
+    from bitsandbytes.functional import QuantState
+
+    # from_dict takes the descriptor out of the dict that it is given.
+    parts = {suffix.removeprefix("."): tensor for suffix, tensor in stored.items() if suffix}
+    return QuantState.from_dict(parts, device=stored[""].device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourBit(BitsAndBytes):
+    """Codes of four bits, whose values times the absmax of a block are the weights.
+
+    double_quant: absmax is itself stored in 8 bits, in blocks of 256 with one fp32 each. compute_dtype: in which its
+    kernels multiply.
+    """
+
+    double_quant: bool = True
+    compute_dtype: str = "bfloat16"
+
+    def parts(self, shape: Shape) -> dict[str, Part]:
+        """Two codes a byte, absmax, their tables of 16 and 256 fp32, and the description."""
+        weights = prod(shape)
+        blocks = -(-weights // BLOCKSIZE)
+        parts = {
+            "": Part("U8", (-(-weights // 2), 1)),
+            ".absmax": Part("U8" if self.double_quant else "F32", (blocks,)),
+            ".quant_map": Part("F32", (16,)),
+            f"{DESCRIPTION}{self.name}": Part("U8", (self._description_bytes(shape),), text=True),
+        }
+        if self.double_quant:
+            parts[".nested_absmax"] = Part("F32", (-(-blocks // NESTED_BLOCKSIZE),))
+            parts[".nested_quant_map"] = Part("F32", (256,))
+        return parts
+
+    def _description_bytes(self, shape: Shape) -> int:
+        description: dict[str, Any] = {
+            "quant_type": self.name,
+            "blocksize": BLOCKSIZE,
+            "dtype": "bfloat16",
+            "shape": list(shape),
+        }
+        if not self.double_quant:
+            return len(json.dumps(description))
+        nested = {"nested_blocksize": NESTED_BLOCKSIZE, "nested_dtype": "float32", "nested_offset": 0}
+        return len(json.dumps(description | nested)) - 1 + OFFSET_DIGITS
+
+    def quantize(self, weight: "torch.Tensor") -> Stored:
+        return quantize(weight, self.double_quant, self.name)
+
+    def dequantize(self, stored: Stored) -> "torch.Tensor":
+        return dequantize(stored)
+
+    def reference(self, stored: Stored) -> "torch.Tensor":
+        return dequantize_by_kernel(stored)
+
+    def clipping(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, float]:
+        """As `Format.clipping`: what lies beyond the stored absmax is the whole bias of stochastic rounding."""
+        beyond = (scaled_blocks(weight, stored).abs() - 1.0).clamp(min=0.0)
+        cut = (beyond * block_absmax(stored).unsqueeze(1)).norm()
+        share = (beyond > 0).sum().item() / weight.numel()
+        return share, (cut / weight.float().norm().clamp(min=1e-30)).item()
+
+    def misfit(self, shape: Shape, device: str) -> str:
+        """bitsandbytes' CPU kernels raise on other shapes, or compute nonsense; CUDA takes any."""
+        out_features, in_features = shape
+        if device != "cpu" or (in_features % BLOCKSIZE == 0 and out_features % CPU_OUT_MULTIPLE == 0):
+            return ""
+        return (
+            f"in_features {in_features} and out_features {out_features} must be multiples of {BLOCKSIZE} and "
+            f"{CPU_OUT_MULTIPLE}"
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        return bitsandbytes_config(
+            4,
+            self.skipped,
+            bnb_4bit_quant_type=self.name,
+            bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=self.compute_dtype,
+        )
+
+    @classmethod
+    def from_config(cls, quantization: Mapping[str, Any]) -> Self | None:
+        kind = quantization.get("bnb_4bit_quant_type", "fp4")
+        if not has_bits(quantization, 4) or kind != cls.name:
+            return None
+        return cls(
+            skipped=skipped_in(quantization),
+            double_quant=bool(quantization.get("bnb_4bit_use_double_quant")),
+            compute_dtype=quantization.get("bnb_4bit_compute_dtype", "float32"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NF4(FourBit):
+    """Sixteen values that are quantiles of the normal distribution, times the absmax of a block of 64 weights."""
+
+    name: ClassVar[str] = "nf4"
+    title: ClassVar[str] = "NF4"
+    # Normally distributed weights come out at 0.09.
+    max_relative_error: ClassVar[float] = 0.15
+    roundings: ClassVar[tuple[str, ...]] = ("nearest", "stochastic", "gptq")
+
+    def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
+        """On the scales that are stored: drawn codes need not reach a block's end, whose maximum is then another."""
+        codes = nearest(scaled_blocks(weight, stored).clamp(-1.0, 1.0))
+        again = with_codes(stored, codes, weight.numel())
+        return kept_in_scaled_blocks(block_codes(again) == block_codes(stored), stored)

@@ -1,0 +1,50 @@
+"""The weights in the files of a model directory, each with its number format."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compression_assets.errors import StudyError
+from compression_assets.weights.files import read_tensors, tensor_headers
+from compression_assets.weights.formats.bf16 import BF16
+from compression_assets.weights.formats.format import Format, ModelTensor, Stored
+from compression_assets.weights.formats.layout import Layout
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as a file holds it: all of its parts."""
+
+    name: str
+    format: Format
+    parts: Stored
+
+
+def read_stored(directory: Path, tensors: Sequence[ModelTensor], layout: Layout) -> Iterator[StoredWeight]:
+    """Every weight of a directory, one at a time, and what its model does not know as if it were in full precision.
+
+    tensors: the model's. Raises StudyError for damaged files, or when a part of a quantized weight is missing.
+    """
+    headers = tensor_headers(directory)
+    owners: dict[str, tuple[ModelTensor, str]] = {}
+    formats = {tensor.name: layout(tensor) for tensor in tensors}
+    for tensor in tensors:
+        form = formats[tensor.name]
+        if form.full_precision:
+            continue
+        names = {form.tensor_name(tensor.name, part): part for part in form.parts(tensor.shape)}
+        if missing := names.keys() - headers.keys():
+            lacking = ", ".join(sorted(names[name] or "its codes" for name in missing))
+            raise StudyError(f"{tensor.name} in {directory} lacks {lacking}; build this model again")
+        owners |= {name: (tensor, part) for name, part in names.items()}
+
+    gathered: dict[str, Stored] = {}
+    for name, content in read_tensors(directory):
+        if name not in owners:
+            yield StoredWeight(name, BF16(), {"": content})
+            continue
+        tensor, part = owners[name]
+        form, parts = formats[tensor.name], gathered.setdefault(tensor.name, {})
+        parts[part] = content
+        if len(parts) == len(form.parts(tensor.shape)):
+            yield StoredWeight(tensor.name, form, gathered.pop(tensor.name))
