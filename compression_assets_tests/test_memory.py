@@ -7,14 +7,13 @@ from transformers import LlamaConfig, Qwen2Config
 
 from compression_assets.planning.memory import logits_memory, scoring_memory
 from compression_assets.study.files import load_study
-from compression_assets.techniques.prediction import StepContext
+from compression_assets.techniques.prediction import StepContext, in_format
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.memory import LIBRARIES, MIB, Shapes, stored_bytes
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
 from compression_assets.weights.checkpoints import empty_model
-from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets.weights.layers import linear_layers
 
@@ -59,7 +58,7 @@ def test_the_papers_sizes_follow() -> None:
     shapes = Shapes.of(QWEN)
     assert shapes is not None
     assert 2 * shapes.parameters / MIB == pytest.approx(5_886.01, rel=1e-3)
-    assert stored_bytes(shapes, everywhere(NF4())) / MIB == pytest.approx(1_959.44, rel=1e-3)
+    assert stored_bytes(shapes, in_format(QWEN, NF4())) / MIB == pytest.approx(1_959.44, rel=1e-3)
     recipe = load_study("paper").recipe("P")
     pruned = Shapes.of(technique("P").predict(QWEN, recipe, StepContext(max_length=512)).config)
     assert pruned is not None

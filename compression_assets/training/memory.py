@@ -4,14 +4,16 @@ No torch, no files and no devices in here. They are estimates on the high side; 
 estimate is as expected.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from compression_assets.training.head_loss import BLOCK_BYTES, CHUNK_BYTES
 from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.weights.formats.format import ModelTensor
-from compression_assets.weights.formats.layout import Layout, stored_parts
+from compression_assets.weights.formats.layout import layout_in, stored_parts
 
 MIB = 2**20
 LIBRARIES = {"cpu": 900 * MIB, "cuda": 300 * MIB}
@@ -115,8 +117,14 @@ def optimizer_bytes(recipe: TrainingRecipe) -> int:
     return 16 if recipe.optimizer == "adamw" else 10
 
 
-def stored_bytes(shapes: Shapes, layout: Layout) -> int:
-    """Bytes of a model in the formats of a layout."""
+def stored_bytes(shapes: Shapes, config: Mapping[str, Any]) -> int:
+    """Bytes of a model's matrices in the number formats that a config.json's content describes."""
+    return _stored_bytes(shapes, json.dumps(config.get("quantization_config") or {}))
+
+
+@lru_cache
+def _stored_bytes(shapes: Shapes, quantization: str) -> int:
+    layout = layout_in({"quantization_config": json.loads(quantization)})
     return sum(part.bytes for _, part in stored_parts(shapes.tensors(), layout))
 
 

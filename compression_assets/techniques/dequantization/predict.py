@@ -4,7 +4,6 @@ from compression_assets.techniques.dequantization.recipe import DequantizationRe
 from compression_assets.techniques.prediction import Prediction, StepContext, in_format
 from compression_assets.training.memory import LIBRARIES, Shapes, stored_bytes
 from compression_assets.weights.formats.bf16 import BF16
-from compression_assets.weights.formats.layout import layout_in
 from compression_assets.weights.shapes import Config
 
 
@@ -14,5 +13,5 @@ def predict_dequantization(config: Config, recipe: DequantizationRecipe, context
     after = in_format(config, BF16())
     if shapes is None:
         return Prediction(after)
-    held = 8 * shapes.parameters + stored_bytes(shapes, layout_in(config)) if context.device == "cpu" else 0
+    held = 8 * shapes.parameters + stored_bytes(shapes, config) if context.device == "cpu" else 0
     return Prediction(after, memory=LIBRARIES[context.device] + held)

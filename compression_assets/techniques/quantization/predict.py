@@ -4,7 +4,6 @@ from compression_assets.techniques.prediction import Prediction, StepContext, in
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, QuantizationRecipe
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, stored_bytes
 from compression_assets.training.work import Volume, attention_width, forward_flops
-from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
 
 BY_OUTPUT_IDLE = 3.5
@@ -13,22 +12,22 @@ BY_OUTPUT_IDLE = 3.5
 
 def predict_quantization(config: Config, recipe: QuantizationRecipe, context: StepContext) -> Prediction:
     """Rounding each weight by itself is all files; by layer output there are forward passes and inverses as well."""
-    shapes = Shapes.of(config)
+    shapes, after = Shapes.of(config), in_format(config, recipe.format)
     flops: float | None = 0.0
     if recipe.by_output:
         flops = None if shapes is None else by_output_flops(config, context.volume(CALIBRATION_SET))
     return Prediction(
-        in_format(config, recipe.format),
+        after,
         flops=flops,
-        memory=None if shapes is None else _memory(shapes, recipe, context),
+        memory=None if shapes is None else _memory(shapes, after, recipe, context),
         seconds=None if flops is None else flops * BY_OUTPUT_IDLE / context.scoring,
     )
 
 
-def _memory(shapes: Shapes, recipe: QuantizationRecipe, context: StepContext) -> int:
+def _memory(shapes: Shapes, after: Config, recipe: QuantizationRecipe, context: StepContext) -> int:
     # On the CPU: the float32 masters that it is compared with, and the file twice (as written, as loaded).
     masters = 4 * shapes.parameters if context.device == "cpu" else 0
-    codes = stored_bytes(shapes, everywhere(recipe.format))
+    codes = stored_bytes(shapes, after)
     by_output = by_output_memory(shapes, codes, context.max_length) if recipe.by_output else 0
     return LIBRARIES[context.device] + max(masters + 2 * codes, by_output)
 

@@ -1,22 +1,32 @@
 """What Q is told: the number format, and how a weight becomes a code of it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from compression_assets.strict import Strict
 from compression_assets.weights.formats.format import Format
-from compression_assets.weights.formats.registry import make_format
+from compression_assets.weights.formats.registry import format_class, make_format, quantizing_formats
 
 CALIBRATION_SET = "calibration_set"
 GRID = "grid"
 """The earlier quantized model whose absmax is kept, among the models that Q reads."""
 
 
+def _known_format(kind: str) -> str:
+    names = [repr(name) for name in quantizing_formats()]
+    if repr(kind) not in names:
+        allowed = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise PydanticCustomError("format", "Input should be {allowed}", {"allowed": allowed})
+    return kind
+
+
 class QuantizationRecipe(Strict):
     """How linear layers are stored. Defaults: the authors' scripts (NF4, block 64, double quantization).
 
-    kind: nf4; fp4, as large with other values; int8 (LLM.int8, threshold 6.0), to which blocks and absmax do not apply.
+    kind: a number format: nf4; fp4, as large with other values; int8 (LLM.int8, threshold 6.0), to which blocks and
+        absmax do not apply; or one that another package brings.
     blocksize: weights that share one absmax; transformers makes no other. double_quant: absmax itself is
         stored in 8 bits.
     compute_dtype: dtype in which the quantized layers multiply, as recorded in config.json.
@@ -27,7 +37,7 @@ class QuantizationRecipe(Strict):
     answer_tokens: tokens that the written model generates before it counts as made.
     """
 
-    kind: Literal["nf4", "fp4", "int8"] = "nf4"
+    kind: Annotated[str, AfterValidator(_known_format)] = "nf4"
     blocksize: Literal[64] = 64
     double_quant: bool = True
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -37,10 +47,11 @@ class QuantizationRecipe(Strict):
 
     @model_validator(mode="after")
     def _rounding_fits_the_kind(self) -> Self:
-        if self.rounding not in self.format.roundings or (
-            self.keep_absmax and self.format.roundings == ("nearest",)
-        ):
-            raise ValueError(f"rounding and keep_absmax can be chosen for nf4 only, not for {self.kind}")
+        if (self.rounding != "nearest" or self.keep_absmax) and "gptq" not in self.format.roundings:
+            able = [name for name in quantizing_formats() if "gptq" in format_class(name).roundings]
+            raise ValueError(
+                f"rounding and keep_absmax can be chosen for {' and '.join(able)} only, not for {self.kind}"
+            )
         return self
 
     @property

@@ -45,6 +45,11 @@ def format_class(name: str) -> type[Format]:
     return found
 
 
+def quantizing_formats() -> list[str]:
+    """Names of the formats of fewer bits than full precision."""
+    return [name for name in registered() if not format_class(name).full_precision]
+
+
 def make_format(name: str, **options: Any) -> Format:
     """A format with those of the options that it has. Raises StudyError as `format_class`."""
     made = format_class(name)
