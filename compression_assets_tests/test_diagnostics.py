@@ -14,7 +14,7 @@ from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints
 from compression_assets.weights.formats import nf4
-from compression_assets.weights.origins import Cut, write_origins
+from compression_assets.weights.origins import FILE, Cut, write_origins
 from compression_assets_tests.tiny_models import tiny_directory
 
 KEEP = [torch.arange(0, 128, 2), torch.arange(64, 128)]
@@ -68,6 +68,45 @@ def test_over_pruning_whole_rows_are_matched_and_shifted_blocks_left_out(made: P
     assert gate.codes_changed == 0
     assert gate.weights == len(KEEP[0]) * 64
     assert len(found.layers) == 12
+
+
+@pytest.fixture
+def dropped(tmp_path: Path) -> Path:
+    """base of four layers; short: its layers 0 and 3 with updates of 1e-4, which says nothing; q_short."""
+    base = tiny_directory(tmp_path / "base", hidden_size=64, num_hidden_layers=4)
+    model = checkpoints.load_full_precision(base)
+    model.model.layers = torch.nn.ModuleList([model.model.layers[0], model.model.layers[3]])
+    model.config.num_hidden_layers = 2
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-4 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    checkpoints.save_full_precision(model, tmp_path / "short", tokenizer_from=base, masters=True)
+    quantize_checkpoint(tmp_path / "short", tmp_path / "q_short", QuantizationRecipe())
+    return tmp_path
+
+
+def test_over_dropped_layers_each_is_compared_with_what_it_was(dropped: Path) -> None:
+    write_origins(dropped / "short", names={"model.layers.1": "model.layers.3"})
+    found = compare(dropped / "base", None, [dropped / "short"], dropped / "q_short")
+    assert len(found.layers) == 14 and not found.left_out
+    for survival in found.layers.values():
+        assert survival.update_rms == pytest.approx(1e-4, rel=0.1)
+
+
+def test_over_dropped_layers_nothing_is_compared_where_the_step_is_silent(dropped: Path) -> None:
+    found = compare(dropped / "base", None, [dropped / "short"], dropped / "q_short")
+    assert not found.layers and len(found.left_out) == 14
+    assert set(found.left_out.values()) == {
+        "short has other layers than the model before it, and names no origins"
+    }
+
+
+def test_a_cut_that_nobody_explains_is_not_compared(made: Path) -> None:
+    (made / "pruned" / FILE).unlink()
+    found = compare(made / "d", made / "q", [made / "pruned"], made / "q_pruned")
+    assert len(found.layers) == 8
+    assert {layer.rpartition(".")[2] for layer in found.left_out} == {"gate_proj", "up_proj", "down_proj"}
+    assert all("no cut that explains it" in reason for reason in found.left_out.values())
 
 
 def test_parts_of_some_rows_decode_to_those_rows() -> None:

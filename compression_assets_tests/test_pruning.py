@@ -16,7 +16,7 @@ from compression_assets.errors import StudyError
 from compression_assets.machine import precision
 from compression_assets.store.reports import Report, StepReport, no_report
 from compression_assets.techniques.pruning import Pruning
-from compression_assets.techniques.pruning import technique as pruning
+from compression_assets.techniques.pruning import apply as pruning
 from compression_assets.techniques.pruning.apply import ffn_importance, most_important, prune_ffn
 from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
 from compression_assets.techniques.quantization.apply import quantize_checkpoint

@@ -1,13 +1,11 @@
 """What each step of a study will come to: its technique's prediction, from the base model's config on."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from compression_assets.errors import StudyError
-from compression_assets.planning.models import config_of
 from compression_assets.study.model import Study
-from compression_assets.study.names import BASE_MODEL, DATASETS, relative_directory
-from compression_assets.study.orderings import Node, StepPath
+from compression_assets.study.names import DATASETS
+from compression_assets.study.orderings import Node, StepPath, recipe_token
 from compression_assets.techniques.prediction import Prediction, StepContext
 from compression_assets.techniques.registry import technique
 from compression_assets.training.work import Volume
@@ -29,7 +27,7 @@ class Predictions:
             parent, recipe = self.of(self._study.nodes[node.parent]), self._study.recipe(node.step)
             one = technique(node.technique or "")
             if reason := one.refusal(parent.config, recipe):
-                raise StudyError(f"{node.step} cannot be applied: {reason}")
+                raise StudyError(f"{recipe_token(node.step)} cannot be applied: {reason}")
             self._made[node.path] = one.predict(parent.config, recipe, self._context)
         return self._made[node.path]
 
@@ -37,22 +35,3 @@ class Predictions:
 def data_volumes(splits: Mapping[str, Volume]) -> dict[str, Volume]:
     """Data asset -> its volume, from volumes by split."""
     return {DATASETS[split]: volume for split, volume in splits.items()}
-
-
-def refused_step(study: Study, downloads: Path, root: Path | None = None) -> str | None:
-    """Why some step of the study cannot be applied, in a sentence; None where none is refused.
-
-    A base model whose config is not on this machine refuses nothing. downloads, root: as in `plan.make_plan`.
-    """
-    built = None if root is None else root / relative_directory(BASE_MODEL)
-    try:
-        base = config_of(study.base_model, downloads, built)
-    except StudyError:
-        return None
-    found = Predictions(study, base, StepContext(max_length=study.data.max_length))
-    try:
-        for node in study.nodes.values():
-            found.of(node)
-    except StudyError as error:
-        return str(error)
-    return None

@@ -21,6 +21,7 @@ from compression_assets.graph.assets.artifact import (
     result,
     tracked,
 )
+from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import split_input
 from compression_assets.graph.assets.made_on_demand import make_missing
 from compression_assets.graph.assets.measured import read_measured
@@ -65,7 +66,7 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
     artifact = Artifact(
         asset=diagnostics_key(node),
         settings=settings.model_dump(mode="json") | {"batch_size": study.evaluation.perplexity.batch_size},
-        code="compression_assets.evaluation.diagnostics",
+        code=("compression_assets.evaluation.diagnostics", *format_code(study, node.path)),
         inputs=tuple(dict.fromkeys(inputs)),
         parent=model,
         path=node.path,

@@ -7,6 +7,7 @@ import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import split_input
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.memory import of_scoring
@@ -40,7 +41,7 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
     artifact = Artifact(
         asset=subject.asset(PART),
         settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
-        code="compression_assets.evaluation.measure",
+        code=("compression_assets.evaluation.measure", *format_code(study, subject.path)),
         inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
         parent=model,
         path=subject.path,

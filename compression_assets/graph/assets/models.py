@@ -1,8 +1,12 @@
 """The model assets: the base, and one for each node of the orderings' prefix tree."""
 
+import json
+
 import dagster as dg
 
+from compression_assets.errors import StudyError
 from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.code import step_code
 from compression_assets.graph.assets.memory import of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import PRIORITY, longest_ways
@@ -13,7 +17,6 @@ from compression_assets.study.names import BASE_MODEL, model_key
 from compression_assets.study.orderings import Node, recipe_token
 from compression_assets.techniques import registry
 from compression_assets.techniques.step import StepInputs
-from compression_assets.techniques.technique import Technique
 
 
 def model_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -52,22 +55,16 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     return Artifact(
         asset=model_key(node),
         settings=study.recipe(node.step).model_dump(mode="json"),
-        code=code_roots(technique),
-        inputs=(parent_key, *study.inputs_of(node.step), *_earlier_models(study, node).values()),
+        code=step_code(study, node),
+        inputs=tuple(
+            dict.fromkeys((parent_key, *study.inputs_of(node.step), *_earlier_models(study, node).values()))
+        ),
         seed=study.seed if node.seed is None else node.seed,
         parent=parent_key,
         technique=node.step,
         path=node.path,
         checks=technique.checks,
         needs=of_step(parent_key, node.step, study),
-    )
-
-
-def code_roots(technique: type[Technique]) -> tuple[str, ...]:
-    """What a step's result depends on: what applies it and its recipe, not what predicts its costs."""
-    return tuple(
-        f"{part.__module__}:{part.__qualname__.partition('.')[0]}"
-        for part in (technique.apply, technique.Recipe)
     )
 
 
@@ -85,6 +82,9 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
     earlier = _earlier_models(study, node)
 
     def build(place: Workplace, _: StudyStorage) -> StepReport:
+        config = json.loads((place.inputs[parent_key] / "config.json").read_text())
+        if reason := technique.refusal(config, recipe):
+            raise StudyError(f"{artifact.asset} cannot be made: {reason}")
         return technique.apply(
             StepInputs(
                 parent=place.inputs[parent_key],
@@ -113,7 +113,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
             **_variants(node),
             **({"ordering": node.final.key} if node.final else {}),
         },
-        quantized=technique.quantizes,
+        kind=technique.leaves(recipe).library,
         priority={PRIORITY: str(seconds)},
     )
 

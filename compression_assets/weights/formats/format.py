@@ -72,7 +72,7 @@ class Format(ABC):
     full_precision: whether a model in it can be trained and pruned. max_relative_error: ||W - Ŵ|| / ||W|| (Frobenius)
     of any weight, by nearest rounding, above which a written model does not pass. devices: kinds of device on which
     transformers runs a model in this format by itself; empty where it has no loader, and the model is only run
-    dequantized. roundings: those of the technique Q that make it.
+    dequantized. roundings: those of the technique Q that make it. library: what loads it, as the graph shows it.
     """
 
     name: ClassVar[str]
@@ -82,6 +82,7 @@ class Format(ABC):
     max_relative_error: ClassVar[float]
     devices: ClassVar[tuple[str, ...]] = ()
     roundings: ClassVar[tuple[str, ...]] = ("nearest",)
+    library: ClassVar[str] = "safetensors"
 
     @abstractmethod
     def parts(self, shape: Shape) -> dict[str, Part]:
