@@ -28,22 +28,24 @@ from compression_assets.weights.formats.int8 import Int8
 from compression_assets.weights.formats.layout import format_of, layout_of, with_layers
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory
+from compression_assets_tests.training_helpers import tiny_dataset
 
 TERNARY = '''
-"""Weights -1, 0 or 1 times the mean magnitude of their row: four codes a byte."""
+"""Weights -1.5, 0 or 1.5 times the mean magnitude of their row: four codes a byte."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compression_assets.weights.formats.format import Format, Part
+from compression_assets.weights.formats.format import Part
+from compression_assets.weights.formats.grid import GridFormat
 
 
 @dataclass(frozen=True)
-class Ternary(Format):
+class Ternary(GridFormat):
     name: ClassVar[str] = "ternary"
     title: ClassVar[str] = "ternary"
     max_relative_error: ClassVar[float] = 0.7
-    threshold: float = 0.7
+    outer: float = 1.5
 
     def parts(self, shape):
         rows, columns = shape
@@ -56,30 +58,39 @@ class Ternary(Format):
     def quantize(self, weight):
         import torch
 
-        weight = weight.float()
-        scale = weight.abs().mean(1)
-        codes = (weight > self.threshold * scale[:, None]).int() - (weight < -self.threshold * scale[:, None]).int()
-        four = torch.nn.functional.pad(codes + 1, (0, -codes.shape[1] % 4)).reshape(len(codes), -1, 4)
-        packed = (four << torch.tensor([0, 2, 4, 6])).sum(2).to(torch.uint8)
-        return {"_packed": packed, "_scale": scale, "_shape": torch.tensor(weight.shape)}
+        scale = weight.float().abs().mean(1)
+        parts = {"_scale": scale.cpu(), "_shape": torch.tensor(weight.shape)}
+        return self.with_codes(parts, self.nearest(self.scaled(weight, parts)))
 
-    def dequantize(self, stored):
+    def with_codes(self, stored, codes):
         import torch
 
-        rows, columns = stored["_shape"].tolist()
-        codes = (stored["_packed"].int()[..., None] >> torch.tensor([0, 2, 4, 6])) & 3
-        return (codes.reshape(rows, -1)[:, :columns] - 1) * stored["_scale"][:, None]
+        four = torch.nn.functional.pad(codes.cpu().int(), (0, -codes.shape[1] % 4)).reshape(len(codes), -1, 4)
+        return {**stored, "_packed": (four << torch.tensor([0, 2, 4, 6])).sum(2).to(torch.uint8)}
 
-    def kept_codes(self, weight, stored):
-        kept = self.dequantize(stored).sign() == weight.sign()
-        return kept.double().mean().item(), 0
+    def codes(self, stored):
+        import torch
+
+        codes = (stored["_packed"].int()[..., None] >> torch.tensor([0, 2, 4, 6])) & 3
+        return codes.flatten(1)[:, : stored["_shape"][1]].to(torch.uint8)
+
+    def scales(self, stored):
+        return stored["_scale"][:, None].expand(*stored["_shape"])
+
+    def levels(self, device="cpu"):
+        import torch
+
+        return torch.tensor([-self.outer, 0.0, self.outer], device=device)
+
+    def dequantize(self, stored):
+        return self.levels()[self.codes(stored).int()] * self.scales(stored)
 
     def to_config(self):
-        return {"quant_method": "ternary", "threshold": self.threshold}
+        return {"quant_method": "ternary", "outer": self.outer}
 
     @classmethod
     def from_config(cls, quantization):
-        return cls(quantization["threshold"]) if quantization.get("quant_method") == "ternary" else None
+        return cls(quantization["outer"]) if quantization.get("quant_method") == "ternary" else None
 '''
 
 
@@ -119,9 +130,8 @@ def test_a_format_of_another_package_goes_all_the_way(tmp_path: Path, architectu
     name = "model.layers.1.mlp.down_proj.weight"
     weight = load_file(parent / WEIGHTS)[name].float()
     mean = weight.abs().mean(1, keepdim=True)
-    assert torch.equal(
-        scored.state_dict()[name], torch.where(weight.abs() > 0.7 * mean, weight.sign(), 0) * mean
-    )
+    expected = torch.where(weight.abs() > 0.75 * mean, 1.5 * weight.sign(), 0) * mean
+    assert torch.equal(scored.state_dict()[name], expected)
     agreement = compare_with_four_bit(scored, tmp_path / "q", [[1, 2, 3]], "cpu")
     assert agreement.logit_cosine is None and "does not run ternary" in agreement.reason
 
@@ -130,6 +140,27 @@ def test_a_format_of_another_package_goes_all_the_way(tmp_path: Path, architectu
     assert not checkpoints.is_quantized(tmp_path / "d")
     restored = checkpoints.load_full_precision(tmp_path / "d").state_dict()
     assert all(torch.equal(restored[key], tensor) for key, tensor in scored.state_dict().items())
+
+
+@pytest.mark.usefixtures("ternary")
+@pytest.mark.parametrize("rounding", ["stochastic", "gptq"])
+def test_it_is_rounded_to_in_every_way(tmp_path: Path, rounding: str) -> None:
+    parent = tiny_directory(tmp_path / "parent")
+    recipe = QuantizationRecipe(kind="ternary", rounding=rounding)  # type: ignore[arg-type]
+    made = quantize_checkpoint(parent, tmp_path / "q", recipe, seed="1", calibration=tiny_dataset())
+    assert all(check.passed for check in made.checks), made.checks
+    nearest = quantize_checkpoint(parent, tmp_path / "nearest", QuantizationRecipe(kind="ternary")).metadata
+    assert made.metadata["relative_error_mean"] > nearest["relative_error_mean"]
+    if rounding == "gptq":
+        assert made.metadata["output_error_mean"] < 0.95 * made.metadata["output_error_of_nearest_mean"]
+        return
+    # Drawn codes are right on average: unlike nearest ones they do not shrink small weights to 0.
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = load_file(parent / WEIGHTS)[name].float()
+    drawn, rounded = (dict(checkpoints.dense_tensors(tmp_path / one))[name] for one in ("q", "nearest"))
+    inside = weight.abs() < 0.5 * weight.abs().mean(1, keepdim=True)
+    assert (rounded[inside] == 0).all()
+    assert (drawn * weight)[inside].sum() / weight[inside].square().sum() == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.usefixtures("ternary")

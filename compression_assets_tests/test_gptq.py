@@ -19,6 +19,7 @@ from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user
 from compression_assets.weights.formats import nf4
 from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.nf4 import NF4
 from compression_assets.weights.layers import linear_layers
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
 from compression_assets_tests.training_helpers import tiny_dataset
@@ -56,7 +57,7 @@ def test_it_is_the_algorithm_in_its_direct_form(shape: tuple[int, int]) -> None:
     weight, inputs = weight_and_inputs(len(shape) + shape[1], shape)
     moment = inputs @ inputs.T
     grid = nf4.quantize(weight)
-    stored = gptq.quantize(weight, grid, moment)
+    stored = gptq.quantize(weight, NF4(), grid, moment)
     absmax = nf4.block_absmax(grid).repeat_interleave(64)[: weight.numel()].reshape(shape)
     expected = direct_form(weight.double().numpy(), absmax.double().numpy(), moment.double().numpy())
     found = nf4.unpack_codes(stored[""], weight.numel()).reshape(shape).numpy()
@@ -68,7 +69,7 @@ def test_it_is_the_algorithm_in_its_direct_form(shape: tuple[int, int]) -> None:
 def test_inputs_that_do_not_hang_together_leave_the_nearest_values() -> None:
     weight, _ = weight_and_inputs(3, (16, 128))
     grid = nf4.quantize(weight)
-    stored = gptq.quantize(weight, grid, torch.diag(torch.rand(128) + 0.1))
+    stored = gptq.quantize(weight, NF4(), grid, torch.diag(torch.rand(128) + 0.1))
     nearest = quantize(weight, Rounding("nearest"), grid=grid)
     assert torch.equal(stored[""], nearest[""])
 
@@ -78,9 +79,9 @@ def test_outputs_change_less_than_by_nearest_rounding(seed: int) -> None:
     weight, inputs = weight_and_inputs(seed, (32, 128))
     grid, moment = nf4.quantize(weight), inputs @ inputs.T
     errors = {}
-    for name, stored in (("gptq", gptq.quantize(weight, grid, moment)), ("nearest", grid)):
+    for name, stored in (("gptq", gptq.quantize(weight, NF4(), grid, moment)), ("nearest", grid)):
         direct = ((weight - nf4.dequantize(stored)) @ inputs).norm() / (weight @ inputs).norm()
-        errors[name] = gptq.output_error(weight, stored, moment)
+        errors[name] = gptq.output_error(weight, nf4.dequantize(stored), moment)
         assert errors[name] == pytest.approx(direct.item(), rel=1e-3)
     assert errors["gptq"] < 0.7 * errors["nearest"]
 
@@ -91,7 +92,7 @@ def test_inputs_that_are_never_there_leave_the_nearest_values() -> None:
     grid = nf4.quantize(weight)
     nearest = nf4.unpack_codes(quantize(weight, Rounding("nearest"), grid=grid)[""], weight.numel())
     for moment, columns in ((inputs @ inputs.T, [5]), (torch.zeros(128, 128), list(range(128)))):
-        codes = nf4.unpack_codes(gptq.quantize(weight, grid, moment)[""], weight.numel())
+        codes = nf4.unpack_codes(gptq.quantize(weight, NF4(), grid, moment)[""], weight.numel())
         assert torch.equal(codes.reshape(32, 128)[:, columns], nearest.reshape(32, 128)[:, columns])
         assert torch.equal(codes, nearest) == (len(columns) == 128)
 
@@ -99,9 +100,9 @@ def test_inputs_that_are_never_there_leave_the_nearest_values() -> None:
 def test_a_block_of_zeros_stays_finite() -> None:
     weight, inputs = weight_and_inputs(1, (4, 128))
     weight[0, :64] = 0
-    stored = gptq.quantize(weight, nf4.quantize(weight, double_quant=False), inputs @ inputs.T)
+    stored = gptq.quantize(weight, NF4(), nf4.quantize(weight, double_quant=False), inputs @ inputs.T)
     assert nf4.dequantize(stored).isfinite().all()
-    assert gptq.output_error(weight, stored, inputs @ inputs.T) < 0.2
+    assert gptq.output_error(weight, nf4.dequantize(stored), inputs @ inputs.T) < 0.2
 
 
 def test_every_layer_sees_what_the_quantized_ones_before_it_make() -> None:
@@ -112,7 +113,7 @@ def test_every_layer_sees_what_the_quantized_ones_before_it_make() -> None:
         moments[name] = moment.clone()
         return nf4.quantize(weight)
 
-    stored = dict(quantize_by_layers(model, data, nearest))
+    stored = dict(quantize_by_layers(model, data, NF4(), nearest))
     assert stored.keys() == {f"{name}.weight" for name in linear_layers(reference)}
     for name, parts in stored.items():
         if ".layers.0." in name:

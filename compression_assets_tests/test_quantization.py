@@ -241,7 +241,7 @@ def test_blocks_without_a_scale_are_counted_not_called_unstable(tmp_path: Path) 
     report = dequantize_checkpoint(tmp_path / "q", tmp_path / "d")
     assert passed(first)["weights_finite"]
     assert passed(report)["nf4_stable"]
-    assert sum(layer["blocks_without_scale"] for layer in report.metadata["layers"]) >= 64
+    assert sum(layer["weights_without_scale"] for layer in report.metadata["layers"]) >= 64
     json.dumps([first.metadata, report.metadata], allow_nan=False)
 
 

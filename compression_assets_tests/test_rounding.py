@@ -92,7 +92,7 @@ def test_blocks_that_are_not_full(shape: tuple[int, int]) -> None:
 def test_a_block_of_zeros_stays_zero() -> None:
     w = torch.cat((torch.zeros(1, 64), torch.randn(1, 64)), 1)
     for kind in ("nearest", "stochastic"):
-        stored = quantize(w, Rounding(kind, double_quant=False))
+        stored = quantize(w, Rounding(kind, NF4(double_quant=False)))
         assert torch.equal(nf4.dequantize(stored)[0, :64], torch.zeros(64))
 
 

@@ -24,6 +24,7 @@ from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors
 from compression_assets.weights.formats import nf4
 from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.layers import linear_weights
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ class Scorer:
         survival, kept = {}, self._start.grid if keep_absmax else {}
         by_output: Mapping[str, Stored] = {}
         if rounding.kind == "gptq":
+            assert isinstance(rounding.form, GridFormat)
             by_output = quantize_by_output(
-                self._trained, self._calibration, rounding.double_quant, kept, self._device
+                self._trained, self._calibration, rounding.form, kept, self._device
             ).parts
         with torch.no_grad():
             for name, weight in self._masters():

@@ -161,7 +161,7 @@ class CellRun:
             return scorer.apart(self.recipe.adapter_rank or APART_RANK)
         kind, keep_absmax = ROUNDINGS[name]
         seed = f"{self.cell.seed} {self.cell.name}"
-        rounding = Rounding(kind, self.study.recipe("Q").double_quant, seed)
+        rounding = Rounding(kind, self.study.recipe("Q").format, seed)
         return *scorer.rounded(rounding, keep_absmax), 0
 
     def _path(self, asset: str) -> Path:

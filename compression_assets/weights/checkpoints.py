@@ -162,8 +162,7 @@ def dense_tensors(directory: Path) -> "Iterator[Named]":
         yield from read_tensors(directory)
         return
     for weight in _stored_weights(directory):
-        full = weight.format.full_precision
-        yield weight.name, weight.parts[""] if full else weight.format.dequantize(weight.parts)
+        yield weight.name, weight.dequantized()
 
 
 def quantized_weights(directory: Path) -> Iterator[StoredWeight]:

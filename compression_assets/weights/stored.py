@@ -3,21 +3,30 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.weights.files import read_tensors, tensor_headers
 from compression_assets.weights.formats.bf16 import BF16
-from compression_assets.weights.formats.format import Format, ModelTensor, Stored
+from compression_assets.weights.formats.format import Format, ModelTensor, Shape, Stored
 from compression_assets.weights.formats.layout import Layout
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight as a file holds it: all of its parts."""
+    """A weight as a file holds it: all of its parts. shape: [out, in] of the weight itself."""
 
     name: str
+    shape: Shape
     format: Format
     parts: Stored
+
+    def dequantized(self) -> "torch.Tensor":
+        """The exact weight: fp32, or as stored where it is in full precision."""
+        return self.parts[""] if self.format.full_precision else self.format.dequantize(self.parts)
 
 
 def read_stored(directory: Path, tensors: Sequence[ModelTensor], layout: Layout) -> Iterator[StoredWeight]:
@@ -41,10 +50,10 @@ def read_stored(directory: Path, tensors: Sequence[ModelTensor], layout: Layout)
     gathered: dict[str, Stored] = {}
     for name, content in read_tensors(directory):
         if name not in owners:
-            yield StoredWeight(name, BF16(), {"": content})
+            yield StoredWeight(name, tuple(content.shape), BF16(), {"": content})
             continue
         tensor, part = owners[name]
         form, parts = formats[tensor.name], gathered.setdefault(tensor.name, {})
         parts[part] = content
         if len(parts) == len(form.parts(tensor.shape)):
-            yield StoredWeight(tensor.name, form, gathered.pop(tensor.name))
+            yield StoredWeight(tensor.name, tensor.shape, form, gathered.pop(tensor.name))

@@ -61,7 +61,8 @@ def dequantize_checkpoint(source: Path, target: Path, report: Report = no_report
 def compare_with_grid(quantized: Path, dequantized: Path, report: Report = no_report) -> list[dict[str, Any]]:
     """Per layer: equal codes after quantizing the written masters again, and their distance from the grid.
 
-    Blocks without a scale have no codes to keep; they are counted in "blocks_without_scale" instead.
+    Weights without a scale have no codes to keep (double quantization may make the absmax of a block of almost zeros
+    0 or negative); they are counted in "weights_without_scale" instead.
     """
     masters = dict(read_tensors(checkpoints.masters_or_published(dequantized)))
     stored_layers = list(checkpoints.quantized_weights(quantized))
@@ -74,7 +75,7 @@ def compare_with_grid(quantized: Path, dequantized: Path, report: Report = no_re
                 "layer": stored.name.removesuffix(".weight"),
                 "codes_equal": codes_equal,
                 "difference": ((master - reference).norm() / reference.norm().clamp(min=1e-30)).item(),
-                "blocks_without_scale": without_scale,
+                "weights_without_scale": without_scale,
             }
         )
         report(done, len(stored_layers), "layers compared")

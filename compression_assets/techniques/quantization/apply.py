@@ -15,8 +15,8 @@ from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
-from compression_assets.weights.formats import nf4
-from compression_assets.weights.formats.format import Format, Stored
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 # d / sqrt(6) off one that is drawn.
 # What gptq rounds away in one weight it makes up for in others, which move further: measured 0.13 on average, to 0.18.
 # Its measure is the output, which has to be no worse than by nearest rounding.
-DRAWN = 2**0.5
-MAX_ERROR_BY_OUTPUT = 0.5
+ERROR_BESIDE_NEAREST = {"nearest": 1.0, "stochastic": 2**0.5, "gptq": 10 / 3}
 
 
 def quantize_step(step: StepInputs) -> StepReport:
@@ -78,15 +77,13 @@ def quantize_checkpoint(
             f"{source} ({config.model_type}) has no linear layers that {recipe.format.title} covers"
         )
     kept = _kept_grid(recipe, source, grid, model)
-    rounding = Rounding(recipe.rounding, recipe.double_quant, seed)
+    form = recipe.format
+    rounding = Rounding(recipe.rounding, form, seed)
     by_output = calibrated.ByOutput()
     if recipe.rounding == "gptq":
-        by_output = calibrated.quantize_by_output(
-            source, calibration, recipe.double_quant, kept, device, report
-        )
-    weights = _quantized_tensors(
-        source, model, recipe.format, rounding, kept, by_output.parts, device, report
-    )
+        assert isinstance(form, GridFormat)
+        by_output = calibrated.quantize_by_output(source, calibration, form, kept, device, report)
+    weights = _quantized_tensors(source, model, rounding, kept, by_output.parts, device, report)
     write_weights(dict(weights), target)
     _write_config(source, target, recipe)
     checkpoints.copy_generation_config(source, target)
@@ -121,8 +118,7 @@ def _check_errors(
     recipe: QuantizationRecipe, errors: dict[str, dict[str, float]], means: dict[str, float]
 ) -> Check:
     """Every weight within the limit of its rounding; by layer output, outputs no worse than nearest rounding's."""
-    nearest = recipe.format.max_relative_error
-    limit = {"stochastic": nearest * DRAWN, "gptq": MAX_ERROR_BY_OUTPUT}.get(recipe.rounding, nearest)
+    limit = recipe.format.max_relative_error * ERROR_BESIDE_NEAREST[recipe.rounding]
     worst = max(errors, key=lambda layer: errors[layer]["relative_error"])
     largest = errors[worst]["relative_error"]
     passed = largest < limit
@@ -152,7 +148,7 @@ def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str
         norm = weight.norm().item() or 1.0
         share, bias = stored.format.clipping(weight, stored.parts)
         errors[stored.name.removesuffix(".weight")] = {
-            "relative_error": (stored.format.dequantize(stored.parts) - weight).norm().item() / norm,
+            "relative_error": (stored.dequantized() - weight).norm().item() / norm,
             "clipped_share": share,
             "clipping_bias": bias,
         }
@@ -162,7 +158,6 @@ def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str
 def _quantized_tensors(
     source: Path,
     model: "PreTrainedModel",
-    form: Format,
     rounding: Rounding,
     grid: "Mapping[str, Stored]",
     by_output: "Mapping[str, Stored]",
@@ -170,6 +165,7 @@ def _quantized_tensors(
     report: Report,
 ) -> "Iterator[tuple[str, torch.Tensor]]":
     done, directory = 0, checkpoints.masters_or_published(source)
+    form = rounding.form
     covered = {tensor.name for tensor in checkpoints.model_tensors(model) if form.covers(tensor)}
     for name, tensor in checkpoints.fitting(directory, read_tensors(directory), model):
         if name not in covered:
@@ -177,24 +173,16 @@ def _quantized_tensors(
             continue
         if not tensor.isfinite().all():
             raise StudyError(f"{name} in {source} is not finite; build this model again")
-        stored = by_output.get(name) or _stored(tensor.to(device), form, rounding, name, grid.get(name))
+        stored = by_output.get(name) or quantize(tensor.to(device), rounding, name, grid.get(name))
         yield from ((form.tensor_name(name, part), content) for part, content in stored.items())
         done += 1
         report(done, len(covered), "layers quantized")
 
 
-def _stored(
-    weight: "torch.Tensor", form: Format, rounding: Rounding, name: str, grid: Stored | None
-) -> Stored:
-    if rounding.kind == "nearest" and grid is None:
-        return form.quantize(weight)
-    return quantize(weight, rounding, name, grid)
-
-
 def _kept_grid(
     recipe: QuantizationRecipe, source: Path, grid: Path | None, model: "PreTrainedModel"
 ) -> "dict[str, Stored]":
-    """Weight name -> earlier parts whose absmax is taken over: none for a weight that pruning has cut since."""
+    """Weight name -> earlier parts whose scales are taken over: none for a weight that pruning has cut since."""
     if not recipe.keep_absmax:
         return {}
     if grid is None:
@@ -205,7 +193,7 @@ def _kept_grid(
     return {
         stored.name: stored.parts
         for stored in checkpoints.quantized_weights(grid)
-        if type(stored.format) is type(recipe.format) and nf4.shape_of(stored.parts) == shapes[stored.name]
+        if type(stored.format) is type(recipe.format) and stored.shape == tuple(shapes[stored.name])
     }
 
 

@@ -14,8 +14,8 @@ from compression_assets.store.reports import Report, no_report
 from compression_assets.techniques.quantization import gptq
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints
-from compression_assets.weights.formats import nf4
-from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.format import Format, Stored
+from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Quantize = Callable[[str, "torch.Tensor", "torch.Tensor"], Stored]
 
 @dataclass
 class ByOutput:
-    """Weight name -> NF4 parts; layer -> its relative output error, beside that of nearest rounding."""
+    """Weight name -> parts; layer -> its relative output error, beside that of nearest rounding."""
 
     parts: dict[str, Stored] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class ByOutput:
 def quantize_by_output(
     directory: Path,
     dataset: TokenDataset | None,
-    double_quant: bool,
+    form: GridFormat,
     kept: Mapping[str, Stored],
     device: str = "cpu",
     report: Report = no_report,
 ) -> ByOutput:
     """GPTQ codes of every linear weight of a full-precision model directory, computed in fp32 on `device`.
 
-    dataset: the calibration set. kept: weight name -> parts whose absmax is taken over. Errors are those of a layer's
+    dataset: the calibration set. kept: weight name -> parts whose scales are taken over. Errors are those of a layer's
     output on the inputs that it gets here, behind quantized layers. Raises StudyError as `quantize_by_layers`.
     """
     found = ByOutput()
@@ -53,26 +53,31 @@ def quantize_by_output(
         raise StudyError("rounding: gptq needs a calibration set; add data.splits.calibration to the study")
 
     def quantize(name: str, weight: "torch.Tensor", moment: "torch.Tensor") -> Stored:
-        nearest = nf4.quantize(weight, double_quant)
-        stored = gptq.quantize(weight, kept.get(name, nearest), moment)
+        nearest = form.quantize(weight)
+        stored = gptq.quantize(weight, form, kept.get(name, nearest), moment)
         found.errors[name.removesuffix(".weight")] = {
-            "output_error": gptq.output_error(weight, stored, moment),
-            "output_error_of_nearest": gptq.output_error(weight, nearest, moment),
+            "output_error": gptq.output_error(weight, form.dequantize(stored), moment),
+            "output_error_of_nearest": gptq.output_error(weight, form.dequantize(nearest), moment),
         }
         return stored
 
     model = checkpoints.load_full_precision(directory).to(device)
-    found.parts.update(quantize_by_layers(model, dataset, quantize, report))
+    found.parts.update(quantize_by_layers(model, dataset, form, quantize, report))
     return found
 
 
 def quantize_by_layers(
-    model: "PreTrainedModel", dataset: TokenDataset, quantize: Quantize, report: Report = no_report
+    model: "PreTrainedModel",
+    dataset: TokenDataset,
+    form: Format,
+    quantize: Quantize,
+    report: Report = no_report,
 ) -> Iterator[tuple[str, Stored]]:
-    """Every linear weight that NF4 covers, by name, quantized on the conversations of `dataset`, all of their tokens.
+    """Every linear weight, by name, quantized on the conversations of `dataset`, all of their tokens.
 
-    The model's weights become what was stored. Memory: hidden states of the whole set, twice, and the second moments
-    of one layer. Raises StudyError where linear layers lie outside of the decoder layers, or where there is no data.
+    form: what `quantize` makes parts of. The model's weights become what was stored. Memory: hidden states of the whole
+    set, twice, and the second moments of one layer. Raises StudyError where linear layers lie outside of the decoder
+    layers, or where there is no data.
     """
     import torch
 
@@ -89,7 +94,7 @@ def quantize_by_layers(
             moments = _second_moments(linear, partial(calls.outputs, index, layer))
             for name, module in linear.items():
                 stored = quantize(f"{name}.weight", module.weight, moments.pop(name))
-                module.weight.copy_(nf4.dequantize(stored))
+                module.weight.copy_(form.dequantize(stored))
                 made[f"{name}.weight"] = stored
             calls.hidden = calls.outputs(index, layer)
         yield from made.items()
@@ -97,7 +102,7 @@ def quantize_by_layers(
 
 
 def decoder_layers(model: "PreTrainedModel") -> "dict[str, Module]":
-    """Name -> decoder layer, in the order in which they run; together they hold every linear layer that NF4 covers."""
+    """Name -> decoder layer, in the order in which they run; together they hold every linear layer."""
     from torch.nn import ModuleList
 
     count = model.config.num_hidden_layers

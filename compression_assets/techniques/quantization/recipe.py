@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from compression_assets.strict import Strict
 from compression_assets.weights.formats.format import Format
+from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.formats.registry import format_class, make_format, quantizing_formats
 
 CALIBRATION_SET = "calibration_set"
@@ -47,8 +48,8 @@ class QuantizationRecipe(Strict):
 
     @model_validator(mode="after")
     def _rounding_fits_the_kind(self) -> Self:
-        if (self.rounding != "nearest" or self.keep_absmax) and "gptq" not in self.format.roundings:
-            able = [name for name in quantizing_formats() if "gptq" in format_class(name).roundings]
+        if (self.rounding != "nearest" or self.keep_absmax) and not isinstance(self.format, GridFormat):
+            able = [name for name in quantizing_formats() if issubclass(format_class(name), GridFormat)]
             raise ValueError(
                 f"rounding and keep_absmax can be chosen for {' and '.join(able)} only, not for {self.kind}"
             )

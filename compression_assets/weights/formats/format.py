@@ -72,7 +72,7 @@ class Format(ABC):
     full_precision: whether a model in it can be trained and pruned. max_relative_error: ||W - Ŵ|| / ||W|| (Frobenius)
     of any weight, by nearest rounding, above which a written model does not pass. devices: kinds of device on which
     transformers runs a model in this format by itself; empty where it has no loader, and the model is only run
-    dequantized. roundings: those of the technique Q that make it. library: what loads it, as the graph shows it.
+    dequantized. library: what loads it, as the graph shows it.
     """
 
     name: ClassVar[str]
@@ -81,7 +81,6 @@ class Format(ABC):
     full_precision: ClassVar[bool] = False
     max_relative_error: ClassVar[float]
     devices: ClassVar[tuple[str, ...]] = ()
-    roundings: ClassVar[tuple[str, ...]] = ("nearest",)
     library: ClassVar[str] = "safetensors"
 
     @abstractmethod
@@ -126,7 +125,7 @@ class Format(ABC):
         return self.dequantize(stored)
 
     def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
-        """(Share of codes that quantizing a dequantized weight gives back, blocks left out as they have no scale)."""
+        """(Share of codes that quantizing a dequantized weight gives back, weights left out as they have no scale)."""
         again = self.quantize(weight)
         same = [(again[part] == tensor).double().sum().item() for part, tensor in stored.items()]
         return sum(same) / sum(tensor.numel() for tensor in stored.values()), 0

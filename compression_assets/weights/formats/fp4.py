@@ -20,7 +20,8 @@ class FP4(nf4.FourBit):
     max_relative_error: ClassVar[float] = 0.2
 
     def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
-        before, again = nf4.block_codes(stored), nf4.block_codes(nf4.quantize(weight, kind=self.name))
+        before, again = self.codes(stored), self.codes(self.quantize(weight))
         # It has a zero of each sign, codes 0 and 8, and rounding knows only one.
         same = (again == before) | ((again % 8 == 0) & (before % 8 == 0))
-        return nf4.kept_in_scaled_blocks(same, stored)
+        scaled = self.scales(stored) > 0
+        return same[scaled].double().mean().item() if scaled.any() else 1.0, int((~scaled).sum())

@@ -60,10 +60,9 @@ class Int8(BitsAndBytes):
         return int8_vectorwise_dequant(stored[""], stored[SCALE]).float()
 
     def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
-        """As `Format.kept_codes`, with rows as blocks."""
         scaled = stored[SCALE] > 0
         same = (self.quantize(weight)[""] == stored[""])[scaled]
-        return same.float().mean().item() if scaled.any() else 1.0, int((~scaled).sum())
+        return same.double().mean().item() if scaled.any() else 1.0, int((~scaled).sum()) * weight.shape[1]
 
     def to_config(self) -> dict[str, Any]:
         return bitsandbytes_config(8, self.skipped)

@@ -18,6 +18,7 @@ from compression_assets.weights.formats.bitsandbytes import (
     skipped_in,
 )
 from compression_assets.weights.formats.format import Part, Shape, Stored
+from compression_assets.weights.formats.grid import GridFormat, clipped, divided
 
 if TYPE_CHECKING:
     import torch
@@ -146,46 +147,12 @@ def unpack_codes(packed: "torch.Tensor", n: int) -> "torch.Tensor":
     return torch.stack((flat >> 4, flat & 0xF), dim=1).reshape(-1)[:n]
 
 
-def nearest(scaled: "torch.Tensor") -> "torch.Tensor":
-    """Codes uint8 of the nearest NF4 values of numbers in [-1, 1]."""
-    import torch
-
-    table = values(scaled.device)
-    return torch.bucketize(scaled, (table[1:] + table[:-1]) / 2).to(torch.uint8)
-
-
 def blocks_of(weight: "torch.Tensor") -> "torch.Tensor":
     """The weight in fp32, cut into [blocks, 64] and filled up with zeros."""
     import torch
 
     flat = weight.float().reshape(-1)
     return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCKSIZE)).reshape(-1, BLOCKSIZE)
-
-
-def scaled_blocks(weight: "torch.Tensor", grid: Stored) -> "torch.Tensor":
-    """The weight divided by the stored absmax of each block: fp32 [blocks, 64], filled up with zeros.
-
-    Beyond ±1 where the stored absmax is below the true one; 0 where the stored one is 0, as every code means 0 there.
-    """
-    import torch
-
-    blocks = blocks_of(weight)
-    absmax = block_absmax(grid).to(weight.device).unsqueeze(1)
-    return torch.where(absmax == 0, torch.zeros_like(blocks), blocks / absmax)
-
-
-def with_codes(grid: Stored, codes: "torch.Tensor", weights: int) -> Stored:
-    """The parts `grid` with other codes: uint8 (0..15), of which the first `weights` count."""
-    return {**grid, "": pack_codes(codes.reshape(-1)[:weights]).cpu()}
-
-
-def kept_in_scaled_blocks(same: "torch.Tensor", stored: Stored) -> tuple[float, int]:
-    """(Share of `same` [blocks, 64] in blocks with a positive absmax, number of the other blocks).
-
-    Double quantization may make the absmax of a block of almost zeros negative: it has no codes to keep.
-    """
-    scaled = block_absmax(stored) > 0
-    return same[scaled].float().mean().item() if scaled.any() else 1.0, int((~scaled).sum())
 
 
 def _state(stored: Stored) -> "QuantState":
@@ -243,12 +210,19 @@ class FourBit(BitsAndBytes):
     def reference(self, stored: Stored) -> "torch.Tensor":
         return dequantize_by_kernel(stored)
 
+    def codes(self, stored: Stored) -> "torch.Tensor":
+        """The code of every weight: uint8 [out, in]."""
+        shape = shape_of(stored)
+        return unpack_codes(stored[""], shape.numel()).reshape(shape)
+
+    def scales(self, stored: Stored) -> "torch.Tensor":
+        """The absmax of every weight's block, as it is stored: fp32 [out, in]."""
+        shape = shape_of(stored)
+        return block_absmax(stored).repeat_interleave(BLOCKSIZE)[: shape.numel()].reshape(shape)
+
     def clipping(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, float]:
-        """As `Format.clipping`: what lies beyond the stored absmax is the whole bias of stochastic rounding."""
-        beyond = (scaled_blocks(weight, stored).abs() - 1.0).clamp(min=0.0)
-        cut = (beyond * block_absmax(stored).unsqueeze(1)).norm()
-        share = (beyond > 0).sum().item() / weight.numel()
-        return share, (cut / weight.float().norm().clamp(min=1e-30)).item()
+        scales = self.scales(stored)
+        return clipped(weight, divided(weight.float(), scales), scales, -1.0, 1.0)
 
     def misfit(self, shape: Shape, device: str) -> str:
         """bitsandbytes' CPU kernels raise on other shapes, or compute nonsense; CUDA takes any."""
@@ -282,17 +256,16 @@ class FourBit(BitsAndBytes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NF4(FourBit):
+class NF4(FourBit, GridFormat):
     """Sixteen values that are quantiles of the normal distribution, times the absmax of a block of 64 weights."""
 
     name: ClassVar[str] = "nf4"
     title: ClassVar[str] = "NF4"
     # Normally distributed weights come out at 0.09.
     max_relative_error: ClassVar[float] = 0.15
-    roundings: ClassVar[tuple[str, ...]] = ("nearest", "stochastic", "gptq")
 
-    def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
-        """On the scales that are stored: drawn codes need not reach a block's end, whose maximum is then another."""
-        codes = nearest(scaled_blocks(weight, stored).clamp(-1.0, 1.0))
-        again = with_codes(stored, codes, weight.numel())
-        return kept_in_scaled_blocks(block_codes(again) == block_codes(stored), stored)
+    def levels(self, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+        return values(device)
+
+    def with_codes(self, stored: Stored, codes: "torch.Tensor") -> Stored:
+        return {**stored, "": pack_codes(codes.reshape(-1)).cpu()}
