@@ -48,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     raw = made.read()
     raw["base_model"]["num_hidden_layers"] = 4
     raw["techniques"] |= {"DP": {"drop": 2}, "N": {}}
-    raw["orderings"] = ["DP", "N", "Q-DP-KD", "N-DP"]
+    raw["orderings"] = ["DP", "Q-DP-KD", "N-DP"]
     raw["evaluation"] = {
         "perplexity": {"batch_size": 8},
         "answers": {"max_new_tokens": 4},
@@ -74,28 +74,28 @@ def test_from_check_to_export(project: Project) -> None:
     found = commands(project, *lines)
     assert all(text.rstrip().endswith("ended with 0") for text in found.values()), found
 
-    assert "orderings base, DP, N, Q-DP-KD, N-DP;" in found["check"]
+    assert "orderings base, DP, Q-DP-KD, N-DP;" in found["check"]
     sizes = {
         row[0]: row
         for line in found["plan"].splitlines()
         if (row := line.split()) and row[0].startswith(("base", "final", "model"))
     }
     store = ArtifactStore(project.root)
-    for asset in ("final_dp", "final_n", "final_q_dp_kd", "final_n_dp"):
-        directory = project.root / "models" / asset.removeprefix("final_")
+    for asset in ("final_dp", "model_n", "final_q_dp_kd", "final_n_dp"):
+        directory = project.root / "models" / asset.partition("_")[2]
         manifest = store.manifest(directory, asset)
         assert manifest and not manifest.failed_checks
         # The plan said what the file weighs before there was one.
         assert float(sizes[asset][3]) == pytest.approx(manifest.weight_bytes / 2**20, abs=0.01)
-    n = store.manifest(project.root / "models" / "n", "final_n")
+    n = store.manifest(project.root / "models" / "n", "model_n")
     assert n and n.metadata["tensors_of_first"] > 40 and n.metadata["rows_read"] > 0
     n_dp = store.manifest(project.root / "models" / "n_dp", "final_n_dp")
     assert n_dp and "models/base" in n_dp.inputs and n_dp.path == ["N", "D", "DP", "N"]
 
-    for model in ("DP", "N", "Q-DP-KD", "N-DP"):
-        assert f"\n{model} " in found["leaderboard"]
+    for model in ("DP", "Q-DP-KD", "N-DP"):
+        assert model in found["leaderboard"].split()
     steps = project.query("SELECT ordering, technique, perplexity_after FROM step_diagnostics")
-    assert {("DP", "DP"), ("N", "N"), ("N-DP", "D")} <= {(text, technique) for text, technique, _ in steps}
+    assert {("DP", "DP"), ("N-DP", "N"), ("N-DP", "D")} <= {(text, technique) for text, technique, _ in steps}
     assert all(perplexity > 1 for _, _, perplexity in steps)
     page = Path(found["report"].splitlines()[0]).read_text()
     assert all(f">{ordering}<" in page for ordering in ("DP", "N-DP"))
