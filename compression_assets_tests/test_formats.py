@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.four_bit import compare_with_four_bit
@@ -22,6 +23,7 @@ from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS, write_weights
+from compression_assets.weights.first_answer import cannot_run
 from compression_assets.weights.formats import registry
 from compression_assets.weights.formats.bf16 import BF16
 from compression_assets.weights.formats.int8 import Int8
@@ -215,9 +217,42 @@ def test_each_layer_may_have_a_format_of_its_own(tmp_path: Path) -> None:
     }
     assert all(torch.equal(found.float(), expected[name]) for name, found in checkpoints.dense_tensors(mixed))
     assert abs(shapes.file_bytes(config) - (mixed / WEIGHTS).stat().st_size) <= 16 * 12
+    assert "does not run a mixture of number formats on this CPU" in cannot_run(mixed, model, "cpu")
     back = dequantize_checkpoint(mixed, tmp_path / "d")
     assert all(check.passed for check in back.checks), back.checks
     assert len(back.metadata["layers"]) == 13
+
+
+def test_layers_that_bitsandbytes_skips_are_in_full_precision(tmp_path: Path) -> None:
+    parent = tiny_directory(tmp_path / "parent")
+    skipped = ["lm_head", "layers.0.mlp.down_proj", "model.layers.1.self_attn"]
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        llm_int8_skip_modules=skipped,
+        bnb_4bit_use_double_quant=True,
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.bfloat16, quantization_config=settings)
+    theirs.save_pretrained(tmp_path / "q")
+    checkpoints.copy_tokenizer(parent, tmp_path / "q")
+    assert format_of(tmp_path / "q") == NF4(skipped=tuple(skipped), compute_dtype="float32")
+    assert checkpoints.check_size(tmp_path / "q").passed
+    quantized = {weight.name for weight in checkpoints.quantized_weights(tmp_path / "q")}
+    assert len(quantized) == 14 - 1 - 4
+    found, original = dict(checkpoints.dense_tensors(tmp_path / "q")), load_file(parent / WEIGHTS)
+    assert all(torch.equal(found[name], original[name]) == (name not in quantized) for name in original)
+
+
+def test_a_part_that_is_not_what_its_format_stores_is_named(tmp_path: Path) -> None:
+    quantize_checkpoint(tiny_directory(tmp_path / "parent"), tmp_path / "q", QuantizationRecipe())
+    tensors = load_file(tmp_path / "q" / WEIGHTS)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:-1].clone()
+    write_weights(tensors, tmp_path / "q")
+    with pytest.raises(
+        StudyError, match=r"up_proj.weight in .* but NF4 by its config.json stores U8 \[4096, 1\]"
+    ):
+        checkpoints.check_finite(tmp_path / "q")
 
 
 def test_a_quantization_that_no_format_knows_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.weights import checkpoints
-from compression_assets.weights.formats.layout import layout_of
+from compression_assets.weights.formats.layout import LAYERS, layout_of, quantization_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,9 @@ def cannot_run(directory: Path, model: "PreTrainedModel", device: str) -> str:
 
 
 def _unsupported(directory: Path, model: "PreTrainedModel", device: str) -> str:
-    """The title of a format in a directory that transformers has no kernels for on a kind of device, else ""."""
+    """What in a directory transformers has no kernels for on a kind of device: the title of a format; else ""."""
+    if LAYERS in quantization_of(directory):
+        return "a mixture of number formats"
     layout = layout_of(directory)
     forms = (layout(tensor) for tensor in checkpoints.model_tensors(model))
     return next((form.title for form in forms if device not in form.devices), "")

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.weights.files import read_tensors, tensor_headers
 from compression_assets.weights.formats.bf16 import BF16
-from compression_assets.weights.formats.format import Format, ModelTensor, Shape, Stored
+from compression_assets.weights.formats.format import Format, ModelTensor, Part, Shape, Stored
 from compression_assets.weights.formats.layout import Layout
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class StoredWeight:
 def read_stored(directory: Path, tensors: Sequence[ModelTensor], layout: Layout) -> Iterator[StoredWeight]:
     """Every weight of a directory, one at a time, and what its model does not know as if it were in full precision.
 
-    tensors: the model's. Raises StudyError for damaged files, or when a part of a quantized weight is missing.
+    tensors: the model's. Raises StudyError for damaged files, or when a part of a quantized weight is missing or not
+    as its format says.
     """
     headers = tensor_headers(directory)
     owners: dict[str, tuple[ModelTensor, str]] = {}
@@ -41,11 +42,14 @@ def read_stored(directory: Path, tensors: Sequence[ModelTensor], layout: Layout)
         form = formats[tensor.name]
         if form.full_precision:
             continue
-        names = {form.tensor_name(tensor.name, part): part for part in form.parts(tensor.shape)}
+        parts = form.parts(tensor.shape)
+        names = {form.tensor_name(tensor.name, part): part for part in parts}
         if missing := names.keys() - headers.keys():
             lacking = ", ".join(sorted(names[name] or "its codes" for name in missing))
             raise StudyError(f"{tensor.name} in {directory} lacks {lacking}; build this model again")
-        owners |= {name: (tensor, part) for name, part in names.items()}
+        for name, part in names.items():
+            _check_part(directory, name, headers[name], parts[part], form)
+            owners[name] = (tensor, part)
 
     gathered: dict[str, Stored] = {}
     for name, content in read_tensors(directory):
@@ -53,7 +57,16 @@ def read_stored(directory: Path, tensors: Sequence[ModelTensor], layout: Layout)
             yield StoredWeight(name, tuple(content.shape), BF16(), {"": content})
             continue
         tensor, part = owners[name]
-        form, parts = formats[tensor.name], gathered.setdefault(tensor.name, {})
-        parts[part] = content
-        if len(parts) == len(form.parts(tensor.shape)):
+        form, found = formats[tensor.name], gathered.setdefault(tensor.name, {})
+        found[part] = content
+        if len(found) == len(form.parts(tensor.shape)):
             yield StoredWeight(tensor.name, tensor.shape, form, gathered.pop(tensor.name))
+
+
+def _check_part(directory: Path, name: str, header: dict[str, Any], part: Part, form: Format) -> None:
+    found = header["dtype"], tuple(header["shape"])
+    if found != (part.dtype, part.shape) and not part.text:
+        raise StudyError(
+            f"{name} in {directory} is {found[0]} {list(found[1])}, but {form.title} by its config.json stores "
+            f"{part.dtype} {list(part.shape)}; build or download this model again"
+        )
