@@ -20,8 +20,7 @@ from compression_assets.graph.assets.recommendation import recommendation
 from compression_assets.graph.assets.report import page_asset, unread
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.jobs import study_jobs
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.machine.workers import PRELOADED, workers
 from compression_assets.study.model import Study
 from compression_assets.study.places import study_root

@@ -18,9 +18,9 @@ from compression_assets.graph.assets.artifact import Artifact, Workplace
 from compression_assets.graph.assets.data import question_input
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.memory import of_scoring
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.reports import StepReport
-from compression_assets.study.leaderboard_models import Subject, subjects
+from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import QUESTION_SET
 from compression_assets.study.orderings import technique_of
@@ -34,25 +34,25 @@ SHOWN = 5
 
 
 def answers_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """`answers_<subject>` for every model that is measured, in a study that asks for answers."""
+    """`answers_<model>` for every model that is measured, in a study that asks for answers."""
     settings = study.evaluation.answers
     if settings is None:
         return []
-    return [_answers_asset(study, subject, settings) for subject in subjects(study)]
+    return [_answers_asset(study, entry, settings) for entry in leaderboard_models(study)]
 
 
-def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> dg.AssetsDefinition:
-    model = subject.model
-    quantized = bool(subject.path) and registry.technique(technique_of(subject.path[-1])).quantizes
+def _answers_asset(study: Study, entry: LeaderboardModel, settings: AnswerSettings) -> dg.AssetsDefinition:
+    model = entry.model
+    quantized = bool(entry.path) and registry.technique(technique_of(entry.path[-1])).quantizes
     artifact = Artifact(
-        asset=subject.asset(PART),
+        asset=entry.asset(PART),
         settings={PART: settings.model_dump(mode="json")},
         code="compression_assets.evaluation.answering",
         inputs=(model, QUESTION_SET),
         # Greedy answers are the same whatever the seed.
         seed=study.seed if settings.temperature > 0 else None,
         parent=model,
-        path=subject.path,
+        path=entry.path,
         warnings=(four_bit.CHECK,) if quantized else (),
         needs=of_scoring(model, study),
     )
@@ -85,8 +85,8 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
 
     def to_table(storage: StudyStorage, directory: Path) -> dict[str, Any]:
         found = read_answers(directory)
-        storage.database.write_table(TABLE, table_rows(subject.key, found), ["model"])
-        sql = f"`SELECT question, answer FROM {TABLE} WHERE model = '{subject.key}'`"
+        storage.database.write_table(TABLE, table_rows(entry.key, found), ["model"])
+        sql = f"`SELECT question, answer FROM {TABLE} WHERE model = '{entry.key}'`"
         return {"examples": _examples(found), "sql": dg.MetadataValue.md(sql)}
 
     about = f"What {model} answers to the questions (table {TABLE}) and how fast"
@@ -99,7 +99,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         side_inputs=(question_input(study),),
         more=to_table,
     )
-    return measured_asset(study, subject, artifact, measurement)
+    return measured_asset(study, entry, artifact, measurement)
 
 
 def table_rows(model: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:

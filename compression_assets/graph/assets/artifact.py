@@ -15,8 +15,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.errors import StudyError
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.machine.workers import die_with_the_run
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
 from compression_assets.store.code_fingerprints import code_fingerprint

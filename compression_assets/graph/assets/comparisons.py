@@ -8,8 +8,8 @@ import dagster as dg
 from compression_assets.evaluation.comparisons import Comparison, Measured, compare
 from compression_assets.graph.assets.artifact import tracked
 from compression_assets.graph.assets.measured import read_measured
-from compression_assets.graph.resources.storage import StudyStorage
-from compression_assets.study.leaderboard_models import measurements, parts, subjects
+from compression_assets.graph.resources import StudyStorage
+from compression_assets.study.leaderboard_models import leaderboard_models, measurements, parts
 from compression_assets.study.model import Study
 from compression_assets.study.names import COMPARISONS, OWNERS, relative_directory
 from compression_assets.tables import markdown
@@ -54,16 +54,16 @@ def comparisons_asset(study: Study) -> dg.AssetsDefinition:
 def compare_all(study: Study, storage: StudyStorage) -> list[Comparison]:
     """All metrics that have items, among the models measured so far. A metric without a value is not compared."""
     by_metric: dict[str, dict[str, Measured]] = {}
-    for subject in subjects(study):
+    for entry in leaderboard_models(study):
         for part in parts(study):
-            directory = storage.artifacts.root / relative_directory(subject.asset(part))
+            directory = storage.artifacts.root / relative_directory(entry.asset(part))
             if not directory.exists():
                 continue
             rows, samples, _ = read_measured(directory)
             for row in rows:
                 own = [sample for sample in samples if sample.metric == row.metric]
                 if own and row.value is not None:
-                    by_metric.setdefault(row.metric, {})[subject.key] = Measured(row, own)
+                    by_metric.setdefault(row.metric, {})[entry.key] = Measured(row, own)
     settings = study.evaluation.statistics
     return [
         row for metric, models in by_metric.items() for row in compare(metric, models, settings, study.seed)

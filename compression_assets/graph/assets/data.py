@@ -8,8 +8,7 @@ import dagster as dg
 
 from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, Build, Workplace, result
 from compression_assets.graph.assets.made_on_demand import SideInput
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
 from compression_assets.study.names import (

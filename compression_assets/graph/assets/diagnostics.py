@@ -26,8 +26,7 @@ from compression_assets.graph.assets.made_on_demand import make_missing
 from compression_assets.graph.assets.measured import read_measured
 from compression_assets.graph.assets.memory import of_scoring
 from compression_assets.graph.assets.priority import FILL, PRIORITY
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.diagnosed import compared_with, diagnosed, follows_training, to_score
 from compression_assets.study.model import Study

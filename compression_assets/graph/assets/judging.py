@@ -14,11 +14,10 @@ from compression_assets.graph.assets.made_on_demand import SideInput
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.model_asset import released_model_asset
 from compression_assets.graph.assets.priority import MEASURE, PRIORITY
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import Check, StepReport
-from compression_assets.study.leaderboard_models import Subject, subjects
+from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import (
     BASE_MODEL,
@@ -53,7 +52,7 @@ def judging_assets(study: Study) -> list[dg.AssetsDefinition]:
     return [
         *_own_model(judge),
         _calibration_asset(study, judge),
-        *(_judged_asset(study, judge, subject) for subject in subjects(study)),
+        *(_judged_asset(study, judge, entry) for entry in leaderboard_models(study)),
     ]
 
 
@@ -154,16 +153,16 @@ def calibration_input(study: Study, judge: JudgeSettings) -> SideInput:
     return SideInput(artifact, lambda storage: partial(build, storage), to_table)
 
 
-def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.AssetsDefinition:
-    answers = subject.asset("answers")
+def _judged_asset(study: Study, judge: JudgeSettings, entry: LeaderboardModel) -> dg.AssetsDefinition:
+    answers = entry.asset("answers")
     artifact = Artifact(
-        asset=subject.asset(PART),
+        asset=entry.asset(PART),
         settings=_settings(judge),
         code="compression_assets.evaluation.judging.results",
         inputs=(answers, JUDGE_CALIBRATION, *_model_inputs(judge)),
         seed=study.seed,
-        parent=subject.model,
-        path=subject.path,
+        parent=entry.model,
+        path=entry.path,
         computes=isinstance(judge.model, LocalJudge),
         warnings=(COVERED, TRUSTED),
     )
@@ -171,13 +170,13 @@ def _judged_asset(study: Study, judge: JudgeSettings, subject: Subject) -> dg.As
     measurement = Measurement(
         PART,
         "judging",
-        f"G-Eval and prompt alignment of {subject.model}'s answers",
+        f"G-Eval and prompt alignment of {entry.model}'s answers",
         lambda place, storage: _judge(judge, artifact, answers, storage, place),
         pool=POOL if isinstance(judge.model, LocalJudge) else None,
         side_inputs=(calibration_input(study, judge),),
         incomplete=lambda storage: _incomplete(storage, artifact.asset),
     )
-    return measured_asset(study, subject, artifact, measurement)
+    return measured_asset(study, entry, artifact, measurement)
 
 
 def _judge(

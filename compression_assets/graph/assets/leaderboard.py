@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.graph.assets.artifact import tracked
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.reporting.leaderboard import read_leaderboard
-from compression_assets.study.leaderboard_models import measurements, subjects
+from compression_assets.study.leaderboard_models import leaderboard_models, measurements
 from compression_assets.study.model import Study
 from compression_assets.study.names import OWNERS, relative_directory
 from compression_assets.tables import markdown
@@ -44,8 +44,12 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
         with tracked(context, storage, "leaderboard"):
             nodes = [node.key for node in study.nodes.values()]
             merged = storage.database.keep_models(
-                [subject.key for subject in subjects(study)],
-                [*nodes, "teacher", *(subject.key for subject in subjects(study) if not subject.ordering)],
+                [entry.key for entry in leaderboard_models(study)],
+                [
+                    *nodes,
+                    "teacher",
+                    *(entry.key for entry in leaderboard_models(study) if not entry.ordering),
+                ],
             )
             shown: dict[str, Any] = {"waiting_writes": merged.waiting, "held_up_by": merged.why}
             if not merged.waiting:
@@ -66,12 +70,12 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
 def _same_precision(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
     """A warning when models of one leaderboard were scored in different formats, on machines that differ."""
     found: dict[str, list[str]] = {}
-    for subject in subjects(study):
-        key = subject.asset("metrics")
+    for entry in leaderboard_models(study):
+        key = entry.asset("metrics")
         manifest = storage.artifacts.manifest(storage.artifacts.root / relative_directory(key), key)
         if manifest is None:  # not measured yet: the leaderboard is read partly filled
             continue
-        found.setdefault(manifest.metadata["precision"], []).append(subject.key)
+        found.setdefault(manifest.metadata["precision"], []).append(entry.key)
     detail = "; ".join(f"{precision}: {', '.join(models)}" for precision, models in found.items())
     return dg.AssetCheckResult(
         check_name=SAME_PRECISION,

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from compression_assets.graph.assets.artifact import Artifact, Build, as_failure, make
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.study.names import relative_directory
 

@@ -14,9 +14,9 @@ import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.statistics import with_intervals
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.artifact_store import Manifest
-from compression_assets.study.leaderboard_models import Subject
+from compression_assets.study.leaderboard_models import LeaderboardModel
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
 from compression_assets.tables import markdown
@@ -46,7 +46,7 @@ def read_measured(directory: Path) -> tuple[list[MetricRow], list[Sample], str]:
 def record(
     study: Study,
     storage: StudyStorage,
-    subject: Subject,
+    entry: LeaderboardModel,
     part: str,
     manifest: Manifest,
     lineage: Sequence[dict[str, Any]] = (),
@@ -57,9 +57,9 @@ def record(
     """
     root = storage.artifacts.root
     model = storage.artifacts.require(
-        root / relative_directory(subject.model), subject.model, manifest.asset, verify=False
+        root / relative_directory(entry.model), entry.model, manifest.asset, verify=False
     )
-    measured, samples, run_id = read_measured(root / relative_directory(subject.asset(part)))
+    measured, samples, run_id = read_measured(root / relative_directory(entry.asset(part)))
     filled = with_intervals(measured, samples, study.evaluation.statistics, study.seed)
     about = {
         "data_version": model.data_version,
@@ -67,9 +67,9 @@ def record(
         "measured_at": manifest.created_at,
     }
     merged = storage.database.write_part(
-        subject.key,
-        subject.title,
-        subject.position,
+        entry.key,
+        entry.title,
+        entry.position,
         part,
         [asdict(one) | about for one in filled],
         [asdict(sample) for sample in samples],
@@ -82,6 +82,6 @@ def record(
     return {
         "figures": dg.MetadataValue.md(table),
         **shown,
-        "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{subject.key}`"),
+        "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{entry.key}`"),
         "waiting_writes": merged.waiting,
     }

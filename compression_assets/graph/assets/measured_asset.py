@@ -1,4 +1,4 @@
-"""One way to make the asset of a measurement: measure a subject once into an artifact, then copy that into DuckDB."""
+"""One way to make the asset of a measurement: measure a model once into an artifact, then copy that into DuckDB."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,9 @@ from compression_assets.graph.assets.artifact import (
 from compression_assets.graph.assets.made_on_demand import SideInput, make_missing
 from compression_assets.graph.assets.measured import record, write_measured
 from compression_assets.graph.assets.priority import FILL, PRIORITY
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.store.reports import StepReport
-from compression_assets.study.leaderboard_models import Subject
+from compression_assets.study.leaderboard_models import LeaderboardModel
 from compression_assets.study.model import Study
 from compression_assets.study.names import OWNERS, POOL, relative_directory
 
@@ -31,7 +30,7 @@ Measure = Callable[[Workplace, StudyStorage], tuple[Sequence[MetricRow], Sequenc
 
 @dataclass(frozen=True)
 class Measurement:
-    """What sets one kind of measurement of a subject apart from the others.
+    """What sets one kind of measurement of a model apart from the others.
 
     part: prefix of the asset's key. group: in the UI, and its tag `stage`.
     about: its description, to which the table's name is added.
@@ -55,18 +54,18 @@ class Measurement:
 
 
 def measured_asset(
-    study: Study, subject: Subject, artifact: Artifact, measurement: Measurement
+    study: Study, entry: LeaderboardModel, artifact: Artifact, measurement: Measurement
 ) -> dg.AssetsDefinition:
-    """The asset `<part>_<subject>`."""
+    """The asset `<part>_<model>`."""
     part = measurement.part
 
     @dg.asset(
         key=artifact.asset,
         deps=list(artifact.inputs),
         group_name=measurement.group,
-        description=f"{measurement.about}, in DuckDB table metrics.{subject.key}.",
+        description=f"{measurement.about}, in DuckDB table metrics.{entry.key}.",
         kinds=set(measurement.kinds),
-        tags={"stage": measurement.group, "ordering": subject.key},
+        tags={"stage": measurement.group, "ordering": entry.key},
         owners=OWNERS,
         code_version=artifact.code_version,
         check_specs=artifact.check_specs(),
@@ -86,7 +85,7 @@ def measured_asset(
         manifest, cached = make(context, artifact, build, storage, gpu, again)
         directory = storage.artifacts.root / relative_directory(artifact.asset)
         with as_failure(artifact.asset):
-            shown = record(study, storage, subject, part, manifest, measurement.lineage(storage))
+            shown = record(study, storage, entry, part, manifest, measurement.lineage(storage))
             shown |= measurement.more(storage, directory)
         return result(manifest, cached, directory, **shown)
 

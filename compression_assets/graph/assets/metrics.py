@@ -11,10 +11,10 @@ from compression_assets.graph.assets.data import split_input
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.memory import of_scoring
 from compression_assets.graph.assets.priority import MEASURE
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.reports import Check, StepReport
-from compression_assets.study.leaderboard_models import Subject, subjects
+from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import (
     BASE_MODEL,
@@ -31,20 +31,20 @@ CHECK = "perplexity_below_uniform_guess"
 
 
 def metrics_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """`metrics_<subject>` for every ordering of the study, the base included, and every external model."""
-    return [_metrics_asset(study, subject) for subject in subjects(study)]
+    """`metrics_<model>` for every ordering of the study, the base included, and every external model."""
+    return [_metrics_asset(study, entry) for entry in leaderboard_models(study)]
 
 
-def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
-    model = subject.model
+def _metrics_asset(study: Study, entry: LeaderboardModel) -> dg.AssetsDefinition:
+    model = entry.model
     data = DATASETS["evaluation"]
     artifact = Artifact(
-        asset=subject.asset(PART),
+        asset=entry.asset(PART),
         settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
         code="compression_assets.evaluation.measure",
         inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
         parent=model,
-        path=subject.path,
+        path=entry.path,
         warnings=(CHECK,),
         needs=of_scoring(model, study),
     )
@@ -80,16 +80,16 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         measure,
         priority=MEASURE,
         side_inputs=(split_input(study, "evaluation"),),
-        lineage=lambda storage: lineage_rows(study, subject, storage.artifacts),
+        lineage=lambda storage: lineage_rows(study, entry, storage.artifacts),
     )
-    return measured_asset(study, subject, artifact, measurement)
+    return measured_asset(study, entry, artifact, measurement)
 
 
-def lineage_rows(study: Study, subject: Subject, store: ArtifactStore) -> list[dict[str, Any]]:
+def lineage_rows(study: Study, entry: LeaderboardModel, store: ArtifactStore) -> list[dict[str, Any]]:
     """A row for every model on the way from the base to this one, and for the teacher of a KD step."""
-    ordering = subject.ordering
+    ordering = entry.ordering
     if ordering is None:
-        return [_lineage_row(subject.model, subject.key, None, None, store)]
+        return [_lineage_row(entry.model, entry.key, None, None, store)]
     nodes = [study.nodes[ordering.path[:length]] for length in range(len(ordering.path) + 1)]
     rows = []
     for node, parent in zip(nodes, [None, *nodes], strict=False):

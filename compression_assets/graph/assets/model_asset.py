@@ -6,8 +6,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.reporting.sparkline import loss_picture
 from compression_assets.sources.models import ModelSource
 from compression_assets.store.artifact_store import Manifest

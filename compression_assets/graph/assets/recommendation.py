@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from compression_assets.graph.assets.artifact import tracked
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.study.names import OWNERS, RECOMMENDATION
 
 

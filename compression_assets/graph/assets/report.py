@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import dagster as dg
 
 from compression_assets.graph.assets.artifact import tracked
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.study.model import Study
 from compression_assets.study.names import OWNERS, REPORT
 

@@ -8,8 +8,7 @@ from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, W
 from compression_assets.graph.assets.memory import of_logits, of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import teacher_priority
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
