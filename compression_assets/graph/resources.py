@@ -8,6 +8,7 @@ import dagster as dg
 from compression_assets.machine.lease import LOCKS, Lease, Memory, lease
 from compression_assets.machine.locks import Waiting
 from compression_assets.machine.progress import ProgressLog
+from compression_assets.reporting.database import database_of
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.metrics_db import MetricsDatabase
 
@@ -33,14 +34,9 @@ class Gpu(dg.ConfigurableResource):
 
 
 class StudyStorage(dg.ConfigurableResource):
-    """Everything below storage/<study>/, and the downloads that studies share.
-
-    root: directory of the study. database_patience: seconds that a step waits for another one to write to the
-    database, or for somebody who has it open for writing.
-    """
+    """Everything below storage/<study>/, and the downloads that studies share. root: directory of the study."""
 
     root: str
-    database_patience: float = 5.0
 
     @property
     def artifacts(self) -> ArtifactStore:
@@ -48,7 +44,7 @@ class StudyStorage(dg.ConfigurableResource):
 
     @property
     def database(self) -> MetricsDatabase:
-        return MetricsDatabase(Path(self.root) / "compression.duckdb", self.database_patience)
+        return database_of(Path(self.root))
 
     @property
     def downloads(self) -> Path:

@@ -111,7 +111,8 @@ def _metrics(root: Path, key: str) -> list[dict[str, Any]]:
     if not database.file.exists():
         return []
     columns, rows = database.query(
-        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'metrics' AND table_name = ?", [key]
+        "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'metrics' AND table_name = ?",
+        [key],
     )
     if not rows[0][0]:
         return []

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from compression_assets.evaluation.judging.prompts import CORRECTNESS, PROMPT_ALIGNMENT, RELEVANCE, Case
@@ -18,6 +19,8 @@ RIGHT, WRONG, OFF_TOPIC, EMPTY = "right", "wrong", "off_topic", "empty"
 KINDS = (RIGHT, WRONG, OFF_TOPIC, EMPTY)
 SHOWN_EMPTY = "(The answer is empty.)"
 FILE = "planted_answers.jsonl"
+RESULT = "calibration.json"
+"""What an artifact keeps of a calibration (`write_calibration`)."""
 
 PAIRS = {
     CORRECTNESS: ((RIGHT, WRONG), (RIGHT, OFF_TOPIC), (RIGHT, EMPTY)),
@@ -89,6 +92,16 @@ class Calibration:
         content = json.loads(text)
         scores = tuple(Accuracy(**score) for score in content.pop("scores"))
         return cls(scores=scores, **content)
+
+
+def write_calibration(found: Calibration, directory: Path) -> None:
+    """Write `calibration.json`."""
+    (directory / RESULT).write_text(found.to_json())
+
+
+def read_calibration(directory: Path) -> Calibration:
+    """Read what `write_calibration` wrote."""
+    return Calibration.from_json((directory / RESULT).read_text())
 
 
 def planted_cases(questions: int) -> list[Case]:

@@ -6,35 +6,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compression_assets.graph.assets.artifact import MemoryNeeds
+from compression_assets.graph.assets.artifact import MemoryEstimate
 from compression_assets.machine.devices import compute_bytes
 from compression_assets.planning.memory import logits_memory, scoring_memory, step_memory
 from compression_assets.study.model import Study
 from compression_assets.study.names import TEACHER_MODEL
 
 
-def of_step(model: str, recipe: Any, study: Study) -> MemoryNeeds:
+def of_step(model: str, recipe: Any, study: Study) -> MemoryEstimate:
     """Of a technique applied to the model of an asset, or of a teacher's correction.
 
     On CUDA with rows one by one: training that runs out of memory there halves its micro-batch by itself.
     """
 
-    def needs(inputs: Mapping[str, Path], device: str) -> int | None:
+    def estimate(inputs: Mapping[str, Path], device: str) -> int | None:
         least = recipe if device == "cpu" else _row_by_row(recipe)
         return _from_config(
             inputs[model], partial(step_memory, recipe=least, max_length=study.data.max_length), device
         )
 
-    return needs
+    return estimate
 
 
-def of_logits(study: Study) -> MemoryNeeds:
+def of_logits(study: Study) -> MemoryEstimate:
     """Of running the teacher over the distillation set."""
     estimate = partial(logits_memory, recipe=study.teacher_logits, max_length=study.data.max_length)
     return lambda inputs, device: _from_config(inputs[TEACHER_MODEL], estimate, device)
 
 
-def of_scoring(model: str, study: Study) -> MemoryNeeds:
+def of_scoring(model: str, study: Study) -> MemoryEstimate:
     """Of measuring the perplexity of the model of an asset."""
     batch_size = study.evaluation.perplexity.batch_size
     estimate = partial(scoring_memory, batch_size=batch_size, max_length=study.data.max_length)

@@ -2,11 +2,10 @@
 
 import dagster as dg
 
-from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.memory import of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import PRIORITY, longest_ways
-from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, model_key
@@ -47,19 +46,39 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     """The artifact of one node: made by its last step from its parent and the data which that step reads."""
     assert node.step is not None
     technique = registry.technique(node.technique or "")
+    recipe, data = study.recipe(node.step), study.inputs_of(node.step)
     parent_key = model_key(parent)
-    grid = [model_key(study.nodes[path]) for path in kept_grid(study, node)]
+    seed = study.seed if node.seed is None else node.seed
+    grid = next((model_key(study.nodes[path]) for path in kept_grid(study, node)), None)
+
+    def build(place: BuildContext) -> StepReport:
+        return technique.apply(
+            StepInputs(
+                parent=place.inputs[parent_key],
+                output=place.output,
+                recipe=recipe,
+                data={asset: place.inputs[asset] for asset in data},
+                seed=seed,
+                device=place.device,
+                report=place.report,
+                scratch=place.scratch,
+                path=node.path,
+                last_quantized=place.inputs[grid] if grid else None,
+            )
+        )
+
     return Artifact(
         asset=model_key(node),
-        settings=study.recipe(node.step).model_dump(mode="json"),
-        code=technique.__module__,
-        inputs=(parent_key, *study.inputs_of(node.step), *grid),
-        seed=study.seed if node.seed is None else node.seed,
+        build=build,
+        settings=recipe.model_dump(mode="json"),
+        code=(technique.__module__,),
+        inputs=(parent_key, *data, *([grid] if grid else [])),
+        seed=seed,
         parent=parent_key,
         technique=node.step,
         path=node.path,
         checks=technique.checks,
-        needs=of_step(parent_key, study.recipe(node.step), study),
+        memory=of_step(parent_key, recipe, study),
     )
 
 
@@ -71,34 +90,11 @@ def kept_grid(study: Study, node: Node) -> list[StepPath]:
 
 
 def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
-    artifact = step_artifact(study, node, parent)
-    assert node.step is not None
     technique = registry.technique(node.technique or "")
-    recipe, data = study.recipe(node.step), study.inputs_of(node.step)
-    parent_key = model_key(parent)
-    grid = next((model_key(study.nodes[path]) for path in kept_grid(study, node)), None)
-
-    def build(place: Workplace, _: StudyStorage) -> StepReport:
-        return technique.apply(
-            StepInputs(
-                parent=place.inputs[parent_key],
-                output=place.output,
-                recipe=recipe,
-                data={asset: place.inputs[asset] for asset in data},
-                seed=study.seed if node.seed is None else node.seed,
-                device=place.device,
-                report=place.report,
-                scratch=place.scratch,
-                path=node.path,
-                last_quantized=place.inputs[grid] if grid else None,
-            )
-        )
-
     return model_asset(
-        artifact,
-        build,
+        step_artifact(study, node, parent),
         group=_group(node),
-        description=f"{technique.title} of {parent_key}. Steps so far: {' → '.join(node.path)}.",
+        description=f"{technique.title} of {model_key(parent)}. Steps so far: {' → '.join(node.path)}.",
         tags={
             "stage": "model",
             "technique": (node.technique or "").lower(),
