@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.answers import FILE_NAME as ANSWERS_FILE
 from compression_assets.evaluation.judging.calibration import read_calibration
-from compression_assets.evaluation.measured import SAMPLES, rows_with_intervals
+from compression_assets.evaluation.measured import ROWS, SAMPLES, rows_with_intervals
 from compression_assets.machine.locks import try_lock
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
@@ -77,7 +77,7 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
     database = database_of(root)
     deadline = time.monotonic() + patience
     try:
-        while (state := _state(study, root)) not in (None, database.stamp()):
+        while _state(study, root) not in (None, database.stamp()):
             lock = try_lock(root / ".locks" / "database", "deriving the database")
             if lock is None:
                 if time.monotonic() >= deadline:
@@ -85,7 +85,9 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
                 time.sleep(POLL_SECONDS)
                 continue
             with lock:
-                _derive(study, root, str(state))
+                # Whoever held the lock may have derived this very state.
+                if (state := _state(study, root)) not in (None, database.stamp()):
+                    _derive(study, root, str(state))
     except HeldOpen as error:
         return str(error)
     return ""
@@ -200,7 +202,10 @@ def _measurements(study: Study, reader: _Reader) -> Iterator[Measurement]:
     for model in leaderboard_models(study):
         for part in parts(study):
             asset = model.asset(part)
-            if (made := reader.whole(asset)) is not None:
+            made = reader.whole(asset)
+            if made is not None and not {ROWS, SAMPLES} <= set(made.files):
+                reader.damaged[asset] = "an earlier version of this package made it: run the study again"
+            elif made is not None:
                 yield Measurement(model, part, reader.directory(asset), made)
 
 

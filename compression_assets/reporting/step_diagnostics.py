@@ -105,8 +105,8 @@ def _steps(
     for length in range(1, len(path) + 1):
         node, parent = study.nodes[path[:length]], study.nodes[path[: length - 1]]
         items = {"before": scored.get(parent.key), "after": scored.get(node.key)}
-        found_perplexity = {side: perplexity(one) if one else None for side, one in items.items()}
-        before, after = found_perplexity["before"], found_perplexity["after"]
+        by_side = {side: perplexity(one) if one else None for side, one in items.items()}
+        before, after = by_side["before"], by_side["after"]
         diagnosed = found.get(node.key, {})
         survival = diagnosed.get("survival") or {}
         left_out = diagnosed.get("left_out", {})
@@ -120,7 +120,7 @@ def _steps(
             "perplexity_before": before,
             "perplexity_after": after,
             "log_change": math.log(after / before) if before and after else None,
-            "tokens": sum(tokens for _, tokens in items["after"].values()) if items["after"] else None,
+            "tokens": round(sum(tokens for _, tokens in items["after"].values())) if items["after"] else None,
             "on_grid": diagnosed.get("on_grid"),
             **{
                 name: survival.get(name)

@@ -1,7 +1,9 @@
 """Where the source of an asset is, as links in the UI: to files, and to the repository where they are a checkout."""
 
 import subprocess
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from inspect import unwrap
@@ -16,15 +18,14 @@ PACKAGE = Path(__file__).parents[2]
 def code_references(build: Callable[..., Any], modules: Sequence[str] = ()) -> dict[str, Any]:
     """Metadata with the function that makes an asset and the modules (or "module:name") that do its work."""
     code = unwrap(build).__code__
-    found = [
-        dg.LocalFileCodeReference(
-            file_path=code.co_filename, line_number=code.co_firstlineno, label=_label(Path(code.co_filename))
-        )
-    ]
-    for module in modules:
-        if file := _file(module.partition(":")[0]):
-            found.append(dg.LocalFileCodeReference(file_path=file, line_number=1, label=module))
-    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=found)}
+    places = [(code.co_filename, code.co_firstlineno, _label(Path(code.co_filename)))]
+    places += [(file, 1, module) for module in modules if (file := _file(module.partition(":")[0]))]
+    with _without_beta_warnings():
+        found = [
+            dg.LocalFileCodeReference(file_path=file, line_number=line, label=label)
+            for file, line, label in places
+        ]
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=found)}
 
 
 def linked_to_repository(assets: Sequence[dg.AssetsDefinition]) -> Sequence[Any]:
@@ -32,8 +33,9 @@ def linked_to_repository(assets: Sequence[dg.AssetsDefinition]) -> Sequence[Any]
     if (repository := _repository()) is None:
         return assets
     url, revision = repository
-    mapping = dg.AnchorBasedFilePathMapping(PACKAGE, PACKAGE.name)
-    return dg.link_code_references_to_git(assets, url, revision, mapping)
+    with _without_beta_warnings():
+        mapping = dg.AnchorBasedFilePathMapping(PACKAGE, PACKAGE.name)
+        return dg.link_code_references_to_git(assets, url, revision, mapping)
 
 
 def web_address(remote: str) -> str | None:
@@ -45,6 +47,14 @@ def web_address(remote: str) -> str | None:
     if not any(known in host for known in ("github", "gitlab")):
         return None
     return f"https://{host}/{path.removesuffix('.git')}"
+
+
+@contextmanager
+def _without_beta_warnings() -> Iterator[None]:
+    """Code references are a beta feature of Dagster, whose version is pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        yield
 
 
 def _label(file: Path) -> str:
