@@ -5,7 +5,7 @@ file can be deleted at any time, and rows of what the study no longer lists disa
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +76,9 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
     """
     database = database_of(root)
     deadline = time.monotonic() + patience
+    manifests = [root / directory / MANIFEST for directory in _directories(study)]
     try:
-        while _state(study, root) not in (None, database.stamp()):
+        while _state(study, root, manifests) not in (None, database.stamp()):
             lock = try_lock(root / ".locks" / "database", "deriving the database")
             if lock is None:
                 if time.monotonic() >= deadline:
@@ -86,8 +87,8 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
                 continue
             with lock:
                 # Whoever held the lock may have derived this very state.
-                if (state := _state(study, root)) not in (None, database.stamp()):
-                    _derive(study, root, str(state))
+                if (state := _state(study, root, manifests)) not in (None, database.stamp()):
+                    _derive(study, root, manifests, str(state))
     except HeldOpen as error:
         return str(error)
     return ""
@@ -108,26 +109,18 @@ def measured_version(made: Manifest, model: str, manifests: Mapping[str, Manifes
     return None
 
 
-def _state(study: Study, root: Path) -> str | None:
+def _state(study: Study, root: Path, manifests: Sequence[Path]) -> str | None:
     """Hash of everything that the database is derived from, without reading it; None while there is nothing."""
-    files = [*(root / directory / MANIFEST for directory in _directories(study)), *tables(root).values()]
     present = {}
-    for file in files:
+    for file in (*manifests, *tables(root).values()):
         try:
             found = file.stat()
         except FileNotFoundError:
             continue
-        present[str(file.relative_to(root))] = (found.st_mtime_ns, found.st_size)
+        present[str(file)] = (found.st_mtime_ns, found.st_size)
     if not present and not database_of(root).file.exists():
         return None
-    return fingerprint(
-        {
-            "version": VERSION,
-            "root": str(root),
-            "study": study.model_dump(mode="json"),
-            "files": present,
-        }
-    )
+    return fingerprint({"version": VERSION, "study": study.model_dump(mode="json"), "files": present})
 
 
 def _directories(study: Study) -> list[Path]:
@@ -137,7 +130,7 @@ def _directories(study: Study) -> list[Path]:
     return [relative_directory(a) for a in (*measured, *models, *external, TEACHER_MODEL, JUDGE_CALIBRATION)]
 
 
-def _derive(study: Study, root: Path, state: str) -> None:
+def _derive(study: Study, root: Path, manifests: Sequence[Path], state: str) -> None:
     """Fill a fresh database. What another process made anew while it was read is not an error: its state is older."""
     import duckdb
 
@@ -145,7 +138,7 @@ def _derive(study: Study, root: Path, state: str) -> None:
         with database_of(root).fresh(state) as db:
             _fill(db, study, root)
     except (OSError, duckdb.Error):
-        if _state(study, root) == state:
+        if _state(study, root, manifests) == state:
             raise
 
 

@@ -78,8 +78,11 @@ class MetricsDatabase:
         work.mkdir(parents=True)
         try:
             with closing(duckdb.connect(str(work / target.name))) as db:
+                # One transaction: several hundred views are made in a tenth of the time.
+                db.execute("BEGIN")
                 yield db
                 db.execute(f"CREATE TABLE {STAMP_TABLE} AS SELECT ? AS stamp, now() AS derived_at", [stamp])
+                db.execute("COMMIT")
                 db.execute("CHECKPOINT")
             _sync(work / target.name)
             # The log of a killed writer must not be taken for the new file's.
