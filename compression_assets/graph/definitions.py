@@ -1,7 +1,5 @@
 """The definitions that Dagster loads: the study named by COMPRESSION_STUDY, the demo by default."""
 
-import gc
-
 import click
 import dagster as dg
 
@@ -25,7 +23,4 @@ def _definitions() -> dg.Definitions:
         raise UnusableStudy(str(error)) from None
 
 
-# Dagster's hundred thousand objects stay for as long as the process: the collector need not look through them each time
-# that ours have grown, which took a fifth of the time that this import takes, nor touch them in processes forked later.
-gc.freeze()
 defs = _definitions()
