@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from compression_assets.evaluation.judging.prompts import CORRECTNESS, PROMPT_ALIGNMENT, RELEVANCE, Case
@@ -18,6 +19,8 @@ from compression_assets.evaluation.judging.settings import KINDS
 
 SHOWN_EMPTY = "(The answer is empty.)"
 FILE = "planted_answers.jsonl"
+RESULT = "calibration.json"
+"""What an artifact keeps of a calibration (`write_calibration`)."""
 FROZEN = "8ae48c1290f0b67ef21240fe39ad28050aaee89ddb8afb0497c47ba378f3501b"
 """SHA-256 of the file, complete before any judge saw it."""
 DESIGN, TEST = "design", "test"
@@ -149,6 +152,16 @@ class Calibration:
         content = json.loads(text)
         scores = tuple(Accuracy(**score) for score in content.pop("scores"))
         return cls(scores=scores, demanded=tuple(content.pop("demanded")), **content)
+
+
+def write_calibration(found: Calibration, directory: Path) -> None:
+    """Write `calibration.json`."""
+    (directory / RESULT).write_text(found.to_json())
+
+
+def read_calibration(directory: Path) -> Calibration:
+    """Read what `write_calibration` wrote."""
+    return Calibration.from_json((directory / RESULT).read_text())
 
 
 def planted_cases(questions: int, half: str = TEST) -> list[Case]:
