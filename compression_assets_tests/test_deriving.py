@@ -13,6 +13,7 @@ import pytest
 
 from compression_assets.machine.locks import try_lock
 from compression_assets.reporting.database import database_of, refresh
+from compression_assets.store.tables import write_table
 from compression_assets.study.model import Study
 from compression_assets_tests.measured_study import measure, row, small_study
 
@@ -141,7 +142,10 @@ def test_whoever_does_not_get_the_lock_goes_on_at_once(study: Study, root: Path)
 
 
 def test_nothing_is_derived_when_nothing_has_changed(study: Study, root: Path) -> None:
+    write_table(root, "steps", [{"step": "p", "value": 0.5}])
+    assert refresh(study, root) == ""
     before = database_of(root).file.stat()
+    write_table(root, "steps", [{"step": "p", "value": 0.5}])
     assert refresh(study, root) == ""
     assert database_of(root).file.stat().st_ino == before.st_ino
     measure(root, "metrics_base", [row("perplexity", 3.0)])

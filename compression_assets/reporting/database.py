@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
 from compression_assets.evaluation.answers import FILE_NAME as ANSWERS_FILE
 from compression_assets.evaluation.judging.calibration import read_calibration
 from compression_assets.evaluation.measured import ROWS, SAMPLES, rows_with_intervals
 from compression_assets.machine.locks import try_lock
+from compression_assets.reporting.artifacts import ArtifactReader
+from compression_assets.reporting.lineage import lineage
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
 from compression_assets.store.fingerprints import fingerprint
@@ -146,11 +147,11 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
     import pyarrow.parquet as pq
 
     db.execute(TABLES)
-    reader = _Reader(ArtifactStore(root))
+    reader = ArtifactReader(ArtifactStore(root))
     found = list(_measurements(study, reader))
     models = list(dict.fromkeys(one.model for one in found))
     _insert(db, "models", typed([_model_row(model, reader) for model in models]))
-    _insert(db, "lineage", typed(list(_lineage(study, reader))))
+    _insert(db, "lineage", typed(list(lineage(study, reader))))
     if found:
         _insert_measurements(db, study, root, found)
     create_views(db, [model.key for model in models])
@@ -165,33 +166,7 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
     )
 
 
-class _Reader:
-    """Manifests of artifacts by asset. One that cannot be read or whose files are damaged is left out, and why."""
-
-    def __init__(self, store: ArtifactStore):
-        self._store = store
-        self.damaged: dict[str, str] = {}
-
-    def directory(self, asset: str) -> Path:
-        return self._store.root / relative_directory(asset)
-
-    def manifest(self, asset: str) -> Manifest | None:
-        try:
-            return self._store.manifest(self.directory(asset), asset)
-        except StudyError as error:
-            self.damaged[asset] = str(error)
-            return None
-
-    def whole(self, asset: str) -> Manifest | None:
-        """The manifest of an artifact whose files are what it says."""
-        made = self.manifest(asset)
-        if made and (problem := self._store.damage(self.directory(asset), made, thorough=False)):
-            self.damaged[asset] = problem
-            return None
-        return made
-
-
-def _measurements(study: Study, reader: _Reader) -> Iterator[Measurement]:
+def _measurements(study: Study, reader: ArtifactReader) -> Iterator[Measurement]:
     for model in leaderboard_models(study):
         for part in parts(study):
             asset = model.asset(part)
@@ -202,54 +177,13 @@ def _measurements(study: Study, reader: _Reader) -> Iterator[Measurement]:
                 yield Measurement(model, part, reader.directory(asset), made)
 
 
-def _model_row(model: LeaderboardModel, reader: _Reader) -> dict[str, Any]:
+def _model_row(model: LeaderboardModel, reader: ArtifactReader) -> dict[str, Any]:
     made = reader.manifest(model.model)
     return {
         "model": model.key,
         "ordering": model.title,
         "position": model.position,
         "data_version": made.data_version if made else None,
-    }
-
-
-def _lineage(study: Study, reader: _Reader) -> Iterator[dict[str, Any]]:
-    """A row for every model of the study that is on disk: nodes of the orderings, the teacher, external models."""
-    for node in study.nodes.values():
-        parent = study.nodes[node.parent].key if node.parent is not None else None
-        yield from _lineage_row(
-            model_key(node), node.key, parent, node.final.text if node.final else None, reader
-        )
-    if study.distils and study.teacher is not None:
-        yield from _lineage_row(TEACHER_MODEL, "teacher", None, None, reader)
-    for model in leaderboard_models(study):
-        if model.ordering is None:
-            yield from _lineage_row(model.model, model.key, None, None, reader)
-
-
-def _lineage_row(
-    asset: str, model: str, parent: str | None, ordering: str | None, reader: _Reader
-) -> Iterator[dict[str, Any]]:
-    made = reader.manifest(asset)
-    if made is None:
-        return
-    yield {
-        "model": model,
-        "asset": asset,
-        "ordering": ordering,
-        "parent": parent,
-        "technique": made.technique,
-        "step": len(made.path),
-        "recipe": dict(made.recipe),
-        "recipe_fingerprint": made.recipe_fingerprint,
-        "fingerprint": made.fingerprint,
-        "data_version": made.data_version,
-        "seed": made.seed,
-        "tokens_seen": made.tokens_seen,
-        "seconds": made.seconds,
-        "peak_memory_mib": made.peak_memory_bytes / 2**20,
-        "device": made.device,
-        "path": str(reader.directory(asset)),
-        "created_at": made.created_at,
     }
 
 

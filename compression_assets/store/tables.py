@@ -1,6 +1,7 @@
 """Tables as Parquet with typed columns: those that a step makes of what others measured, from which the database is
 derived."""
 
+import filecmp
 import json
 import os
 import re
@@ -41,14 +42,18 @@ def tables(root: Path) -> dict[str, Path]:
 
 
 def write_parquet(table: "pa.Table", file: Path) -> None:
-    """Write a file that is there whole, or not at all; others may read it or write the same one meanwhile."""
+    """Write a file that is there whole, or not at all; others may read it or write the same one meanwhile.
+
+    A file that has this content already is left as it is, so that nothing is derived from it again.
+    """
     import pyarrow.parquet as pq
 
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         pq.write_table(table, aside)
-        os.replace(aside, file)
+        if not (file.exists() and filecmp.cmp(aside, file, shallow=False)):
+            os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -36,10 +36,6 @@ def study_root(study: Study) -> Path:
     return storage_root() / study.name
 
 
-def database_file(study: Study) -> Path:
-    return study_root(study) / "compression.duckdb"
-
-
 def dagster_home(study: Study) -> Path:
     """DAGSTER_HOME of a study, made from the template on first use; a copy of an earlier template is made anew.
 
