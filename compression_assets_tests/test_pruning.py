@@ -10,19 +10,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import PreTrainedModel
 
 from compression_assets.errors import StudyError
 from compression_assets.machine import precision
 from compression_assets.store.reports import Report, StepReport, no_report
 from compression_assets.techniques.pruning import technique as pruning
+from compression_assets.techniques.pruning.blocks import prune_ffn
 from compression_assets.techniques.pruning.technique import (
     Pruning,
     PruningRecipe,
     ffn_importance,
     kept_width,
     most_important,
-    prune_ffn,
 )
 from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
 from compression_assets.techniques.step import StepInputs
@@ -181,12 +181,6 @@ def test_kept_width(width: int, ratio: float, multiple_of: int, kept: int | None
 def test_senseless_ratios_are_refused(ratio: float) -> None:
     with pytest.raises(ValidationError):
         PruningRecipe(ratio=ratio)
-
-
-def test_other_architectures_are_refused() -> None:
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=259)
-    with pytest.raises(StudyError, match=r"'gpt2' cannot be pruned"):
-        ffn_importance(AutoModelForCausalLM.from_config(config), dataset(0), PruningRecipe(), "cpu")
 
 
 def test_data_and_weights_without_importance_are_refused() -> None:

@@ -1,9 +1,10 @@
 """What became of a step's training when the next Q came: two or three model directories compared layer by layer.
 
 After a dequantization every layer starts on the grid of the Q before; a model that never was quantized is compared with
-direct quantization of what its last training started from. Pruning in between removes neurons: rows of gate_proj and
-up_proj, whose blocks stay what they were where in_features is a multiple of 64, and columns of down_proj, whose blocks
-shift and are left out. The mathematics of one matrix is in survival.py, running it as an asset is not in here.
+direct quantization of what its last training started from. Pruning in between removes neurons: rows of the layers that
+make them, whose blocks stay what they were where in_features is a multiple of 64, and columns of the layer that reads
+them, whose blocks shift and are left out. The mathematics of one matrix is in survival.py, running
+it as an asset is not in here.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.evaluation.survival import Survival, measure_survival, measure_update
+from compression_assets.techniques.pruning.blocks import FUSED, MAKING, READING, rows_making
 from compression_assets.techniques.pruning.technique import KEPT_NEURONS
 from compression_assets.weights import checkpoints, nf4
 from compression_assets.weights import quantized as quantized_weights
@@ -80,11 +82,13 @@ def _without_pruned(
     import torch
 
     block, _, projection = layer.rpartition(".")
-    if block not in kept:
+    if block not in kept or projection not in MAKING | READING:
         return "", weight, parts
-    if projection == "down_proj":
+    if projection in READING:
         return "pruning removed columns, so that its blocks are others", weight, parts
     if weight.shape[1] % nf4.BLOCKSIZE:
         return "its rows are no whole blocks, so that pruning shifted them", weight, parts
-    rows = torch.tensor(kept[block])
+    rows = rows_making(
+        projection, torch.tensor(kept[block]), weight.shape[0] // (2 if projection == FUSED else 1)
+    )
     return "", weight[rows], rows_of(parts, rows)
