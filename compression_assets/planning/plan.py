@@ -7,6 +7,7 @@ from typing import Any
 from compression_assets.planning import memory, shapes, work
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
+from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.shapes import Config, Storage
 from compression_assets.sources.models import HubModel
@@ -20,8 +21,9 @@ from compression_assets.study.names import (
 )
 from compression_assets.study.orderings import Node, StepPath, technique_of
 from compression_assets.study.places import storage_root, study_root
-from compression_assets.techniques.pruning.technique import kept_width
+from compression_assets.techniques.pruning.refusal import pruned
 from compression_assets.techniques.registry import technique
+from compression_assets.weights.architectures import standard
 
 TOKENIZER_BYTES = 72
 """Bytes of tokenizer files for an entry of the vocabulary: 3.5 MB of SmolLM2's 49,152, 11 MB of Qwen2.5's 151,936."""
@@ -105,11 +107,12 @@ class _Planner:
     def __init__(self, study: Study, device: Device, downloads: Path, root: Path | None) -> None:
         self.study, self.device = study, device
         built = None if root is None else root / relative_directory(BASE_MODEL)
-        self.base = config_of(study.base_model, downloads, built)
+        refuse_unfit(study, downloads, root)
+        self.base = standard(config_of(study.base_model, downloads, built))
         self.teacher: Config = self.base
         if isinstance(study.teacher, ModelTeacher):
             built = None if root is None else root / relative_directory(TEACHER_MODEL)
-            self.teacher = config_of(study.teacher.source, downloads, built)
+            self.teacher = standard(config_of(study.teacher.source, downloads, built))
         self.volumes = work.volumes(study, root)
         self.configs: dict[StepPath, Config] = {(): self.base}
         self.stored: dict[StepPath, tuple[Storage, bool]] = {(): ("bf16", True)}
@@ -218,8 +221,7 @@ class _Planner:
         config = self.configs[node.parent or ()]
         if node.technique != "P":
             return config
-        width = kept_width(config["intermediate_size"], recipe.ratio, recipe.multiple_of)
-        return {**config, "intermediate_size": width}
+        return pruned(config, recipe)
 
     def _storage_after(self, node: Node, recipe: Any) -> tuple[Storage, bool]:
         if technique(node.technique or "").quantizes:

@@ -15,8 +15,10 @@ from pydantic import Field, PositiveInt, StringConstraints, model_validator
 from compression_assets.errors import StudyError
 from compression_assets.sources import model_files, random_model, tokenizer_setup
 from compression_assets.sources.wheels import WheelFile, fetch_member
+from compression_assets.sources.written import Loaded
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.strict import Strict
+from compression_assets.weights.checkpoints import without_requests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -133,13 +135,15 @@ def fetch_model(
 
 def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     model_files.check_directory(path)
     with model_files.explained(path):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
+            config=without_requests(config),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -147,9 +151,9 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
             output_loading_info=True,
         )
     model_files.check_loaded(model, loading, path)
-    notes = tokenizer_setup.prepare(tokenizer, model, path)
-    _save(model, tokenizer, output_dir)
-    return {
+    notes = model_files.note_untied(model)
+    notes += tokenizer_setup.prepare(tokenizer, model, path)
+    facts = {
         "kind": "directory",
         "origin": str(path),
         "license": model_files.licence(path),
@@ -158,6 +162,11 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
         "vocab_size": model.config.vocab_size,
         "notes": notes,
     }
+    loaded = Loaded.of(model)
+    _save(model, tokenizer, output_dir)
+    del model  # one copy of the weights in memory at a time
+    loaded.check(output_dir, path, getattr(torch, dtype))
+    return facts
 
 
 def _from_gguf(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
@@ -191,7 +200,8 @@ def _from_gguf(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
 
 
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
-    model.save_pretrained(output_dir, max_shard_size="1TB")
+    # In the names that the model has: the format it was released in may have others, and one expert a tensor.
+    model.save_pretrained(output_dir, max_shard_size="1TB", save_original_format=False)
     tokenizer.save_pretrained(output_dir)
 
 

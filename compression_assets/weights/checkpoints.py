@@ -65,6 +65,16 @@ def read_config(directory: Path) -> "PretrainedConfig":
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(f"transformers cannot read {directory / 'config.json'}: {reason}") from error
+    return without_requests(config)
+
+
+def without_requests(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration without what it asks of whoever loads it, and is not given: kernels, code, no quantization."""
+    config._attn_implementation = None
+    if getattr(config, "quantization_config", True) is None:
+        del config.quantization_config
+    if hasattr(config, "auto_map"):
+        del config.auto_map
     return config
 
 
@@ -170,10 +180,13 @@ def dense_tensors(directory: Path) -> "Iterator[Named]":
 def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") -> "Iterator[Named]":
     """`tensors` without copies of tied weights, each known to fit the (meta) model and none left out.
 
-    Raises StudyError naming `source` for a tensor that is missing, unexpected or of another shape.
+    Raises StudyError naming `source` for a tensor that is missing, unexpected or of another shape, and for a tied one
+    that is no copy.
     """
     expected, tied = stored_tensors(model), model.all_tied_weights_keys
+    copies = _Copies(tied, source)
     for name, tensor in tensors:
+        copies.see(name, tensor)
         if name in tied:
             continue
         slot = expected.pop(name, None)
@@ -190,6 +203,27 @@ def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") 
             f"{source} lacks {len(expected)} of the model's tensors, first {min(expected)}; "
             "build this model again"
         )
+
+
+class _Copies:
+    """Tied weights and what they are copies of, each kept until the other one is seen."""
+
+    def __init__(self, tied: Mapping[str, str], source: Path) -> None:
+        self._tied, self._source = tied, source
+        self._waiting: dict[str, torch.Tensor] = {}
+
+    def see(self, name: str, tensor: "torch.Tensor") -> None:
+        for copy_name, original in self._tied.items():
+            if name not in (copy_name, original):
+                continue
+            other = self._waiting.pop(copy_name, None)
+            if other is None:
+                self._waiting[copy_name] = tensor
+            elif not other.equal(tensor):
+                raise StudyError(
+                    f"{self._source} holds {copy_name}, which differs from {original} although its config.json says "
+                    "tie_word_embeddings: set it to false, which is what transformers computes with"
+                )
 
 
 def save_full_precision(

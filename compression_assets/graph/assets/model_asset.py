@@ -1,6 +1,7 @@
 """One definition for every asset that is a model directory: base, teacher and the nodes of the prefix tree."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -64,9 +65,18 @@ def model_asset(
 
 
 def released_model_asset(
-    asset: str, source: ModelSource, *, group: str, description: str, tags: dict[str, str]
+    asset: str,
+    source: ModelSource,
+    *,
+    group: str,
+    description: str,
+    tags: dict[str, str],
+    fits: Callable[[Path], None] = lambda _: None,
 ) -> dg.AssetsDefinition:
-    """A model as somebody released it, written as a bfloat16 model directory."""
+    """A model as somebody released it, written as a bfloat16 model directory.
+
+    fits: raises StudyError for a directory of a model that cannot go through the study.
+    """
     artifact = Artifact(
         asset=asset,
         settings=source.model_dump(mode="json"),
@@ -80,6 +90,7 @@ def released_model_asset(
         from compression_assets.weights.checkpoints import check_finite, check_size
 
         metadata = fetch_model(source, place.output, storage.downloads)
+        fits(place.output)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
     return model_asset(artifact, build, group=group, description=description, tags=tags)

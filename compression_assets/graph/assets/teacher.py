@@ -1,6 +1,7 @@
 """The teacher and its logits: computed once, read by every distillation step."""
 
 from dataclasses import replace
+from functools import partial
 
 import dagster as dg
 
@@ -10,6 +11,7 @@ from compression_assets.graph.assets.model_asset import model_asset, released_mo
 from compression_assets.graph.assets.priority import teacher_priority
 from compression_assets.graph.resources.gpu import Gpu
 from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
@@ -31,7 +33,7 @@ def teacher_assets(study: Study) -> list[dg.AssetsDefinition]:
     if not study.distils or study.teacher is None:
         return []
     teacher = study.teacher
-    model = _corrected(study, teacher) if isinstance(teacher, CorrectedTeacher) else _fetched(teacher)
+    model = _corrected(study, teacher) if isinstance(teacher, CorrectedTeacher) else _fetched(study, teacher)
     return [model, _logits(study)]
 
 
@@ -74,13 +76,14 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
     )
 
 
-def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
+def _fetched(study: Study, teacher: ModelTeacher) -> dg.AssetsDefinition:
     return released_model_asset(
         TEACHER_MODEL,
         teacher.source,
         group="teacher",
         description="The teacher as it was released.",
         tags=TAGS,
+        fits=partial(refuse_directory, study, "teacher.source"),
     )
 
 

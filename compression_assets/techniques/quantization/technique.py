@@ -16,6 +16,7 @@ from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints, int8, nf4
 from compression_assets.weights import quantized as quantized_weights
+from compression_assets.weights.architectures import uncovered_share_of
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
 
@@ -32,6 +33,8 @@ MAX_RELATIVE_ERRORS = {"nf4": MAX_RELATIVE_ERROR, "fp4": 0.2, "int8": 0.05}
 # Its measure is the output, which has to be no worse than by nearest rounding.
 MAX_ERROR_OF_ROUNDING = {"stochastic": 0.15 * 2**0.5, "gptq": 0.5}
 CALIBRATION_SET = "calibration_set"
+MAX_UNCOVERED = 0.05
+"""Share of a model's matrices, embeddings and output layer aside, that Q may leave as they are without a word."""
 
 
 class QuantizationRecipe(Strict):
@@ -46,6 +49,8 @@ class QuantizationRecipe(Strict):
         outputs of every layer on the calibration set change least.
     keep_absmax: take over the absmax of the last Q before this one in the ordering, in layers whose shape is the same.
     answer_tokens: tokens that the written model generates before it counts as made.
+    accept_uncovered: also quantize a model of which more than a twentieth stays in 16 bit, embeddings and output layer
+        aside: matrices that are no linear layers, such as experts.
     """
 
     kind: Literal["nf4", "fp4", "int8"] = "nf4"
@@ -55,6 +60,7 @@ class QuantizationRecipe(Strict):
     rounding: Literal["nearest", "stochastic", "gptq"] = "nearest"
     keep_absmax: bool = False
     answer_tokens: int = Field(default=8, ge=1)
+    accept_uncovered: bool = False
 
     @model_validator(mode="after")
     def _rounding_fits_the_kind(self) -> Self:
@@ -121,8 +127,9 @@ def quantize_checkpoint(
     config = checkpoints.read_config(source)
     model = checkpoints.empty_model(config)
     layers = nf4.linear_layers(model)
-    if not layers:
-        raise StudyError(f"{source} ({config.model_type}) has no linear layers that NF4 covers")
+    uncovered = uncovered_share_of(model)
+    if reason := too_much_uncovered(config.model_type, uncovered, recipe):
+        raise StudyError(f"{source}: {reason}")
     kept = _kept_grid(recipe, source, grid, model)
     rounding = Rounding(recipe.rounding, recipe.double_quant, seed)
     by_output = calibrated.ByOutput()
@@ -156,10 +163,23 @@ def quantize_checkpoint(
             "layers": [{"layer": layer, **error} for layer, error in errors.items()],
             **means,
             "relative_error_max": max(error["relative_error"] for error in errors.values()),
+            "covered_share": 1.0 - uncovered,
             "layers_with_kept_absmax": sum(f"{layer}.weight" in kept for layer in layers),
             "tensor_bytes": checkpoints.tensor_bytes(target),
             **answers,
         },
+    )
+
+
+def too_much_uncovered(kind: str, uncovered: float, recipe: QuantizationRecipe) -> str | None:
+    """Why a model of a type, of which a share is left uncovered, is not quantized; None if it is."""
+    if uncovered == 1.0:
+        return f"models of type {kind!r} have no linear layers that quantization covers: leave Q out of the orderings"
+    if uncovered <= MAX_UNCOVERED or recipe.accept_uncovered:
+        return None
+    return (
+        f"of models of type {kind!r} Q would leave {uncovered:.0%} of the weights in 16 bit (embeddings and output "
+        "layer aside), because they are no linear layers: use another model, or write Q: {accept_uncovered: true}"
     )
 
 
