@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.weights import architectures
-from compression_assets.weights.files import VOCABULARY_FILES, weight_files
+from compression_assets.weights.files import INDEX, VOCABULARY_FILES, WEIGHTS, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +62,25 @@ def _needs_own_code(config: Mapping[str, Any]) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def names_of_weights(path: Path) -> list[str]:
+    """The safetensors files that transformers would load, by the index where there is one, else the only name."""
+    if not (path / INDEX).is_file():
+        return [WEIGHTS]
+    weight_map = _json(path / INDEX, "").get("weight_map")
+    return sorted(set(weight_map.values())) if isinstance(weight_map, dict) else [WEIGHTS]
+
+
+def refuse_other_weights(model: str, names: Sequence[str]) -> None:
+    """Raise StudyError for a repository without safetensors, saying what it holds instead. names: of its files."""
+    for suffixes, what in (
+        ((".bin", ".pt", ".pth", ".ckpt"), "has only pickled weights, which can run code when they are read"),
+        ((".gguf",), "has GGUF files only: download one and name it with kind: gguf"),
+    ):
+        if any(name.endswith(suffixes) for name in names):
+            raise StudyError(f"the model {model} {what}; use a revision or repository with safetensors.")
+    raise StudyError(f"the model {model} has no *.safetensors weights: use another revision or repository.")
 
 
 def check_safetensors(file: Path) -> None:

@@ -89,15 +89,9 @@ ModelSource = Annotated[
     HubModel | DirectoryModel | GgufModel | WheelModel | RandomModel, Field(discriminator="kind")
 ]
 
-HUB_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-    "README.md",
-)
+DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "README.md")
+OTHER_RELEASES = ("*/*.json", "*/*.txt", "*/*.model")
+"""Of the same model for other libraries, in folders such as original/ and onnx/."""
 
 
 def check_model_source(source: ModelSource) -> None:
@@ -125,7 +119,7 @@ def fetch_model(
     if isinstance(source, DirectoryModel):
         return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
     if isinstance(source, HubModel):
-        found = _from_directory(download(source, cache_dir), output_dir, dtype)
+        found = _from_directory(download_model(source, cache_dir), output_dir, dtype)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
     path = fetch_member(source, cache_dir)
     read = _from_gguf if path.suffix == ".gguf" else _from_directory
@@ -205,15 +199,51 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output
     tokenizer.save_pretrained(output_dir)
 
 
-def download(source: HubModel, cache_dir: Path, files: Sequence[str] = HUB_FILES) -> Path:
-    """The snapshot of a hub model, files that match one of the patterns only. StudyError if it cannot be had."""
+def download_model(source: HubModel, cache_dir: Path) -> Path:
+    """The snapshot of a hub model with what transformers reads of it and no other weights.
+
+    Config and tokenizer come first: a model that is refused by them costs no download. StudyError as `download`.
+    """
+    folder = download(source, cache_dir, DESCRIPTIONS, OTHER_RELEASES)
+    model_files.check_config(folder)
+    # The same snapshot again, even if a branch has moved since.
+    pinned = source.model_copy(update={"revision": folder.name})
+    download(pinned, cache_dir, model_files.names_of_weights(folder))
+    if not any(folder.glob("*.safetensors")):
+        model_files.refuse_other_weights(f"{source.repo} (revision {source.revision})", _names(pinned))
+    return folder
+
+
+def _names(source: HubModel) -> list[str]:
+    """Every file of a hub repository; none where the hub cannot be asked, as when everything is cached."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return huggingface_hub.list_repo_files(source.repo, revision=source.revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+        return []
+
+
+def download(
+    source: HubModel, cache_dir: Path, files: Sequence[str], but: Sequence[str] | None = None
+) -> Path:
+    """The snapshot of a hub model, files that match one of the patterns (and none of `but`) only.
+
+    StudyError if it cannot be had.
+    """
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = huggingface_hub.snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=list(files), cache_dir=cache_dir / "hub"
+            source.repo,
+            revision=source.revision,
+            allow_patterns=list(files),
+            ignore_patterns=None if but is None else list(but),
+            cache_dir=cache_dir / "hub",
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise StudyError(
