@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_assets.errors import StudyError
-from compression_assets.sources.models import ModelSource, check_model_source, fetch_model
+from compression_assets.sources.models import ModelSource, check_model_source, download_model, fetch_model
 from compression_assets.sources.random_model import SPECIAL_TOKENS, byte_tokenizer
+from compression_assets.sources.written import Loaded
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.chat import Message, render
+from compression_assets.weights import checkpoints
 from compression_assets_tests.made_wheels import put_wheel
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -247,6 +251,68 @@ def test_the_early_check_needs_no_model_to_be_loaded(copy: Path) -> None:
         check_model_source(source)
 
 
+def test_what_a_config_asks_of_its_loader_is_not_needed(copy: Path, tmp_path: Path) -> None:
+    """Code that transformers has itself, a kernel that may not be installed, and no quantization at all."""
+    asked = {
+        "auto_map": {"AutoModelForCausalLM": "modeling_theirs.Theirs"},
+        "quantization_config": None,
+    }
+    for key in ("attn_implementation", "_attn_implementation"):
+        edit_json(copy / "config.json", **asked, **{key: "flash_attention_2"})
+        edit_json(copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["theirs.Slow", None]})
+        check_model_source(model_source(kind="directory", path=str(copy)))
+        fetch(tmp_path / key, kind="directory", path=str(copy))
+        written = json.loads((tmp_path / key / "config.json").read_text())
+        assert not {*asked, key} & written.keys()
+        assert checkpoints.load_full_precision(tmp_path / key).config._attn_implementation == "sdpa"
+
+
+def test_an_output_layer_of_its_own_is_used_whatever_the_config_says(copy: Path, tmp_path: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    head = 0.3 * torch.randn(
+        tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(3)
+    )
+    save_file(tensors | {"lm_head.weight": head}, copy / "model.safetensors", metadata={"format": "pt"})
+    edit_json(copy / "config.json", tie_word_embeddings=True)
+    facts = fetch(tmp_path / "out", kind="directory", path=str(copy))
+    assert any("used untied" in note for note in facts["notes"])
+    theirs = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.bfloat16)
+    ours = checkpoints.load_for_scoring(tmp_path / "out", "cpu", torch.bfloat16)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, ours(ids).logits)
+    # Written with such a config by somebody else, it is refused rather than read without its output layer.
+    edit_json(tmp_path / "out" / "config.json", tie_word_embeddings=True)
+    with pytest.raises(StudyError, match=r"lm_head.weight, which differs from model.embed_tokens.weight"):
+        checkpoints.load_full_precision(tmp_path / "out")
+
+
+def test_a_model_that_does_not_survive_being_written_is_refused(original: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    loaded = Loaded.of(model)
+    loaded.check(original, original, torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] += 5
+    with pytest.raises(StudyError, match="its logits are others"):
+        Loaded.of(model).check(original, original, torch.float32)
+    with pytest.raises(StudyError, match="is another when it is loaded again"):
+        loaded.check(original, original, torch.bfloat16)
+
+
+def test_an_id_beyond_the_embeddings_that_no_text_produces_is_harmless(copy: Path, tmp_path: Path) -> None:
+    """As gemma-3-1b has for pictures."""
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens([f"[PAD{n}]" for n in range(272 - len(tokenizer))])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<picture>"]})
+    assert tokenizer.convert_tokens_to_ids("<picture>") == 272
+    tokenizer.save_pretrained(copy)
+    fetch(tmp_path / "out", kind="directory", path=str(copy))
+    tokenizer.chat_template = tokenizer.chat_template.replace("messages", "messages", 1) + "<picture>"
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(StudyError, match="ids up to 272"):
+        fetch(tmp_path / "refused", kind="directory", path=str(copy))
+
+
 def test_a_tokenizer_of_another_model_is_refused(copy: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(copy)
     tokenizer.add_tokens([f"extra{n}" for n in range(20)])
@@ -365,3 +431,69 @@ def test_a_model_directory_in_a_wheel(original: Path, tmp_path: Path) -> None:
 def test_model_sources_are_strict(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         model_source(**fields)
+
+
+# the hub
+
+
+@pytest.fixture
+def hub(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository as it lies on the hub; downloads copy the files that the hub's own filter lets through."""
+    repository, snapshot = tmp_path / "repository", tmp_path / "hub" / "0123abc"
+    AutoModelForCausalLM.from_pretrained(original).save_pretrained(repository, max_shard_size="20KB")
+    AutoTokenizer.from_pretrained(original).save_pretrained(repository)
+    for name in (
+        "consolidated.safetensors",
+        "original/params.json",
+        "onnx/model.onnx",
+        "model.gguf",
+        "model.bin",
+    ):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_bytes(b"another release")
+
+    def names() -> list[str]:
+        return [str(file.relative_to(repository)) for file in repository.rglob("*") if file.is_file()]
+
+    def snapshot_download(
+        repo: str, *, revision: str, allow_patterns: Any, ignore_patterns: Any, **_: Any
+    ) -> str:
+        for name in filter_repo_objects(
+            names(), allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: names())
+    return repository
+
+
+def test_only_what_is_needed_is_fetched_from_the_hub(hub: Path, tmp_path: Path) -> None:
+    source = model_source(kind="hub", repo="a/b", revision="main")
+    folder = download_model(source, tmp_path)
+    fetched = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    shards = {file.name for file in hub.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    assert {name for name in fetched if not name.endswith((".json", ".jinja"))} == shards
+    assert not any("/" in name for name in fetched)
+    fetch_model(source, tmp_path / "out", tmp_path)
+
+
+def test_a_repository_without_safetensors_is_refused_by_what_it_has(hub: Path, tmp_path: Path) -> None:
+    for file in hub.glob("*.safetensors*"):
+        file.unlink()
+    source = model_source(kind="hub", repo="a/b", revision="main")
+    with pytest.raises(StudyError, match=r"a/b \(revision main\) has only pickled weights"):
+        download_model(source, tmp_path)
+    (hub / "model.bin").unlink()
+    with pytest.raises(StudyError, match="has GGUF files only"):
+        download_model(source, tmp_path)
+
+
+def test_a_repository_that_is_refused_costs_no_download_of_weights(hub: Path, tmp_path: Path) -> None:
+    edit_json(hub / "config.json", vision_config={"hidden_size": 8})
+    with pytest.raises(StudyError, match="multimodal"):
+        download_model(model_source(kind="hub", repo="a/b", revision="main"), tmp_path)
+    assert not list(tmp_path.glob("hub/*/*.safetensors"))
