@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_assets.evaluation import perplexity
+from compression_assets.evaluation.clarity import answer_perplexities
 from compression_assets.evaluation.perplexity import measure_perplexity, score
 from compression_assets.machine import precision
 from compression_assets.sources.models import DirectoryModel, fetch_model
@@ -27,7 +28,7 @@ from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.refusal import refusal as refusal_of_training
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, write_teacher_logits
 from compression_assets.weights import architectures as known
-from compression_assets.weights.checkpoints import read_config
+from compression_assets.weights.checkpoints import load_for_scoring, load_full_precision, read_config
 from compression_assets.weights.logits import head_makes_logits
 from compression_assets_tests import architectures
 from compression_assets_tests.architectures import config_of
@@ -245,3 +246,26 @@ def test_long_batches_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     whole = score(model, data, batch_size=4)
     monkeypatch.setattr(perplexity, "HEAD_ROWS", 7)
     assert score(model, data, batch_size=4).nll == pytest.approx(whole.nll, rel=1e-6)
+
+
+def test_caps_on_attention_are_computed_wherever_a_model_is_loaded(tmp_path: Path) -> None:
+    """Fused kernels leave them out without a word."""
+    given = released(tmp_path / "given", "Gemma2", attn_logit_softcapping=0.5)
+    fetch_model(DirectoryModel(kind="directory", path=str(given)), tmp_path / "base", tmp_path)
+    expected = AutoModelForCausalLM.from_pretrained(given, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        for load in (load_full_precision, lambda path: load_for_scoring(path, "cpu", torch.float32)):
+            torch.testing.assert_close(load(tmp_path / "base")(ids).logits, expected(ids).logits)
+
+
+def test_fluency_is_that_of_the_models_own_logits(tmp_path: Path) -> None:
+    given = released(tmp_path / "given", "Granite")
+    (found,) = answer_perplexities(["A short answer."], given, batch_size=1)
+    model = AutoModelForCausalLM.from_pretrained(given, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(given)
+    ids = [256, *tokenizer("A short answer.")["input_ids"]]
+    with torch.no_grad():
+        loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    assert tokenizer.convert_ids_to_tokens(256) == "<|endoftext|>"
+    assert found == pytest.approx(math.exp(loss), rel=1e-4)

@@ -111,6 +111,19 @@ def test_models_with_uncovered_weights_are_quantized_if_the_study_says_so(tmp_pa
     refuse_unfit(study_of(directory(tmp_path / "model", "Mixtral"), ["Q"], techniques=raw), tmp_path)
 
 
+def test_linear_layers_outside_of_decoder_layers_cannot_be_rounded_by_output(tmp_path: Path) -> None:
+    raw = yaml.safe_load((PRESETS / "smoke.yaml").read_text())["techniques"]
+    raw["Q"] = {"rounding": "gptq"}
+    for width, fits in ((64, True), (32, False)):
+        folder = directory(tmp_path / str(width), "OPT", word_embed_proj_dim=width)
+        study = study_of(folder, ["Q"], techniques=raw)
+        if fits:
+            refuse_unfit(study, tmp_path)
+        else:
+            with pytest.raises(StudyError, match="'opt' cannot be quantized layer by layer"):
+                refuse_unfit(study, tmp_path)
+
+
 @pytest.mark.parametrize(("name", "reads"), [("OPT", 128), ("Llama", 128), ("GPT2", 128), ("Bloom", None)])
 def test_rows_longer_than_a_model_reads_are_refused(name: str, reads: int | None, tmp_path: Path) -> None:
     folder = directory(tmp_path / "model", name)

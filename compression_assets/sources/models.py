@@ -199,13 +199,19 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output
     tokenizer.save_pretrained(output_dir)
 
 
-def download_model(source: HubModel, cache_dir: Path) -> Path:
-    """The snapshot of a hub model with what transformers reads of it and no other weights.
+def download_description(source: HubModel, cache_dir: Path) -> Path:
+    """The snapshot of a hub model with config and tokenizer, by which most of what is refused is known.
 
-    Config and tokenizer come first: a model that is refused by them costs no download. StudyError as `download`.
+    StudyError as `download`, and for a config that cannot be used.
     """
     folder = download(source, cache_dir, DESCRIPTIONS, OTHER_RELEASES)
     model_files.check_config(folder)
+    return folder
+
+
+def download_model(source: HubModel, cache_dir: Path) -> Path:
+    """The same with the weights that transformers reads, and no others."""
+    folder = download_description(source, cache_dir)
     # The same snapshot again, even if a branch has moved since.
     pinned = source.model_copy(update={"revision": folder.name})
     download(pinned, cache_dir, model_files.names_of_weights(folder))

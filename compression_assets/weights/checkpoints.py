@@ -69,8 +69,11 @@ def read_config(directory: Path) -> "PretrainedConfig":
 
 
 def without_requests(config: "PretrainedConfig") -> "PretrainedConfig":
-    """The configuration without what it asks of whoever loads it, and is not given: kernels, code, no quantization."""
-    config._attn_implementation = None
+    """The configuration without what it asks of whoever loads it, and is not given: kernels, code, no quantization.
+
+    Attention is what transformers takes, but the plain one where scores are capped (Gemma 2): fused kernels do not cap.
+    """
+    config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     if getattr(config, "quantization_config", True) is None:
         del config.quantization_config
     if hasattr(config, "auto_map"):

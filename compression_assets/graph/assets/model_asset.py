@@ -86,9 +86,13 @@ def released_model_asset(
     )
 
     def build(place: Workplace, storage: StudyStorage) -> StepReport:
-        from compression_assets.sources.models import fetch_model
+        from compression_assets.sources.models import HubModel, download_description, fetch_model
         from compression_assets.weights.checkpoints import check_finite, check_size
 
+        if isinstance(source, HubModel):
+            fits(
+                download_description(source, storage.downloads)
+            )  # before its weights, which may take an hour
         metadata = fetch_model(source, place.output, storage.downloads)
         fits(place.output)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
