@@ -1,6 +1,6 @@
 """Model sources: what is written, and what is refused with which words.
 
-The hub source needs a network and is not run here; only its settings are tested.
+The hub source is in `test_hub.py`.
 """
 
 import json
@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.utils import filter_repo_objects
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_assets.errors import StudyError
-from compression_assets.sources.models import ModelSource, check_model_source, download_model, fetch_model
+from compression_assets.sources.models import ModelSource, check_model_source, fetch_model
 from compression_assets.sources.random_model import SPECIAL_TOKENS, byte_tokenizer
 from compression_assets.sources.written import Loaded
 from compression_assets.store.fingerprints import file_sha256
@@ -431,69 +429,3 @@ def test_a_model_directory_in_a_wheel(original: Path, tmp_path: Path) -> None:
 def test_model_sources_are_strict(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         model_source(**fields)
-
-
-# the hub
-
-
-@pytest.fixture
-def hub(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository as it lies on the hub; downloads copy the files that the hub's own filter lets through."""
-    repository, snapshot = tmp_path / "repository", tmp_path / "hub" / "0123abc"
-    AutoModelForCausalLM.from_pretrained(original).save_pretrained(repository, max_shard_size="20KB")
-    AutoTokenizer.from_pretrained(original).save_pretrained(repository)
-    for name in (
-        "consolidated.safetensors",
-        "original/params.json",
-        "onnx/model.onnx",
-        "model.gguf",
-        "model.bin",
-    ):
-        (repository / name).parent.mkdir(exist_ok=True)
-        (repository / name).write_bytes(b"another release")
-
-    def names() -> list[str]:
-        return [str(file.relative_to(repository)) for file in repository.rglob("*") if file.is_file()]
-
-    def snapshot_download(
-        repo: str, *, revision: str, allow_patterns: Any, ignore_patterns: Any, **_: Any
-    ) -> str:
-        for name in filter_repo_objects(
-            names(), allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
-        ):
-            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(repository / name, snapshot / name)
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: names())
-    return repository
-
-
-def test_only_what_is_needed_is_fetched_from_the_hub(hub: Path, tmp_path: Path) -> None:
-    source = model_source(kind="hub", repo="a/b", revision="main")
-    folder = download_model(source, tmp_path)
-    fetched = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    shards = {file.name for file in hub.glob("model-*.safetensors")}
-    assert len(shards) > 1
-    assert {name for name in fetched if not name.endswith((".json", ".jinja"))} == shards
-    assert not any("/" in name for name in fetched)
-    fetch_model(source, tmp_path / "out", tmp_path)
-
-
-def test_a_repository_without_safetensors_is_refused_by_what_it_has(hub: Path, tmp_path: Path) -> None:
-    for file in hub.glob("*.safetensors*"):
-        file.unlink()
-    source = model_source(kind="hub", repo="a/b", revision="main")
-    with pytest.raises(StudyError, match=r"a/b \(revision main\) has only pickled weights"):
-        download_model(source, tmp_path)
-    (hub / "model.bin").unlink()
-    with pytest.raises(StudyError, match="has GGUF files only"):
-        download_model(source, tmp_path)
-
-
-def test_a_repository_that_is_refused_costs_no_download_of_weights(hub: Path, tmp_path: Path) -> None:
-    edit_json(hub / "config.json", vision_config={"hidden_size": 8})
-    with pytest.raises(StudyError, match="multimodal"):
-        download_model(model_source(kind="hub", repo="a/b", revision="main"), tmp_path)
-    assert not list(tmp_path.glob("hub/*/*.safetensors"))

@@ -25,6 +25,7 @@ from compression_assets.weights.files import (
 )
 from compression_assets.weights.files import weight_files as weight_files
 from compression_assets.weights.quantized import dequantized, read_nf4
+from compression_assets.weights.ties import Copies
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +188,7 @@ def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") 
     that is no copy.
     """
     expected, tied = stored_tensors(model), model.all_tied_weights_keys
-    copies = _Copies(tied, source)
+    copies = Copies(tied, source)
     for name, tensor in tensors:
         copies.see(name, tensor)
         if name in tied:
@@ -206,27 +207,6 @@ def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") 
             f"{source} lacks {len(expected)} of the model's tensors, first {min(expected)}; "
             "build this model again"
         )
-
-
-class _Copies:
-    """Tied weights and what they are copies of, each kept until the other one is seen."""
-
-    def __init__(self, tied: Mapping[str, str], source: Path) -> None:
-        self._tied, self._source = tied, source
-        self._waiting: dict[str, torch.Tensor] = {}
-
-    def see(self, name: str, tensor: "torch.Tensor") -> None:
-        for copy_name, original in self._tied.items():
-            if name not in (copy_name, original):
-                continue
-            other = self._waiting.pop(copy_name, None)
-            if other is None:
-                self._waiting[copy_name] = tensor
-            elif not other.equal(tensor):
-                raise StudyError(
-                    f"{self._source} holds {copy_name}, which differs from {original} although its config.json says "
-                    "tie_word_embeddings: set it to false, which is what transformers computes with"
-                )
 
 
 def save_full_precision(
