@@ -45,7 +45,8 @@ class Finding:
 def examine(study: Study) -> list[Finding]:
     """Everything that a study asks of a machine, in the order in which it would be missed."""
     found = [_python(), *_packages(), *_device(study), *_models(study)]
-    planned, finding = _planned(study)
+    # What a model cannot go through cannot be planned either, and is said once.
+    planned, finding = (None, None) if found[-1].ok is False else _planned(study)
     found += [finding] if finding else []
     if planned is not None:
         found += [_memory(planned), _disk(planned)]
