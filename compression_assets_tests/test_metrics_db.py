@@ -120,14 +120,30 @@ def test_a_refused_write_changes_nothing_and_stops_nobody(database: MetricsDatab
     assert write(database, "p", 1, perplexity=4.0) == Merged(applied=1, waiting=0)
 
 
-def test_a_query_cannot_write_and_says_what_is_wrong(database: MetricsDatabase) -> None:
-    with pytest.raises(StudyError, match="make demo"):
+def test_a_query_cannot_write_and_says_what_is_wrong(database: MetricsDatabase, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="run: compression run --study smoke"):
         database.query("SELECT 1")
     write(database, "base", 0, perplexity=3.0)
     with pytest.raises(StudyError, match="the query failed"):
         database.query("DELETE FROM models")
     with pytest.raises(StudyError, match="the query failed"):
         database.query("SELECT nothing FROM nowhere")
+    for nothing in ("", " ; ", "-- a remark"):
+        with pytest.raises(StudyError, match="the query is empty"):
+            database.query(nothing)
+    other = tmp_path / "other file"
+    for statement in (
+        f"COPY models TO '{other}'",
+        f"ATTACH '{other}' AS elsewhere",
+        f"EXPORT DATABASE '{other}'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+    ):
+        with pytest.raises(StudyError, match="the query failed"):
+            database.query(statement)
+    other.write_text("a,b")
+    with pytest.raises(StudyError, match="the query failed"):
+        database.query(f"SELECT * FROM read_csv('{other}')")
 
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(database: MetricsDatabase) -> None:

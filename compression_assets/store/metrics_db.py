@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.store import metrics_writes
 from compression_assets.store.metrics_schema import LEADERBOARD_METRICS as LEADERBOARD_METRICS
 from compression_assets.store.metrics_schema import prepare
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Rows = Sequence[dict[str, Any]]
 
 _WORK = ".merging"
+_CONFINED: dict[str, Any] = {"enable_external_access": False, "lock_configuration": True}
+"""DuckDB settings of a reader: read-only alone still lets COPY, ATTACH and INSTALL touch other files."""
 
 
 class HeldOpen(StudyError):
@@ -106,18 +108,24 @@ class MetricsDatabase:
             return self._merge_all(patience)
 
     def query(self, sql: str, parameters: list[Any] | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """Column names and rows of a read-only query.
+        """Column names and rows of a query, which reads this database and nothing else.
 
-        Raises StudyError when the file does not exist yet or the statement is not valid.
+        Raises StudyError when the file does not exist yet, or the statement is not valid or returns no rows.
         """
         import duckdb
 
         if not self.file.exists():
-            raise StudyError(f"{self.file} does not exist yet: nothing has been measured; run: make demo")
+            raise StudyError(
+                f"{self.file} does not exist yet: nothing has been measured; run: {next_command('run')}"
+            )
         with _closing(_patiently(lambda: self._open(read_only=True), self.patience)) as db:
             try:
                 result = db.execute(sql, parameters or [])
-                return [column[0] for column in result.description or []], result.fetchall()
+                if result is None or not result.description:
+                    raise StudyError(
+                        "the query is empty; write SQL that returns rows, such as: FROM leaderboard"
+                    )
+                return [column[0] for column in result.description], result.fetchall()
             except duckdb.Error as error:
                 raise StudyError(f"the query failed: {str(error).splitlines()[0]}") from error
 
@@ -193,7 +201,7 @@ class MetricsDatabase:
         import duckdb
 
         try:
-            return duckdb.connect(str(self.file), read_only=read_only)
+            return duckdb.connect(str(self.file), read_only=read_only, config=_CONFINED if read_only else {})
         except duckdb.IOException as error:
             if "lock" in str(error).lower():
                 raise
