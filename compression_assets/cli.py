@@ -41,7 +41,7 @@ def commands() -> None:
 def main() -> None:
     """Entry point; exits with 1 and one sentence when something failed, with 2 when the command is not understood."""
     try:
-        code = commands.main(prog_name="compression", standalone_mode=False)
+        code = commands.main(prog_name="compression", standalone_mode=False) or 0
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
