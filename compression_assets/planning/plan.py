@@ -37,7 +37,7 @@ REFERENCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 class Row:
     """One model (or the teacher's logits). size: bytes of its weights file, or of the logits. disk: of its directory.
 
-    memory: peak bytes of the step that makes it, None if unknown. tokens: content tokens trained on.
+    memory: peak bytes of the step that makes it, None if unknown. tokens: those trained on.
     """
 
     asset: str
@@ -182,7 +182,7 @@ class _Planner:
             size=size,
             disk=size + TOKENIZER_BYTES * self.base["vocab_size"],
             memory=memory.step_memory(self.base, teacher.finetune, **self._memory_arguments()),
-            tokens=int(volume.content * work.epochs_of(teacher.finetune, volume)),
+            tokens=int(volume.trained * work.epochs_of(teacher.finetune, volume)),
             flops=flops,
             seconds=self._seconds(flops, self.device.training, 2 * size),
         )
@@ -227,7 +227,7 @@ class _Planner:
         return "bf16", True
 
     def _work(self, node: Node, recipe: Any, before: Config, after: Config) -> tuple[int, float, float]:
-        """(content tokens trained on, FLOPs of training, FLOPs of forward passes) of a step."""
+        """(tokens trained on, FLOPs of training, FLOPs of forward passes) of a step."""
         if node.technique == "P":
             trained, volume = recipe.finetune, self.volumes["finetuning"]
             scoring = work.forward_flops(before, self.volumes["calibration"])
@@ -239,7 +239,7 @@ class _Planner:
             return 0, 0.0, work.by_output_flops(before, self.volumes["calibration"])
         else:
             return 0, 0.0, 0.0
-        tokens = int(volume.content * work.epochs_of(trained, volume))
+        tokens = int(volume.trained * work.epochs_of(trained, volume))
         return tokens, work.training_flops(after, trained, volume), scoring
 
     def _seconds(self, flops: float, share: float, file_bytes: float, overhead: bool = True) -> float:

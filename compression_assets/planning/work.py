@@ -23,11 +23,14 @@ BY_OUTPUT_IDLE = 3.5
 
 @dataclass(frozen=True)
 class Volume:
-    """A split: its conversations, tokens with template, and predicted content tokens. measured: read from disk."""
+    """A split: its conversations, tokens with template, and tokens that training learns. measured: read from disk.
+
+    Before the split is there, what ends messages is not known and not in `trained`: up to a tenth of short chats.
+    """
 
     rows: int
     tokens: int
-    content: int
+    trained: int
     measured: bool = False
 
     @property
@@ -48,7 +51,7 @@ def _prepared(split: str, root: Path | None) -> Volume | None:
     if manifest is None:
         return None
     found = manifest.metadata
-    return Volume(found["rows"], found["tokens"], found["predicted_tokens"], measured=True)
+    return Volume(found["rows"], found["tokens"], found["trained_tokens"], measured=True)
 
 
 def _asked(study: Study, split: str) -> Volume:
@@ -64,7 +67,7 @@ def _asked(study: Study, split: str) -> Volume:
 def epochs_of(recipe: TrainingRecipe, volume: Volume) -> float:
     """Passes over the data, a limit on tokens included."""
     limit = getattr(recipe, "max_tokens", None)
-    return min(recipe.epochs, limit / volume.content) if limit and volume.content else recipe.epochs
+    return min(recipe.epochs, limit / volume.trained) if limit and volume.trained else recipe.epochs
 
 
 def forward_flops(config: Config, volume: Volume) -> float:
@@ -74,8 +77,8 @@ def forward_flops(config: Config, volume: Volume) -> float:
 
 
 def head_flops(config: Config, volume: Volume) -> float:
-    """The output layer over a split's content tokens, the only ones that logits are made for."""
-    return 2.0 * volume.content * config["vocab_size"] * config["hidden_size"]
+    """The output layer over a split's trained tokens, the only ones that logits are made for."""
+    return 2.0 * volume.trained * config["vocab_size"] * config["hidden_size"]
 
 
 def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> float:
@@ -107,14 +110,14 @@ def teacher_head_flops(recipe: TeacherLogitsRecipe, teacher: Config, volume: Vol
 
 
 def logits_bytes(recipe: TeacherLogitsRecipe, teacher: Config, student: Config, volume: Volume) -> int:
-    """Bytes of the stored distributions over a split's content tokens."""
+    """Bytes of the stored distributions over a split's trained tokens."""
     vocabulary = min(teacher["vocab_size"], student["vocab_size"])
     if recipe.coding == "dense":
-        return volume.content * VALUE_BYTES * vocabulary
+        return volume.trained * VALUE_BYTES * vocabulary
     if recipe.coding == "hidden":
-        return VALUE_BYTES * teacher["hidden_size"] * (volume.content + vocabulary)
+        return VALUE_BYTES * teacher["hidden_size"] * (volume.trained + vocabulary)
     samples = recipe.samples if recipe.coding == "sampled" else 0
-    return volume.content * stored_bytes(recipe.k, samples, vocabulary)
+    return volume.trained * stored_bytes(recipe.k, samples, vocabulary)
 
 
 def _attention_width(config: Config) -> int:

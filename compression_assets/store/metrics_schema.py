@@ -11,7 +11,7 @@ VERSION = 2
 """Of the tables. 1 had no intervals, no parts, and one way to write."""
 
 LEADERBOARD_METRICS = (
-    *("g_eval", "prompt_alignment", "clarity", "size_mib", "perplexity", "compression_ratio"),
+    *("g_eval", "prompt_alignment", "clarity", "size_mib", "perplexity", "end_of_turn", "compression_ratio"),
     *("exact_match", "f1", "answer_words", "correctness", "relevance", "fluency", "coherence", "readability"),
     *("tokens_per_second", "time_to_first_token", "parameters"),
 )

@@ -46,7 +46,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
     quantized = bool(subject.path) and registry.technique(technique_of(subject.path[-1])).quantizes
     artifact = Artifact(
         asset=subject.asset(PART),
-        settings={PART: settings.model_dump(mode="json")},
+        settings={PART: settings.model_dump(mode="json"), **study.data.template_settings()},
         code="compression_assets.evaluation.answering",
         inputs=(model, QUESTION_SET),
         # Greedy answers are the same whatever the seed.
@@ -69,6 +69,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
             study.seed,
             place.device,
             place.report,
+            study.data,
         )
         write_answers(answered.answers, place.output)
         write_speed(answered.speed, place.output)

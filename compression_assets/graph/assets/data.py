@@ -32,6 +32,11 @@ DESCRIPTIONS = {
     "evaluation": "Held-out conversations over which every model's perplexity is measured.",
 }
 CHECK = "splits_disjoint"
+SHOWN = (
+    *("rows", "tokens", "predicted_tokens", "trained_tokens", "message_ends", "content_share"),
+    *("template", "refused", "refusals"),
+)
+"""Of a split's manifest, for Dagster."""
 
 
 def split_artifact(study: Study, split: str) -> Artifact:
@@ -131,9 +136,7 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
 
             made = split_input(study, split, preparation)
             manifest, cached = made.make(context, storage, gpu, config.rebuild)
-            shown = {
-                key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")
-            }
+            shown = {key: manifest.metadata[key] for key in SHOWN}
             directory = storage.artifacts.root / relative_directory(artifact.asset)
             sql = f"SELECT * FROM '{directory / 'rows.parquet'}' LIMIT 5"
             yield result(manifest, cached, directory, **shown, sql=dg.MetadataValue.md(f"`{sql}`"))

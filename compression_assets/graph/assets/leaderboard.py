@@ -6,15 +6,19 @@ from typing import Any
 
 import dagster as dg
 
+from compression_assets.evaluation.end_of_turn import METRIC, unlearned
 from compression_assets.graph.assets.artifact import tracked
+from compression_assets.graph.assets.measured import MEASURED, read_measured
 from compression_assets.graph.resources.storage import StudyStorage
 from compression_assets.reporting.leaderboard import read_leaderboard
 from compression_assets.study.leaderboard_models import measurements, subjects
 from compression_assets.study.model import Study
 from compression_assets.study.names import OWNERS, relative_directory
+from compression_assets.study.orderings import BASE
 from compression_assets.tables import markdown
 
 SAME_PRECISION = "same_precision"
+ENDS_ITS_TURNS = "ends_its_turns"
 
 
 def report_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -38,7 +42,9 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
         kinds={"duckdb"},
         tags={"stage": "report"},
         owners=OWNERS,
-        check_specs=[dg.AssetCheckSpec(SAME_PRECISION, asset="leaderboard")],
+        check_specs=[
+            dg.AssetCheckSpec(name, asset="leaderboard") for name in (SAME_PRECISION, ENDS_ITS_TURNS)
+        ],
     )
     def leaderboard(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
         with tracked(context, storage, "leaderboard"):
@@ -52,7 +58,7 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
                 columns, rows = read_leaderboard(storage.database)
                 shown = {"rows": len(rows), "leaderboard": dg.MetadataValue.md(markdown(columns, rows))}
         return dg.MaterializeResult(
-            check_results=[_same_precision(study, storage)],
+            check_results=[_same_precision(study, storage), _ends_its_turns(study, storage)],
             metadata={
                 **shown,
                 "sql": dg.MetadataValue.md("`SELECT * FROM leaderboard`"),
@@ -78,6 +84,29 @@ def _same_precision(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
         passed=len(found) <= 1,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"detail": dg.MetadataValue.text(detail)},
+    )
+
+
+def _ends_its_turns(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
+    """A warning when training has taught a model to go on where a message ends."""
+    values: dict[str, float | None] = {}
+    for subject in subjects(study):
+        directory = storage.artifacts.root / relative_directory(subject.asset("metrics"))
+        if not (directory / MEASURED).is_file():  # not measured yet
+            continue
+        rows, _, _ = read_measured(directory)
+        values[subject.key] = next((row.value for row in rows if row.metric == METRIC), None)
+    low = unlearned(values, BASE)
+    named = ", ".join(f"{model} {value:.4f}" for model, value in low.items())
+    reference = values.get(BASE)
+    detail = "the base is not measured" if reference is None else f"the base's is {reference:.4f}"
+    return dg.AssetCheckResult(
+        check_name=ENDS_ITS_TURNS,
+        passed=not low,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "detail": dg.MetadataValue.text(f"{METRIC} below half of the base's: {named or 'none'}; {detail}")
+        },
     )
 
 

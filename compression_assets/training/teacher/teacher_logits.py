@@ -97,7 +97,7 @@ def write_teacher_logits(
     )
     for file in [] if scratch is None else [*scratch.glob("shard-*.safetensors"), *scratch.glob(HEAD)]:
         shutil.move(file, output / file.name)
-    manifest = identity | {"tokens": dataset.n_predicted, "rows": len(dataset)} | made
+    manifest = identity | {"tokens": dataset.n_trained, "rows": len(dataset)} | made
     _write_json(output / MANIFEST, manifest)
     return manifest | measured
 
@@ -119,7 +119,7 @@ class TeacherLogits:
     def __init__(self, directory: Path, manifest: dict[str, Any], dataset: TokenDataset) -> None:
         self.directory, self.manifest = directory, manifest
         recipe = TeacherLogitsRecipe.model_validate(manifest["recipe"])
-        counts = [row.n_predicted for row in dataset]
+        counts = [row.n_trained for row in dataset]
         shards = shard_rows(dataset, recipe)
         self._first_rows = [rows.start for rows in shards]
         self._offsets = [[0, *accumulate(counts[row] for row in rows)] for rows in shards]
@@ -167,7 +167,7 @@ class TeacherLogits:
             )
 
     def batch(self, rows: list[int], temperature: float, vocabulary: int, device: str = "cpu") -> Targets:
-        """Targets of the predicted content tokens of these rows, row after row: the order of `hidden[predicts]`."""
+        """Targets of the trained tokens of these rows, row after row: the order of `hidden[predicts]`."""
         self.require(temperature, vocabulary)
         parts = [self._row(row) for row in rows]
         if self.manifest["coding"] == "dense":
