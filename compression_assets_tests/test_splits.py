@@ -141,7 +141,10 @@ def test_a_template_that_refuses_everything_is_an_error_even_if_all_may_be_refus
 
 def test_a_message_that_a_template_changes_is_refused_alone() -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ':' }}{{ m['content'].split('</think>')[-1] + eos_token }}{% endfor %}"
+    said = "m['content'].split('</think>')[-1]"
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{{{{ m['role'] + ':' + {said} + eos_token }}}}{{% endfor %}}"
+    )
     source = [*CONVERSATIONS, conversation(60, reply="<think>hm</think>yes")]
     sizes = {"all": SplitSize(conversations=60)}
     splits = make_splits(source, ChatTemplate(tokenizer), sizes, 512, 1, max_refused=0.05)
