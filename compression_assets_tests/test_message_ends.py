@@ -11,7 +11,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from compression_assets.evaluation.end_of_turn import measure_end_of_turn, unlearned
 from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.prompts import prompt_tokens, stop_tokens
+from compression_assets.evaluation.rows import MetricRow
 from compression_assets.sources.tokenizer_setup import prepare
+from compression_assets.study.names import relative_directory
 from compression_assets.text.chat import render
 from compression_assets.text.chat_template import ChatTemplate
 from compression_assets.text.conversation import Message
@@ -170,3 +172,27 @@ def test_saved_tokenizers_render_alike(family: Family, tmp_path: Path) -> None:
     family.tokenizer().save_pretrained(tmp_path)
     saved, made = ChatTemplate(AutoTokenizer.from_pretrained(tmp_path)), ChatTemplate(family.tokenizer())
     assert render(saved, chat("where?", "aye"), 100) == render(made, chat("where?", "aye"), 100)
+
+
+def test_the_leaderboard_warns_of_models_that_run_on(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from compression_assets.graph.assets.leaderboard import _ends_its_turns
+    from compression_assets.graph.assets.measured import write_measured
+    from compression_assets.study.files import load_study
+    from compression_assets.study.leaderboard_models import subjects
+
+    study = load_study("smoke")
+    storage = SimpleNamespace(artifacts=SimpleNamespace(root=tmp_path))
+    assert _ends_its_turns(study, storage).passed
+    measured = {subject.key: subject for subject in subjects(study)}
+    for key, value in (("base", 0.2), ("q", 0.11), ("kd", 0.09)):
+        directory = tmp_path / relative_directory(measured[key].asset("metrics"))
+        directory.mkdir(parents=True)
+        row = MetricRow("end_of_turn", value, "0..1", 10, higher_is_better=True)
+        write_measured(directory, [row], [], "run")
+    check = _ends_its_turns(study, storage)
+    assert not check.passed
+    assert check.metadata["detail"].text == (
+        "end_of_turn below half of the base's: kd 0.0900; the base's is 0.2000"
+    )

@@ -34,9 +34,6 @@ class Data(TemplateSettings):
 
     max_length: tokens of a rendered conversation, template included; the rest is cut off.
     max_refused: share of a source's conversations that the chat template may refuse; these are left out and named.
-    The other keys choose and set the chat template, for data and for answers:
-    chat_template: the name of one of the tokenizer's templates; "default", or the only one, when left out.
-    chat_template_kwargs: variables that the template reads, such as {enable_thinking: false} of Qwen3's.
     """
 
     chat: ChatSource

@@ -38,7 +38,7 @@ class Refusals:
             yield
         except StudyError as error:
             where = conversation.where or f"conversation {conversation.id!r}"
-            self.found.append(Refusal(conversation.id, shortened(where), str(error)))
+            self.found.append(Refusal(shortened(conversation.id), shortened(where), str(error)))
 
     def require_few(self, conversations: int) -> None:
         """StudyError if all of so many conversations, or more than the allowed share, were refused."""
