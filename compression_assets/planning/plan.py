@@ -29,6 +29,8 @@ STEP_OVERHEAD = {"cpu": 2.0, "cuda": 25.0}
 """Seconds of a step besides work and files; on CUDA each has a process that imports torch."""
 USABLE = 0.95
 """Of a device's memory: the rest is taken by its context and by fragmentation."""
+FINER_DTYPES = ("float32", "float16")
+"""Releases whose digits are kept in masters."""
 REFERENCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model for which `costs` states seconds on 2 CPU cores."""
 
@@ -134,7 +136,9 @@ class _Planner:
 
     def _fetched(self, asset: str, config: Config) -> Row:
         size = shapes.file_bytes(config)
-        disk = size + TOKENIZER_BYTES * config["vocab_size"]
+        finer = asset == BASE_MODEL and (config.get("dtype") or config.get("torch_dtype")) in FINER_DTYPES
+        masters = shapes.file_bytes(config, "fp32") if finer else 0
+        disk = size + masters + TOKENIZER_BYTES * config["vocab_size"]
         return Row(
             asset=asset,
             technique="fetched",
@@ -295,4 +299,4 @@ class _Planner:
                 f"tokens of {', '.join(assumed)} are estimated: {work.CONTENT_SHARE:.0%} of a chat's tokens are "
                 f"content, and a conversation fills {work.ROW_FILL:.0%} of max_length"
             )
-        return [*notes, "downloads are not in the hours"]
+        return [*notes, *self.study.warnings, "downloads are not in the hours"]

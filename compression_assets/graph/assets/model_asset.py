@@ -64,9 +64,18 @@ def model_asset(
 
 
 def released_model_asset(
-    asset: str, source: ModelSource, *, group: str, description: str, tags: dict[str, str]
+    asset: str,
+    source: ModelSource,
+    *,
+    group: str,
+    description: str,
+    tags: dict[str, str],
+    masters: bool = False,
 ) -> dg.AssetsDefinition:
-    """A model as somebody released it, written as a bfloat16 model directory."""
+    """A model as somebody released it, written as a bfloat16 model directory.
+
+    masters: keep the digits of a release in float32 or float16 for the steps that start from it.
+    """
     artifact = Artifact(
         asset=asset,
         settings=source.model_dump(mode="json"),
@@ -79,7 +88,7 @@ def released_model_asset(
         from compression_assets.sources.models import fetch_model
         from compression_assets.weights.checkpoints import check_finite, check_size
 
-        metadata = fetch_model(source, place.output, storage.downloads)
+        metadata = fetch_model(source, place.output, storage.downloads, masters=masters)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
     return model_asset(artifact, build, group=group, description=description, tags=tags)
