@@ -86,6 +86,7 @@ class ChatTemplate:
         stopping = {*ends, tokenizer.eos_token_id}
         self.stopping = {text for text, index in self.added.items() if index in stopping}
         self._frames: dict[tuple[str, ...], Frame] = {}
+        self._tails: dict[tuple[str, ...], str] = {}
 
     def text(self, messages: Sequence[Message], reply: bool = False) -> str:
         """The text for these messages, ending with an open assistant turn if `reply`.
@@ -114,7 +115,7 @@ class ChatTemplate:
     def frame(self, roles: tuple[str, ...]) -> Frame:
         """What the template writes around the contents of messages with these roles."""
         if roles not in self._frames:
-            self._frames[roles] = frame_of(self.text, roles, self.added, self.stopping)
+            self._frames[roles] = frame_of(self.text, roles, self.added, self.stopping, self._tails)
         return self._frames[roles]
 
     def end_token(self) -> int | None:

@@ -43,9 +43,10 @@ class Frame:
 
 def frame_of(
     render: Callable[[Sequence[Message]], str],
-    roles: Sequence[str],
+    roles: tuple[str, ...],
     tokens: Collection[str],
     stopping: Collection[str],
+    tails: dict[tuple[str, ...], str],
 ) -> Frame:
     """The frame of messages with these roles.
 
@@ -54,6 +55,7 @@ def frame_of(
     of `tokens` (texts of the tokenizer's added tokens) counts: a line break behind it is never generated. Without
     such a token it is the part up to the next white space, and white space alone ends nothing. Where the next header
     begins with a token at which the model stops (`stopping`), as in GLM-4, that token ends the message.
+    tails: what the template writes after the last of messages with given roles; filled here, for the next call.
     StudyError if the template does not show every user and assistant message once and in order.
     """
     messages = [Message(role, f"\ue000{index}\ue001") for index, role in enumerate(roles)]
@@ -73,7 +75,7 @@ def frame_of(
         place = start + len(message.content)
     following = [*before[1:], whole[place:]]
     ends = [
-        _end(following[position], _tail(render, messages[: index + 1]), tokens, stopping)
+        _end(following[position], _tail(render, messages[: index + 1], tails), tokens, stopping)
         for position, index in enumerate(shown)
     ]
     return Frame(tuple(shown), tuple(before), whole[place:], tuple(ends))
@@ -102,13 +104,20 @@ def inside(text: str, tokens: Sequence[Span], spans: Sequence[Span]) -> list[boo
     return flags
 
 
-def _tail(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
+def _tail(
+    render: Callable[[Sequence[Message]], str],
+    messages: Sequence[Message],
+    tails: dict[tuple[str, ...], str],
+) -> str:
     """What the template writes after the last of these messages when nothing follows it."""
-    try:
-        return render(messages).partition(messages[-1].content)[2]
-    except StudyError:
-        # A conversation that may go on but not stop here has no end to learn here.
-        return ""
+    roles = tuple(message.role for message in messages)
+    if roles not in tails:
+        try:
+            tails[roles] = render(messages).partition(messages[-1].content)[2]
+        except StudyError:
+            # A conversation that may go on but not stop here has no end to learn here.
+            tails[roles] = ""
+    return tails[roles]
 
 
 def _end(following: str, tail: str, tokens: Collection[str], stopping: Collection[str]) -> str:
