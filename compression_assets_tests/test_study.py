@@ -210,6 +210,19 @@ def test_a_coding_that_does_not_fit_the_temperature_is_warned_of(
     assert f"at a distillation temperature of {temperature:g}" in warning and warns in warning
 
 
+def test_check_says_what_it_warns_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compression_assets import cli
+
+    for settings, warned in (({}, 0), ({"coding": "top_k"}, 1)):
+        monkeypatch.setenv("COMPRESSION_STUDY", str(study_file(tmp_path, ("teacher_logits", settings))))
+        monkeypatch.setattr("sys.argv", ["compression", "check"])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        assert capsys.readouterr().out.count("\nwarning: teacher_logits.coding 'top_k'") == warned
+
+
 def test_sizes_of_a_coding_need_its_name(tmp_path: Path) -> None:
     message = refusal(study_file(tmp_path, ("teacher_logits", {"k": 64})))
     assert "k and samples belong to coding: top_k or sampled" in message
