@@ -48,7 +48,7 @@ def main() -> None:
     teacher = _outputs("teacher")[1]
     students = [_outputs(name) for name in STUDENTS]
     exact = {"dense": DenseTargets(lambda i, j: teacher[i:j].bfloat16().float(), teacher.shape[1])}
-    default = TeacherLogitsRecipe()
+    default = TeacherLogitsRecipe(coding="top_k")
     for temperature in [float(argument) for argument in sys.argv[1:]] or CODINGS:
         codings = CODINGS[temperature]
         compare = _Comparison(teacher, students, temperature)

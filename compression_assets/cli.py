@@ -218,6 +218,8 @@ def _check(_: argparse.Namespace) -> int:
         f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "
         f"results go to {study_root(study)}"
     )
+    for warning in study.warnings:
+        print(f"warning: {warning}")
     return 0
 
 

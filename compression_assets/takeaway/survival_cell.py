@@ -68,7 +68,7 @@ class CellRun:
         self.evaluation = TokenDataset.load(self._path(DATASETS["evaluation"]))
         self.full = TokenDataset.load(self._path(DATASETS["distillation"]))
         self.recipe = study.recipe(cell.recipe).model_copy(
-            update={"learning_rate": cell.learning_rate, "epochs": -(-cell.tokens // self.full.n_predicted)}
+            update={"learning_rate": cell.learning_rate, "epochs": -(-cell.tokens // self.full.n_trained)}
         )
         self.identity = fingerprint(
             {
@@ -128,7 +128,7 @@ class CellRun:
             if seen >= self.cell.tokens:
                 break
             rows.append(row)
-            seen += row.n_predicted
+            seen += row.n_trained
         return TokenDataset(rows)
 
     def _measure(

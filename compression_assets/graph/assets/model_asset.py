@@ -45,15 +45,24 @@ def model_asset(
 
 
 def released_model_asset(
-    asset: str, source: ModelSource, *, group: str, description: str, tags: dict[str, str]
+    asset: str,
+    source: ModelSource,
+    *,
+    group: str,
+    description: str,
+    tags: dict[str, str],
+    masters: bool = False,
 ) -> dg.AssetsDefinition:
-    """A model as somebody released it, written as a bfloat16 model directory."""
+    """A model as somebody released it, written as a bfloat16 model directory.
+
+    masters: keep the digits of a release in float32 or float16 for the steps that start from it.
+    """
 
     def build(place: BuildContext) -> StepReport:
         from compression_assets.sources.models import fetch_model
         from compression_assets.weights.checkpoints import check_finite, check_size
 
-        metadata = fetch_model(source, place.output, place.storage.downloads)
+        metadata = fetch_model(source, place.output, place.storage.downloads, masters=masters)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
     artifact = Artifact(

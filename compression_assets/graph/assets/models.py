@@ -32,6 +32,7 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
         group="base",
         description="The student before any compression, in bfloat16.",
         tags={"stage": "base", "depth": "0"},
+        masters=True,
     )
     external = [
         released_model_asset(
