@@ -44,7 +44,7 @@ def no_teacher() -> Any:
 
 def cross_entropy(logits: torch.Tensor, row: Any) -> torch.Tensor:
     targets = torch.tensor(row.input_ids[1:])
-    counts = torch.tensor(row.content[1:])
+    counts = torch.tensor(row.trained[1:])
     return torch.nn.functional.cross_entropy(logits[0, :-1][counts], targets[counts], reduction="sum")
 
 
@@ -66,7 +66,7 @@ def through_nf4(weights: dict[str, torch.Tensor]) -> Any:
 def test_training_through_quantized_weights_is_the_straight_through_estimator() -> None:
     """Written out with autograd: forward and backward at the rounded weights, AdamW on the exact ones."""
     data, settings = tiny_dataset(12), recipe(quantization_aware=True, epochs=2)
-    tokens = sum(row.n_predicted for row in data)
+    tokens = sum(row.n_trained for row in data)
     model = tiny_model()
     done = distill(model, data, no_teacher(), settings, seed=0)
     assert done.steps == 2

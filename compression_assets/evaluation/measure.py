@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from compression_assets.evaluation.end_of_turn import measure_end_of_turn, no_end_of_turn
 from compression_assets.evaluation.footprint import measure_footprint
-from compression_assets.evaluation.perplexity import measure_perplexity
+from compression_assets.evaluation.perplexity import load_scored, score
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import EvaluationSettings
 from compression_assets.machine.precision import compute_dtype
@@ -45,11 +46,17 @@ def measure(
     footprint = measure_footprint(model_dir, base_dir)
     if not same_tokens(model_dir, base_dir):
         row = MetricRow("perplexity", None, "1", 0, higher_is_better=False, note=OTHER_TOKENIZER)
-        return Measured([row, *footprint], [], None, 0, precision)
-    dataset = TokenDataset.load(dataset_dir)
-    result = measure_perplexity(model_dir, dataset, settings.perplexity.batch_size, device, report)
+        return Measured([row, no_end_of_turn(OTHER_TOKENIZER), *footprint], [], None, 0, precision)
+    dataset, batch_size = TokenDataset.load(dataset_dir), settings.perplexity.batch_size
+    model = load_scored(model_dir, device)
+    result = score(model, dataset, batch_size, report)
+    end_row, end_samples = measure_end_of_turn(model, dataset, batch_size, report)
     return Measured(
-        [*result.rows(), *footprint], result.samples(), result.perplexity, result.vocabulary, precision
+        [*result.rows(), end_row, *footprint],
+        [*result.samples(), *end_samples],
+        result.perplexity,
+        result.vocabulary,
+        precision,
     )
 
 

@@ -64,6 +64,11 @@ def measure_perplexity(
 
     Raises ValueError when a log-likelihood is not finite or a token lies outside the model's vocabulary.
     """
+    return score(load_scored(model_dir, device), dataset, batch_size, report)
+
+
+def load_scored(model_dir: Path, device: str) -> "PreTrainedModel":
+    """A model directory as it is scored."""
     from compression_assets.machine.precision import compute_dtype
     from compression_assets.weights.checkpoints import load_for_scoring
 
@@ -71,7 +76,7 @@ def measure_perplexity(
     if device == "cpu":
         # In bfloat16 on a CPU the fused kernel's rounding depends on who else is in the batch; this one's does not.
         model.set_attn_implementation("eager")
-    return score(model, dataset, batch_size, report)
+    return model
 
 
 def score(
