@@ -27,6 +27,14 @@ def is_int8(directory: Path) -> bool:
     return bool(quantization.get("load_in_8bit"))
 
 
+def stored_format(directory: Path) -> str:
+    """What a directory's config.json says its weights are packed as: "nf4", "fp4", "int8", else ""."""
+    quantization = json.loads((directory / "config.json").read_text()).get("quantization_config") or {}
+    if quantization.get("load_in_8bit"):
+        return "int8"
+    return str(quantization.get("bnb_4bit_quant_type") or quantization.get("quant_method") or "")
+
+
 def part_name(weight: str, suffix: str) -> str:
     """Name in a file of one part of a weight: bitsandbytes hangs int8's scales on the layer, others on the weight."""
     return weight.removesuffix(".weight") + suffix if suffix == int8.SCALE else weight + suffix
