@@ -7,7 +7,6 @@ import duckdb
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.reporting.leaderboard import read_leaderboard
 from compression_assets.store.metrics_db import LEADERBOARD_METRICS, Merged, MetricsDatabase
 
 WHEN = "2026-01-01T00:00:00+00:00"
@@ -171,13 +170,3 @@ def test_a_damaged_database_is_named_with_what_to_do(database: MetricsDatabase) 
         write(database, "base", 0, perplexity=4.0)
     database.file.unlink()
     assert database.merge().applied == 1
-
-
-def test_what_is_printed_has_half_widths_and_the_papers_figures(database: MetricsDatabase) -> None:
-    write(database, "base", 0, perplexity=2.0, size_mib=None)
-    table = [{"model": "base", "size_mib": 5886.01, "perplexity": 3.418}]
-    database.write_table("paper_table_1", table)
-    assert read_leaderboard(database, paper=True) == (
-        ["ordering", "perplexity", "paper"],
-        [("BASE", "2.000 ±0.500", 3.418)],
-    )

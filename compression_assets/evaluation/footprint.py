@@ -5,8 +5,6 @@ from pathlib import Path
 from compression_assets.evaluation.rows import MetricRow
 
 MIB = 2**20
-DESCRIPTION = ".quant_state."
-"""In the names of tensors that hold JSON."""
 
 
 def weight_bytes(model_dir: Path) -> int:
@@ -14,19 +12,6 @@ def weight_bytes(model_dir: Path) -> int:
     from compression_assets.weights.checkpoints import weight_files
 
     return sum(file.stat().st_size for file in weight_files(model_dir))
-
-
-def tensor_bytes(model_dir: Path) -> int:
-    """Bytes that follow from shapes and format alone: two models that have both in common have the same.
-
-    Left out: headers, and the description that bitsandbytes puts beside each weight, whose printed digits vary.
-    """
-    from compression_assets.weights.files import tensor_headers
-
-    ranges = [
-        entry["data_offsets"] for name, entry in tensor_headers(model_dir).items() if DESCRIPTION not in name
-    ]
-    return sum(end - begin for begin, end in ranges)
 
 
 def parameters(model_dir: Path) -> int:
@@ -37,7 +22,13 @@ def parameters(model_dir: Path) -> int:
 
 
 def measure_footprint(model_dir: Path, base_dir: Path) -> list[MetricRow]:
-    """size_mib (the paper's "MB"), compression_ratio = base / model, parameters, and tensor_mib (`tensor_bytes`)."""
+    """size_mib (the paper's "MB"), compression_ratio = base / model, tensor_mib and parameters.
+
+    tensor_mib follows from shapes and format alone, so models that have both in common have the same; files of the same
+    tensors differ by some bytes, since the digits that bitsandbytes prints into them do.
+    """
+    from compression_assets.weights.checkpoints import tensor_bytes
+
     own, base = weight_bytes(model_dir), weight_bytes(base_dir)
     return [
         MetricRow("size_mib", own / MIB, "MiB", 1, higher_is_better=False),

@@ -37,7 +37,8 @@ class Metric:
     @property
     def label(self) -> str:
         """The title with its unit, where that says something."""
-        return self.title if self.unit in ("0..1", "1", "1 or 0") else f"{self.title} ({self.unit})"
+        says_something = self.unit not in ("0..1", "1", "1 or 0", self.title)
+        return f"{self.title} ({self.unit})" if says_something else self.title
 
     @property
     def direction(self) -> str:

@@ -16,7 +16,7 @@ from compression_assets.graph.assets.leaderboard import report_assets
 from compression_assets.graph.assets.metrics import metrics_assets
 from compression_assets.graph.assets.models import model_assets
 from compression_assets.graph.assets.plan import plan_asset
-from compression_assets.graph.assets.recommendation import recommendation
+from compression_assets.graph.assets.recommendation import recommendation_asset
 from compression_assets.graph.assets.report import page_asset, unread
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.jobs import study_jobs
@@ -43,7 +43,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *report_assets(study),
         comparisons_asset(study),
         plan_asset(study),
-        recommendation,
+        recommendation_asset(study),
     ]
     return dg.Definitions(
         assets=[*assets, page_asset(study, after=unread(assets))],

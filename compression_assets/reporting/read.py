@@ -1,17 +1,26 @@
-"""Everything that the report shows, read from the database (read-only) and the manifests. Nothing is drawn here."""
+"""What is known about a study, read from the database (read-only) and the manifests. Nothing is drawn here.
 
+Only what belongs to the study as it stands now is read: see `current`.
+"""
+
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
+from compression_assets.reporting.current import outdated
 from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.leaderboard_models import parts, subjects
 from compression_assets.study.model import Study
-from compression_assets.study.names import model_key, relative_directory
+from compression_assets.study.names import JUDGE_CALIBRATION, model_key, relative_directory
 from compression_assets.study.orderings import Node
 
 Row = dict[str, Any]
+
+UNTRUSTED = "UNTRUSTED"
+"""How the note of a metric begins whose judge failed its own test."""
 
 OPTIONAL_TABLES = (
     "comparisons",
@@ -24,28 +33,60 @@ OPTIONAL_TABLES = (
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """What is known about a study.
+class Results:
+    """The figures of a study.
 
-    metrics: model -> metric -> row of metrics.<model> (value, lo, hi, unit, n, note where the table has them).
-    paper: model -> row of paper_table_1. tables: name -> rows, for every table in OPTIONAL_TABLES.
+    metrics: model -> metric -> row of metrics.<model> (value, lo, hi, unit, n, note), in the leaderboard's order.
+    items: model -> metric -> how many items have a value, for metrics that have items.
+    names: model -> its ordering as written. paper: model -> row of paper_table_1.
+    comparisons: rows of that table among what is in `metrics`. outdated: model -> why its figures are left out.
     manifests: directory below the study's root ("models/p_kd") -> manifest, for every complete artifact.
-    answers: model -> rows of its answers.parquet, for the questions that are shown.
     """
 
     study: Study
     metrics: dict[str, dict[str, Row]]
+    items: dict[str, dict[str, int]]
+    names: dict[str, str]
     paper: dict[str, Row]
-    lineage: list[Row]
-    tables: dict[str, list[Row]]
+    comparisons: list[Row]
+    outdated: dict[str, str]
     manifests: dict[str, Manifest] = field(repr=False)
-    answers: dict[str, list[Row]] = field(default_factory=dict, repr=False)
-    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
         """Measured models in the leaderboard's order."""
         return list(self.metrics)
+
+    @property
+    def measured(self) -> set[str]:
+        """Metrics that some model has a value for."""
+        return {
+            name for rows in self.metrics.values() for name, row in rows.items() if row["value"] is not None
+        }
+
+    @property
+    def confidence(self) -> str:
+        """Of every interval over items: "95 %"."""
+        return f"{100 * self.study.evaluation.statistics.confidence:g} %"
+
+    @property
+    def untrusted(self) -> dict[str, str]:
+        """Metric -> what its note says against the judge that scored it."""
+        return {
+            name: row["note"]
+            for rows in self.metrics.values()
+            for name, row in rows.items()
+            if is_untrusted(row)
+        }
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a model: its key, its ordering and the value of every metric."""
+        return [
+            {"model": model, "ordering": self.name(model)}
+            | {name: row["value"] for name, row in rows.items()}
+            for model, rows in self.metrics.items()
+        ]
 
     def name(self, model: str) -> str:
         """A model's ordering as it is written: "P-KD-Q" of "p_kd_q"."""
@@ -57,7 +98,7 @@ class ReportData:
         return None if row is None else row["value"]
 
     def interval(self, model: str, metric: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric, None where there is none."""
+        """The interval of a metric, None where there is none."""
         row = self.metrics.get(model, {}).get(metric, {})
         lo, hi = row.get("lo"), row.get("hi")
         return None if lo is None or hi is None else (lo, hi)
@@ -66,35 +107,46 @@ class ReportData:
         return self.manifests.get(str(relative_directory(model_key(node))))
 
 
-def read_report_data(study: Study, root: Path, database: MetricsDatabase, questions: int = 3) -> ReportData:
-    """Read what a study has come to so far.
+@dataclass(frozen=True)
+class ReportData(Results):
+    """The figures, and what else the report shows.
 
-    root: storage/<study>. questions: how many sample answers are shown. Raises StudyError while nothing is measured.
+    tables: name -> rows, for every table in OPTIONAL_TABLES.
+    answers: model -> rows of its answers.parquet, for the questions that are shown.
     """
-    found = database.query("SELECT table_schema, table_name FROM information_schema.tables")[1]
-    present = {(schema, name) for schema, name in found}
 
-    def rows(schema: str, table: str, order: str = "") -> list[Row]:
-        if (schema, table) not in present:
-            return []
-        columns, values = database.query(f'SELECT * FROM {schema}."{table}" {order}')
-        return [dict(zip(columns, row, strict=True)) for row in values]
+    tables: dict[str, list[Row]]
+    answers: dict[str, list[Row]] = field(repr=False)
 
-    models = rows("main", "models", "ORDER BY position")
-    if not models:
-        raise StudyError(
-            f"study {study.name} has no measured model yet, so there is nothing to report; run: make run"
-        )
-    keys = [model["model"] for model in models]
+
+def is_untrusted(row: Row) -> bool:
+    """Whether the judge that scored a row of metrics.<model> failed its own test."""
+    return str(row.get("note") or "").startswith(UNTRUSTED)
+
+
+def read_results(study: Study, root: Path, database: MetricsDatabase) -> Results:
+    """Read what was measured of the study so far. root: storage/<study>.
+
+    Raises StudyError while nothing is measured.
+    """
+    return _results(study, root, _Tables(database))
+
+
+def read_report_data(study: Study, root: Path, database: MetricsDatabase, questions: int = 3) -> ReportData:
+    """Read everything that the report shows. questions: how many sample answers. Raises what `read_results` does."""
+    tables = _Tables(database)
+    results = _results(study, root, tables)
+    optional = {name: tables.rows("main", name) for name in OPTIONAL_TABLES}
+    optional["comparisons"] = results.comparisons
+    judge = _current_judge(root)
+    optional["judge_calibration"] = [row for row in optional["judge_calibration"] if row["judge"] == judge]
+    known = {node.key for node in study.nodes.values()}
+    for name in ("step_diagnostics", "layer_diagnostics"):
+        optional[name] = [row for row in optional[name] if row["model"] in known]
     return ReportData(
-        study=study,
-        metrics={key: {row["metric"]: row for row in rows("metrics", key)} for key in keys},
-        paper={row["model"]: row for row in rows("main", "paper_table_1")},
-        lineage=rows("main", "lineage", "ORDER BY step, model"),
-        tables={name: rows("main", name) for name in OPTIONAL_TABLES},
-        manifests=read_manifests(root),
-        answers=read_answers_of(root, keys, questions),
-        names={model["model"]: model["ordering"] for model in models},
+        **{name: getattr(results, name) for name in Results.__dataclass_fields__},
+        tables=optional,
+        answers=read_answers_of(root, results.models, questions),
     )
 
 
@@ -120,3 +172,60 @@ def read_answers_of(root: Path, models: list[str], questions: int) -> dict[str, 
         if file.exists():
             found[model] = pyarrow.parquet.read_table(file).slice(0, questions).to_pylist()
     return found
+
+
+class _Tables:
+    """The tables that the database has; one that it lacks has no rows."""
+
+    def __init__(self, database: MetricsDatabase):
+        self._database = database
+        found = database.query("SELECT table_schema, table_name FROM information_schema.tables")[1]
+        self._present = {(schema, name) for schema, name in found}
+
+    def rows(self, schema: str, table: str, columns: str = "*", rest: str = "") -> list[Row]:
+        if (schema, table) not in self._present:
+            return []
+        names, values = self._database.query(f'SELECT {columns} FROM {schema}."{table}" {rest}')
+        return [dict(zip(names, row, strict=True)) for row in values]
+
+
+def _results(study: Study, root: Path, tables: _Tables) -> Results:
+    manifests = read_manifests(root)
+    left_out = outdated(study, manifests)
+    asked = {*parts(study), "metrics"}
+    metrics: dict[str, dict[str, Row]] = {}
+    items: dict[str, dict[str, int]] = {}
+    names = {}
+    wanted = {subject.key for subject in subjects(study)}
+    for model in tables.rows("main", "models", rest="ORDER BY position, model"):
+        key = model["model"]
+        rows = {
+            row["metric"]: row
+            for row in tables.rows("metrics", key, rest="ORDER BY metric")
+            if row["part"] in asked and (key, row["part"]) not in left_out
+        }
+        if key not in wanted or not rows:
+            continue
+        metrics[key], names[key] = rows, model["ordering"]
+        counted = tables.rows("samples", key, "metric, count(value) AS items", "GROUP BY metric")
+        items[key] = {row["metric"]: row["items"] for row in counted if row["metric"] in rows}
+    if not metrics:
+        raise StudyError(
+            f"study {study.name} has no measured model yet, so there is nothing to report; run: compression run"
+        )
+    comparisons = [
+        row
+        for row in tables.rows("main", "comparisons")
+        if all(row["metric"] in metrics.get(row[side], {}) for side in ("model_a", "model_b"))
+    ]
+    reasons: dict[str, str] = {}
+    for (key, _), reason in left_out.items():
+        reasons.setdefault(key, reason)
+    paper = {row["model"]: row for row in tables.rows("main", "paper_table_1")}
+    return Results(study, metrics, items, names, paper, comparisons, reasons, manifests)
+
+
+def _current_judge(root: Path) -> str | None:
+    """Whose test is in the storage now; the table keeps those of earlier judges as well."""
+    file = root / relative_directory(JUDGE_CALIBRATION) / "calibration.json"
+    return str(json.loads(file.read_text())["judge"]) if file.is_file() else None

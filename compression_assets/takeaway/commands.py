@@ -33,8 +33,9 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
     study = current_study()
     limits = parse_limits(arguments.max_size, arguments.max_perplexity, arguments.max, arguments.min)
-    choice, rows = advise(MetricsDatabase(database_file(study)), limits)
-    print(as_text(choice, rows, limits, arguments.study or study.name, study_root(study) / "models"))
+    root = study_root(study)
+    choice, limits, results = advise(study, root, MetricsDatabase(database_file(study)), limits)
+    print(as_text(choice, limits, results, arguments.study or study.name, root / "models"))
     return 0 if choice.model else 1
 
 

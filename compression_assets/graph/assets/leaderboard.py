@@ -6,9 +6,11 @@ from typing import Any
 
 import dagster as dg
 
+from compression_assets.evaluation.metrics import in_order
 from compression_assets.graph.assets.artifact import tracked
 from compression_assets.graph.resources.storage import StudyStorage
-from compression_assets.reporting.leaderboard import read_leaderboard
+from compression_assets.reporting.leaderboard import table
+from compression_assets.reporting.read import read_results
 from compression_assets.study.leaderboard_models import measurements, subjects
 from compression_assets.study.model import Study
 from compression_assets.study.names import OWNERS, relative_directory
@@ -49,7 +51,8 @@ def report_assets(study: Study) -> list[dg.AssetsDefinition]:
             )
             shown: dict[str, Any] = {"waiting_writes": merged.waiting, "held_up_by": merged.why}
             if not merged.waiting:
-                columns, rows = read_leaderboard(storage.database)
+                results = read_results(study, storage.artifacts.root, storage.database)
+                columns, rows = table(results, in_order(results.measured))
                 shown = {"rows": len(rows), "leaderboard": dg.MetadataValue.md(markdown(columns, rows))}
         return dg.MaterializeResult(
             check_results=[_same_precision(study, storage)],

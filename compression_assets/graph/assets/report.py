@@ -34,7 +34,7 @@ def page_asset(study: Study, after: Sequence[dg.AssetKey]) -> dg.AssetsDefinitio
         from compression_assets.reporting.caveats import caveats
         from compression_assets.reporting.page import write_report
         from compression_assets.reporting.read import read_report_data
-        from compression_assets.reporting.results import overview
+        from compression_assets.reporting.size import overview
 
         root = storage.artifacts.root
         with tracked(context, storage, REPORT) as outcome:
