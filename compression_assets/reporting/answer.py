@@ -119,7 +119,7 @@ def _best(results: Results, choice: Choice) -> str:
     title = metric(best).title
     among = len(choice.rivals)
     of = f"of {among} models" if SIZE in limits.most else f"of {among} equally small models"
-    where = f" within {_limits(limits)}" if limits.metrics else ""
+    where = f" with {_limits(limits)}" if limits.metrics else ""
     what = f"has the best {title} {of}" if among > 1 else "is the smallest model"
     return (
         f"{results.name(model)} {what}{where}: {title} {figure(results, model, best)}"
@@ -132,9 +132,9 @@ def _dagger(results: Results, name: str) -> str:
 
 
 def _limits(limits: Limits) -> str:
-    most = [f"{metric(name).title} of at most {limit:g}" for name, limit in limits.most.items()]
+    most = [f"{metric(name).title} at most {limit:g}" for name, limit in limits.most.items()]
     return ", ".join(
-        [*most, *(f"{metric(name).title} of at least {limit:g}" for name, limit in limits.least.items())]
+        [*most, *(f"{metric(name).title} at least {limit:g}" for name, limit in limits.least.items())]
     )
 
 

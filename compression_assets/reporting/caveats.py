@@ -62,8 +62,9 @@ def _judge(data: Results) -> Iterator[str]:
     failed = [metric(name).title for name in judged if name in data.untrusted]
     if failed:
         yield f"{', '.join(failed)} come from a judge that failed its own test: do not rank models by them."
-    if judged and "judge_accuracy" not in data.measured:
-        yield f"{', '.join(metric(name).title for name in judged)} come from a judge that took no test."
+    untested = [metric(name).title for name in judged if name not in data.untrusted]
+    if untested and "judge_accuracy" not in data.measured:
+        yield f"{', '.join(untested)} come from a judge that took no test."
 
 
 def _intervals(data: Results) -> Iterator[str]:
