@@ -1,11 +1,14 @@
 """Results of a study that was never run: figures, items and manifests as a test wants them."""
 
+import json
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+from compression_assets.reporting.current import settings_of
 from compression_assets.reporting.read import Results, Row
-from compression_assets.store.artifact_store import Manifest
+from compression_assets.store.artifact_store import MANIFEST, Manifest
 from compression_assets.study.leaderboard_models import parts, subjects
 from compression_assets.study.model import Study
 from compression_assets.study.names import model_key, relative_directory
@@ -122,3 +125,19 @@ def made_manifests(study: Study) -> dict[str, Manifest]:
         for part in parts(study):
             add(subject.asset(part), {}, [str(relative_directory(subject.model))])
     return found
+
+
+def as_if_made_by(study: Study, root: Path) -> None:
+    """Let the manifests of a storage say that this study's recipes and settings made what is there."""
+    settings = settings_of(study)
+    recipes = {
+        str(relative_directory(model_key(node))): study.recipe(node.step).model_dump(mode="json")
+        for node in study.nodes.values()
+        if node.step
+    }
+    for file in root.glob(f"*/*/{MANIFEST}"):
+        content = json.loads(file.read_text())
+        directory = str(file.parent.relative_to(root))
+        known = {name: settings[name] for name in settings.keys() & content["recipe"].keys()}
+        content["recipe"] = recipes.get(directory, content["recipe"] | known)
+        file.write_text(json.dumps(content))

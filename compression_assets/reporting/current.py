@@ -18,7 +18,7 @@ Manifests = Mapping[str, Manifest]
 
 def outdated(study: Study, manifests: Manifests) -> dict[tuple[str, str], str]:
     """(model, part of its measurements) -> why these figures are not those of the study, where that can be told."""
-    asked = _settings(study)
+    asked = settings_of(study)
     found = {}
     for subject in subjects(study):
         made = _another_recipe(study, subject, manifests)
@@ -48,7 +48,7 @@ def _another_recipe(study: Study, subject: Subject, manifests: Manifests) -> str
     return None
 
 
-def _settings(study: Study) -> dict[str, Any]:
+def settings_of(study: Study) -> dict[str, Any]:
     """What the study now says about evaluation, by the names under which measurements keep it."""
     asked = study.evaluation
     return {
