@@ -32,9 +32,11 @@ def test_a_model_card_tells_where_a_model_comes_from() -> None:
     step |= {"device": "cpu", "data_version": "a" * 64, "recipe": {}}
     pruned = step | {"asset": "final_p", "technique": "P", "recipe": {"ratio": 0.3}, "tokens_seen": 400}
     metric = {"metric": "perplexity", "value": 12.5, "lo": 11.0, "hi": 14.0, "unit": "1", "n": 99}
-    card = model_card(
-        "p", "P", "demo", {"origin": "x/y@z", "license": "Apache-2.0"}, [step, pruned], [metric]
-    )
+    judged = metric | {"metric": "g_eval", "note": "UNTRUSTED: x judged none"}
+    about = {"origin": "x/y@z", "license": "Apache-2.0"}
+    card = model_card("p", "P", "demo", about, [step, pruned], [metric, judged], "60 %")
+    assert "| G-Eval † |" in card and "† G-Eval is UNTRUSTED: x judged none." in card
+    assert "60 % interval" in card and "perplexity †" not in card
     assert card.startswith('---\nlicense: apache-2.0\nbase_model: "x/y@z"\n')
     assert "base → P" in card and '`{"ratio": 0.3}`' in card and "11 to 14" in card
 

@@ -4,6 +4,7 @@ Only what belongs to the study as it stands now is read: see `current`.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ OPTIONAL_TABLES = (
     "leaderboard_seeds",
 )
 """Tables and views that only some studies fill; the report says 'not measured' where one has no rows."""
+
+
+class NothingMeasured(StudyError):
+    """The study has no figures yet, or only such as belong to an earlier state of it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class ReportData(Results):
     answers: dict[str, list[Row]] = field(repr=False)
 
 
-def is_untrusted(row: Row) -> bool:
+def is_untrusted(row: Mapping[str, Any]) -> bool:
     """Whether the judge that scored a row of metrics.<model> failed its own test."""
     return str(row.get("note") or "").startswith(UNTRUSTED)
 
@@ -127,7 +132,7 @@ def is_untrusted(row: Row) -> bool:
 def read_results(study: Study, root: Path, database: MetricsDatabase) -> Results:
     """Read what was measured of the study so far. root: storage/<study>.
 
-    Raises StudyError while nothing is measured.
+    Raises NothingMeasured while there is nothing.
     """
     return _results(study, root, _Tables(database))
 
@@ -209,8 +214,13 @@ def _results(study: Study, root: Path, tables: _Tables) -> Results:
         metrics[key], names[key] = rows, model["ordering"]
         counted = tables.rows("samples", key, "metric, count(value) AS items", "GROUP BY metric")
         items[key] = {row["metric"]: row["items"] for row in counted if row["metric"] in rows}
+    if not metrics and left_out:
+        raise NothingMeasured(
+            f"all figures of study {study.name} belong to an earlier state of it "
+            f"({next(iter(left_out.values()))}); run: compression run"
+        )
     if not metrics:
-        raise StudyError(
+        raise NothingMeasured(
             f"study {study.name} has no measured model yet, so there is nothing to report; run: compression run"
         )
     comparisons = [
