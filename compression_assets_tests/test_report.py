@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.metrics import CHECKS, METRICS
+from compression_assets.evaluation.metrics import JUDGE, METRICS
 from compression_assets.evaluation.metrics import metric as metric_of
 from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.charts import largest_rise
@@ -92,7 +92,7 @@ def test_every_number_of_the_leaderboard_is_the_databases(finished_study: Projec
     compared = 0
     for model in models:
         for metric, value in finished_study.query(f"SELECT metric, value FROM metrics.{model}"):
-            if value is None or metric_of(metric).group == CHECKS:
+            if value is None or metric_of(metric).group == JUDGE:
                 continue
             assert set(numbers[f"{model}.{metric}"]) == {value}
             compared += 1

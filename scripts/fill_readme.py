@@ -32,7 +32,7 @@ def text(data: ReportData) -> str:
     limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
     return (
         f"Study `{data.study.name}`, measured {date} on {measured_on(data)}. {' '.join(found.sentences)}\n\n"
-        f"{markdown(list(table.columns), rows)}\n\n{table.caption}\n\nWhat these figures cannot say:\n\n{limits}\n"
+        f"{markdown(table.full_columns, rows)}\n\n{table.caption}\n\nWhat these figures cannot say:\n\n{limits}\n"
     )
 
 

@@ -5,14 +5,15 @@ One line here is all that a new metric needs to be shown. What a metric means is
 
 from dataclasses import dataclass
 
-LANGUAGE, ANSWERS, CLARITY, JUDGED, SPEED, SIZE, CHECKS, TASKS = (
+LANGUAGE, ANSWERS, CLARITY, JUDGED, SPEED, SIZE, FOUR_BIT, JUDGE, TASKS = (
     "language modelling",
     "answers",
     "clarity",
     "judged",
     "speed",
     "size",
-    "checks",
+    "true 4 bit",
+    "judge's own test",
     "tasks",
 )
 
@@ -74,16 +75,16 @@ METRICS = {
         Metric("compression_ratio", "ratio", SIZE, True, "1", items=""),
         Metric("parameters", "parameters", SIZE, False, "parameters", 4, ""),
         Metric("tensor_mib", "tensors", SIZE, False, "MiB", 4, ""),
-        Metric("four_bit_logit_cosine", "cosine with 4 bit", CHECKS, True, items="positions"),
-        Metric("four_bit_top_1", "same token as 4 bit", CHECKS, True, items="positions"),
-        Metric("judge_accuracy", "judge's accuracy", CHECKS, True, items="planted pairs"),
-        Metric("judge_trusted", "judge trusted", CHECKS, True, "1 or 0", items=""),
-        Metric("prompt_alignment_judge_accuracy", "alignment accuracy", CHECKS, True, items="planted pairs"),
-        Metric("prompt_alignment_judge_trusted", "alignment trusted", CHECKS, True, "1 or 0", items=""),
+        Metric("four_bit_logit_cosine", "cosine of logits", FOUR_BIT, True, items="positions"),
+        Metric("four_bit_top_1", "same likeliest token", FOUR_BIT, True, items="positions"),
+        Metric("judge_accuracy", "judge's accuracy", JUDGE, True, items="planted pairs"),
+        Metric("judge_trusted", "judge trusted", JUDGE, True, "1 or 0", items=""),
+        Metric("prompt_alignment_judge_accuracy", "alignment accuracy", JUDGE, True, items="planted pairs"),
+        Metric("prompt_alignment_judge_trusted", "alignment trusted", JUDGE, True, "1 or 0", items=""),
     )
 }
 
-GROUPS = (LANGUAGE, ANSWERS, CLARITY, JUDGED, TASKS, SPEED, SIZE, CHECKS)
+GROUPS = (LANGUAGE, ANSWERS, CLARITY, JUDGED, TASKS, SPEED, SIZE, FOUR_BIT, JUDGE)
 """In the order in which they are shown."""
 
 

@@ -38,7 +38,7 @@ def ranked(data: ReportData, found: Answer) -> Table:
     theirs = bool(data.paper)
     columns = [
         "model",
-        metric(best).label,
+        "here" if best == "perplexity" else title(data, best),
         "÷ base",
         *(["paper"] * theirs),
         "MiB",
@@ -65,7 +65,8 @@ def ranked(data: ReportData, found: Answer) -> Table:
         f"{' “paper”: the same in arXiv 2511.19495, Table 1.' if theirs else ''}"
     )
     marked = found.ranked.index(found.choice.model) if found.choice.model else None
-    groups = [("", 1), (title(data, best), 1), ("perplexity", 1 + theirs), ("size", 2 + theirs)]
+    others = [("perplexity", 2 + theirs)] if best == "perplexity" else [("", 1), ("perplexity", 1 + theirs)]
+    groups = [("", 1), *others, ("size", 2 + theirs)]
     return Table(caption, columns, rows, key="answer", groups=groups, marked=marked)
 
 

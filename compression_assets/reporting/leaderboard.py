@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from compression_assets.evaluation.metrics import ANSWERS, CHECKS, GROUPS, JUDGED, in_order, metric
+from compression_assets.evaluation.metrics import ANSWERS, GROUPS, JUDGE, JUDGED, in_order, metric
 from compression_assets.reporting.read import Results
 from compression_assets.tables import bracketed, decimals, fixed, plain
 
@@ -76,7 +76,7 @@ def by_group(results: Results) -> list[list[str]]:
     """Metrics that some model has, a list a group; figures about the judge itself are left to its own table."""
     measured = in_order(results.measured)
     groups = [
-        [name for name in measured if metric(name).group == group] for group in GROUPS if group != CHECKS
+        [name for name in measured if metric(name).group == group] for group in GROUPS if group != JUDGE
     ]
     return [names for names in groups if names]
 

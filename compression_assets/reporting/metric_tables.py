@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from compression_assets.evaluation.metrics import (
     ANSWERS,
     CLARITY,
+    FOUR_BIT,
     JUDGED,
     LANGUAGE,
     SIZE,
@@ -26,6 +27,7 @@ QUESTIONS = {
     TASKS: "How does it do in the harness's tasks?",
     SPEED: "How fast is it?",
     SIZE: "How large is it?",
+    FOUR_BIT: "Is the true 4-bit model the one that was scored?",
 }
 
 

@@ -57,6 +57,12 @@ class Table:
         )
 
     @property
+    def full_columns(self) -> list[str]:
+        """Each column's heading with its group's, for where there is one line of headings."""
+        groups = [text for text, count in self.groups for _ in range(count)] or [""] * len(self.columns)
+        return [f"{group} {column}".strip() for group, column in zip(groups, self.columns, strict=True)]
+
+    @property
     def written(self) -> list[list[Cell]]:
         """The rows with every number as text: even decimals in each column."""
         columns: list[list[Cell]] = [list(column) for column in zip(*self.rows, strict=True)]
