@@ -40,10 +40,10 @@ def ranked(data: ReportData, found: Answer) -> Table:
         "model",
         "here" if best == "perplexity" else title(data, best),
         "÷ base",
-        *(["paper"] * theirs),
+        *(["paper ÷ base"] * theirs),
         "MiB",
         "smaller",
-        *(["paper"] * theirs),
+        *(["paper's smaller"] * theirs),
     ]
     rows = []
     for model in found.ranked:
@@ -62,7 +62,7 @@ def ranked(data: ReportData, found: Answer) -> Table:
         f"The best first, by {title(data, best)} ({metric(best).direction}); in brackets its {data.confidence} "
         f"interval over test items. ÷ base: perplexity as a multiple of the base's; smaller: how many times smaller "
         f"the file is than the base's. {rests_on(data, best)}"
-        f"{' “paper”: the same in arXiv 2511.19495, Table 1.' if theirs else ''}"
+        f"{' Paper: the same of arXiv 2511.19495, Table 1.' if theirs else ''}"
     )
     marked = found.ranked.index(found.choice.model) if found.choice.model else None
     others = [("perplexity", 2 + theirs)] if best == "perplexity" else [("", 1), ("perplexity", 1 + theirs)]
