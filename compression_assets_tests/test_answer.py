@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.rows import MetricRow
 from compression_assets.reporting.answer import answer_of, ranked_table
 from compression_assets.reporting.caveats import PAPER_PARAMETERS, PAPER_TOKENS, caveats
 from compression_assets.reporting.current import outdated
 from compression_assets.reporting.leaderboard import leaderboard_csv, leaderboard_json, leaderboard_text
+from compression_assets.reporting.read import read_report_data, read_results
+from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.goal import Goal
 from compression_assets.study.leaderboard_models import parts
@@ -140,6 +143,32 @@ def test_a_measurement_of_weights_that_are_gone_is_out_of_date(study: Study) -> 
     }
     cleaned = {name: manifest for name, manifest in manifests.items() if name != "models/p_kd"}
     assert outdated(study, cleaned) == {}, "an intermediate model that was cleaned away says nothing"
+
+
+def test_only_the_judge_that_is_in_the_storage_counts(tmp_path: Path) -> None:
+    database = MetricsDatabase(tmp_path / "compression.duckdb")
+    about = {"data_version": "x", "run_id": "r", "measured_at": "2026-01-01T00:00:00+00:00"}
+    row = MetricRow("g_eval", 0.5, "0..1", 24, higher_is_better=True)
+    database.write_part("base", "base", 0, "judged", [asdict(row) | about], [])
+    tested = [{"judge": judge, "metric": "g_eval", "trusted": judge == "new"} for judge in ("old", "new")]
+    database.write_table("judge_calibration", tested, ["judge", "metric"])
+    record = tmp_path / "judge" / "calibration" / "calibration.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"judge": "new"}))
+    data = read_report_data(load_study("smoke"), tmp_path, database)
+    assert [row["judge"] for row in data.tables["judge_calibration"]] == ["new"]
+    assert data.untrusted == {} and "failed its own test" not in " ".join(caveats(data))
+
+
+def test_figures_of_a_part_that_is_asked_no_more_are_left_out(tmp_path: Path) -> None:
+    database = MetricsDatabase(tmp_path / "compression.duckdb")
+    about = {"data_version": "x", "run_id": "r", "measured_at": "2026-01-01T00:00:00+00:00"}
+    for part, name in (("metrics", "perplexity"), ("harness", "arc_easy_acc")):
+        row = MetricRow(name, 5.0, "1", 24, higher_is_better=True)
+        database.write_part("base", "base", 0, part, [asdict(row) | about], [])
+    study = load_study("smoke")
+    assert study.evaluation.harness is None
+    assert read_results(study, tmp_path, database).measured == {"perplexity"}
 
 
 @pytest.fixture
