@@ -11,6 +11,7 @@ from compression_assets.errors import StudyError
 from compression_assets.takeaway.commands import add_takeaway
 
 if TYPE_CHECKING:
+    from compression_assets.evaluation.rows import MetricRow
     from compression_assets.store.metrics_db import MetricsDatabase
 
 
@@ -53,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         "measure a model directory as the study measures its own; writes nothing",
     )
     evaluate.add_argument("directory")
-    _command(commands, "leaderboard", _leaderboard, "print the leaderboard beside the paper's Table 1")
+    board = _command(commands, "leaderboard", _leaderboard, "print the leaderboard")
+    board.add_argument("--all", action="store_true", help="every metric, a table a group")
+    board.add_argument("--csv", action="store_true", help="every metric as CSV, in full precision")
+    board.add_argument("--json", action="store_true", help="the same as JSON")
     query = _command(commands, "query", _query, "print the result of a SQL query on the study's database")
     query.add_argument("sql")
     _command(
@@ -104,7 +108,21 @@ def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     succeeded = run_study(arguments.select, arguments.ordering)
     print(f"{'done' if succeeded else 'failed'} after {time.monotonic() - started:.0f} s")
+    if succeeded:
+        _print_answer()
     return 0 if succeeded else 1
+
+
+def _print_answer() -> None:
+    """What the study says by now, or why it says nothing: a run may have been of a part that measures nothing."""
+    from compression_assets.reporting.answer import answer
+    from compression_assets.study.places import current_study, study_root
+
+    study = current_study()
+    try:
+        print(f"\n{answer(study, study_root(study), _database())}")
+    except StudyError as error:
+        print(f"no answer yet: {error}")
 
 
 def _rebuild(arguments: argparse.Namespace) -> int:
@@ -113,14 +131,19 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     return 0 if run_study(rebuild=tuple(arguments.assets)) else 1
 
 
-def _leaderboard(_: argparse.Namespace) -> int:
-    from compression_assets.reporting.leaderboard import doubts, read_leaderboard
-    from compression_assets.tables import plain
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from compression_assets.reporting.leaderboard import leaderboard_csv, leaderboard_json, leaderboard_text
+    from compression_assets.reporting.read import read_results
+    from compression_assets.study.places import current_study, study_root
 
-    columns, rows = read_leaderboard(_database(), paper=True)
-    print(plain(columns, rows))
-    for sentence in doubts(_database()):
-        print(sentence)
+    study = current_study()
+    results = read_results(study, study_root(study), _database())
+    if arguments.csv:
+        print(leaderboard_csv(results))
+    elif arguments.json:
+        print(leaderboard_json(results))
+    else:
+        print(leaderboard_text(results, everything=arguments.all))
     return 0
 
 
@@ -129,7 +152,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from compression_assets.machine.runtime import prepare_process
     from compression_assets.machine.workers import cuda_devices
-    from compression_assets.reporting.leaderboard import with_half_width
     from compression_assets.study.places import current_study, storage_root, study_root
     from compression_assets.tables import plain
     from compression_assets.takeaway.evaluate import evaluate_directory
@@ -140,11 +162,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     rows = evaluate_directory(
         study, study_root(study), Path(arguments.directory), storage_root() / ".downloads", device
     )
-    table = [
-        (row.metric, with_half_width(row.value, row.lo, row.hi), row.unit, row.n, row.note) for row in rows
-    ]
+    table = [(row.metric, _figure(row), row.unit, row.n, row.note) for row in rows]
     print(plain(["metric", "value", "unit", "n", "note"], table))
     return 0
+
+
+def _figure(row: "MetricRow") -> str | None:
+    from compression_assets.evaluation.metrics import metric
+    from compression_assets.reporting.leaderboard import with_interval
+    from compression_assets.tables import decimals
+
+    if row.value is None:
+        return None
+    interval = None if row.lo is None or row.hi is None else (row.lo, row.hi)
+    return with_interval(
+        row.value, interval, decimals([row.value], metric(row.metric).digits, interval or ())
+    )
 
 
 def _query(arguments: argparse.Namespace) -> int:

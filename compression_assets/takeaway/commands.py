@@ -33,9 +33,10 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
     study = current_study()
     limits = parse_limits(arguments.max_size, arguments.max_perplexity, arguments.max, arguments.min)
-    database, _ = up_to_date(study, study_root(study))
-    choice, rows = advise(database, limits)
-    print(as_text(choice, rows, limits, arguments.study or study.name, study_root(study) / "models"))
+    root = study_root(study)
+    database, _ = up_to_date(study, root)
+    choice, limits, results = advise(study, root, database, limits)
+    print(as_text(choice, limits, results, arguments.study or study.name, root / "models"))
     return 0 if choice.model else 1
 
 
