@@ -15,7 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.embedding import WordCounts, embedder
 from compression_assets.evaluation.judging import embedding_judge, likelihood
-from compression_assets.evaluation.judging.agreement import agreement, read_people
+from compression_assets.evaluation.judging.agreement import (
+    against_people,
+    agreement,
+    agreements,
+    read_people,
+    write_others,
+)
 from compression_assets.evaluation.judging.asking import Asker
 from compression_assets.evaluation.judging.cache import AnswerCache
 from compression_assets.evaluation.judging.calibration import (
@@ -29,6 +35,8 @@ from compression_assets.evaluation.judging.prompts import CORRECTNESS, METRICS, 
 from compression_assets.evaluation.judging.replies import JudgeError
 from compression_assets.evaluation.judging.scoring import Outcome, judge_cases
 from compression_assets.evaluation.judging.settings import PatienceSettings
+from compression_assets.evaluation.measured import write_measured
+from compression_assets.evaluation.rows import Sample
 from compression_assets.sources.models import RandomModel
 from compression_assets.sources.random_model import write
 
@@ -207,3 +215,30 @@ def test_what_is_cached_says_how_it_was_asked(base: Path, tmp_path: Path) -> Non
     stored = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
     assert {one["judge"]["kind"] for one in stored} == {"likelihood"}
     assert all(set(json.loads(one["prompt"])) == {"before", "text"} for one in stored)
+
+
+def test_agreement_of_judges_and_of_people_over_judged_artifacts(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    judged, first, second = {}, {}, {}
+    for model in ("base", "kd"):
+        samples = [Sample("correctness", f"q{item}", draw.random()) for item in range(6)]
+        others = [
+            {"judge": "words", "metric": "correctness", "item": sample.item, "value": draw.random()}
+            for sample in samples
+        ]
+        folder = tmp_path / model
+        folder.mkdir()
+        write_measured(folder, [], samples)
+        write_others(others, folder)
+        judged[model] = folder
+        first |= {(model, sample.item): sample.value for sample in samples}
+        second |= {(model, row["item"]): row["value"] for row in others}
+    (row,) = agreements(judged, seed=0)
+    keys = sorted(first)
+    expected = stats.spearmanr([first[key] for key in keys], [second[key] for key in keys]).statistic
+    assert (row["metric"], row["other"], row["n"]) == ("correctness", "words", 12)
+    assert row["rho"] == pytest.approx(expected)
+    rows = against_people(judged, {key: value for key, value in second.items() if key[0] == "kd"}, seed=0)
+    by_judge = {row["judge"]: row for row in rows}
+    assert by_judge["words"]["rho"] == pytest.approx(1.0) and by_judge["words"]["n"] == 6
+    assert by_judge["the first"]["rho"] < 1

@@ -17,6 +17,7 @@ from compression_assets.study.names import (
     COMPARISONS,
     DATASETS,
     FLUENCY_MODEL,
+    JUDGE_AGREEMENT,
     JUDGE_CALIBRATION,
     JUDGE_MODEL,
     PLAN,
@@ -38,6 +39,8 @@ TRAINED_PER_SECOND = 180.0
 SCORED_PER_SECOND = 750.0
 TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
+PLANTED_ANSWERS = 11
+"""Answers to a planted question."""
 JUDGED = 1.0
 """Seconds for the three questions to a judge about one answer."""
 ANSWER = 0.3
@@ -77,7 +80,9 @@ def expected_seconds(study: Study) -> dict[str, float]:
         if study.evaluation.judge is not None:
             costs[entry.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
     if (judge := study.evaluation.judge) is not None:
-        costs[JUDGE_CALIBRATION] = SAVING + 4 * judge.calibration_questions * JUDGED
+        costs[JUDGE_CALIBRATION] = SAVING + PLANTED_ANSWERS * judge.calibration_questions * JUDGED
+        if judge.others:
+            costs[JUDGE_AGREEMENT] = LIGHT
         if isinstance(judge.model, LanguageModelJudge) and judge.model.source is not None:
             costs[JUDGE_MODEL] = 30.0
     if study.evaluation.diagnostics is not None:

@@ -31,7 +31,17 @@ PARTS = ("metrics", "answers", "quality", "judged", "harness")
 COMPARISONS = "comparisons"
 STEP_DIAGNOSTICS = "step_diagnostics"
 RECOMMENDATION = "recommendation"
-TABLES = ("paper_table_1", "leaderboard", COMPARISONS, STEP_DIAGNOSTICS, REPORT, PLAN, RECOMMENDATION)
+JUDGE_AGREEMENT = "judge_agreement"
+TABLES = (
+    "paper_table_1",
+    "leaderboard",
+    COMPARISONS,
+    STEP_DIAGNOSTICS,
+    JUDGE_AGREEMENT,
+    REPORT,
+    PLAN,
+    RECOMMENDATION,
+)
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
 POOL = "gpu"

@@ -1,13 +1,14 @@
 """Do two judges, or a judge and people, agree? Rank correlation, and pairs of answers put into the same order."""
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.calibration import CONFIDENCE, RESAMPLES
+from compression_assets.evaluation.measured import read_measured
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,63 @@ class Agreement:
     @property
     def accuracy(self) -> float | None:
         return self.right / self.pairs if self.pairs else None
+
+
+OTHERS = "others.parquet"
+"""In a judged artifact: judge, metric, item, value of every further judge."""
+
+
+def write_others(rows: Sequence[Mapping[str, Any]], directory: Path) -> None:
+    """Write the scores of further judges; nothing where there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if rows:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), directory / OTHERS)
+
+
+def agreements(judged: Mapping[str, Path], seed: int) -> list[dict[str, Any]]:
+    """Rows of the table `judge_agreement`: by metric and further judge, over all models' answers.
+
+    judged: model -> its judged artifact.
+    """
+    scores = _scores(judged)
+    first = {metric: found for (metric, judge), found in scores.items() if judge == ""}
+    rows = []
+    for (metric, judge), found in scores.items():
+        if judge:
+            rows.append(
+                {"metric": metric, "other": judge, **asdict(agreement(first.get(metric, {}), found, seed))}
+            )
+    return rows
+
+
+def against_people(judged: Mapping[str, Path], people: Scores, seed: int) -> list[dict[str, Any]]:
+    """A row for each judge and metric that has scored any of the answers that people have. judge: "" is the first."""
+    rows = []
+    for (metric, judge), found in _scores(judged).items():
+        if not found.keys() & people.keys():
+            continue
+        agreed = agreement(found, people, seed)
+        rows.append(
+            {"metric": metric, "judge": judge or "the first", **asdict(agreed), "accuracy": agreed.accuracy}
+        )
+    return rows
+
+
+def _scores(judged: Mapping[str, Path]) -> dict[tuple[str, str], dict[tuple[str, str], float]]:
+    """(metric, judge) -> scores; the first judge is ""."""
+    import pyarrow.parquet as pq
+
+    found: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for model, directory in judged.items():
+        for sample in read_measured(directory)[1]:
+            if sample.value is not None:
+                found.setdefault((sample.metric, ""), {})[model, sample.item] = sample.value
+        if (directory / OTHERS).is_file():
+            for row in pq.read_table(directory / OTHERS).to_pylist():
+                found.setdefault((row["metric"], row["judge"]), {})[model, row["item"]] = row["value"]
+    return found
 
 
 def agreement(judge: Scores, other: Scores, seed: int) -> Agreement:

@@ -12,13 +12,16 @@ from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.model_asset import released_model_asset
 from compression_assets.graph.assets.priority import MEASURE, PRIORITY
+from compression_assets.graph.assets.report_asset import Outcome, report_asset
 from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import MISSING, Check, StepReport
+from compression_assets.store.tables import write_table
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import (
     BASE_MODEL,
+    JUDGE_AGREEMENT,
     JUDGE_CALIBRATION,
     JUDGE_MODEL,
     POOL,
@@ -28,6 +31,8 @@ from compression_assets.tables import markdown
 
 if TYPE_CHECKING:
     from compression_assets.evaluation.judging.asking import Asker
+    from compression_assets.evaluation.judging.prompts import Case
+    from compression_assets.evaluation.judging.settings import JudgeModel
 
 PART = "judged"
 CACHE = "judge_cache"
@@ -46,6 +51,7 @@ def judging_assets(study: Study) -> list[dg.AssetsDefinition]:
         *_own_model(judge),
         _calibration_asset(study, judge),
         *(_judged_asset(study, judge, model) for model in leaderboard_models(study)),
+        *([_agreement_asset(study)] if judge.others else []),
     ]
 
 
@@ -64,10 +70,15 @@ def _own_model(judge: JudgeSettings) -> list[dg.AssetsDefinition]:
 
 
 def _model_inputs(judge: JudgeSettings) -> tuple[str, ...]:
+    """Asset keys of the models that judge."""
+    return tuple(dict.fromkeys(key for one in (judge.model, *judge.others) for key in _models_of(one)))
+
+
+def _models_of(judge: "JudgeModel") -> tuple[str, ...]:
     """Asset key of a local judge's model; none for one behind an address."""
-    if not isinstance(judge.model, LanguageModelJudge):
+    if not isinstance(judge, LanguageModelJudge):
         return ()
-    return (BASE_MODEL if judge.model.source is None else JUDGE_MODEL,)
+    return (BASE_MODEL if judge.source is None else JUDGE_MODEL,)
 
 
 def _settings(judge: JudgeSettings) -> dict[str, Any]:
@@ -147,7 +158,10 @@ def _judged_asset(study: Study, judge: JudgeSettings, model: LeaderboardModel) -
         PART,
         measure,
         settings=_settings(judge),
-        code=("compression_assets.evaluation.judging.results",),
+        code=(
+            "compression_assets.evaluation.judging.results",
+            "compression_assets.evaluation.judging.agreement:write_others",
+        ),
         inputs=(answers, JUDGE_CALIBRATION, *_model_inputs(judge)),
         seed=study.seed,
         uses_device=isinstance(judge.model, LanguageModelJudge),
@@ -169,6 +183,7 @@ def _judge(
 ) -> tuple[list[MetricRow], list[Sample], StepReport]:
     from compression_assets.evaluation.answers import read_answers
     from compression_assets.evaluation.judging import results
+    from compression_assets.evaluation.judging.agreement import write_others
     from compression_assets.evaluation.judging.calibration import read_calibration
     from compression_assets.evaluation.judging.scoring import judge_cases
 
@@ -188,7 +203,50 @@ def _judge(
     )
     missing = sum(sample.value is None for sample in samples) if problem else 0
     about = {"summary": _summary(rows, doubt), MISSING: missing, **_counts(asker)}
+    scores = [row for other in judge.others for row in _scores_of(other, judge, cases, asset, place)]
+    write_others(scores, place.output)
     return rows, samples, StepReport(checks=checks, metadata=about)
+
+
+def _scores_of(
+    other: "JudgeModel", judge: JudgeSettings, cases: "list[Case]", asset: str, place: BuildContext
+) -> list[dict[str, Any]]:
+    """Rows of what another judge makes of the same answers; an answer that it does not judge is left out."""
+    from compression_assets.evaluation.judging import results
+    from compression_assets.evaluation.judging.scoring import judge_cases
+
+    asker = _asker(judge.model_copy(update={"model": other}), place, asset)
+    asked = [case for case in cases if case.answer]
+    outcomes = judge_cases(asked, asker, judge.max_characters, asset, place.report)
+    samples = results.to_samples(cases, [*outcomes, *results.empty_outcomes(cases)])
+    return [
+        {"judge": asker.backend.name, "metric": sample.metric, "item": sample.item, "value": sample.value}
+        for sample in samples
+        if sample.value is not None
+    ]
+
+
+def _agreement_asset(study: Study) -> dg.AssetsDefinition:
+    def compute(storage: StudyStorage, _: Any) -> Outcome:
+        from compression_assets.evaluation.judging.agreement import agreements
+
+        root = storage.artifacts.root
+        judged = {
+            model.key: root / relative_directory(model.asset(PART)) for model in leaderboard_models(study)
+        }
+        rows = agreements({key: folder for key, folder in judged.items() if folder.exists()}, study.seed)
+        write_table(root, JUDGE_AGREEMENT, rows)
+        columns = ("metric", "other", "n", "rho", "lo", "hi")
+        shown = markdown(columns, [[row[name] for name in columns] for row in rows])
+        return Outcome({"agreement": dg.MetadataValue.md(shown)}, note=f"{len(rows)} rank correlations")
+
+    return report_asset(
+        study,
+        JUDGE_AGREEMENT,
+        compute,
+        deps=[model.asset(PART) for model in leaderboard_models(study)],
+        description="How far the judges agree on the same answers: DuckDB table judge_agreement.",
+    )
 
 
 def _pool(judge: JudgeSettings) -> str | None:
@@ -202,7 +260,7 @@ def _asker(judge: JudgeSettings, place: BuildContext, asset: str) -> "Asker":
 
     store = place.storage.artifacts
     directory, weights = None, ""
-    for name in _model_inputs(judge):
+    for name in _models_of(judge.model):
         directory = place.inputs[name]
         weights = store.require(directory, name, asset, verify=False).data_version
     backend = open_backend(judge.model, directory, weights, place.device, place.storage.downloads)
