@@ -212,6 +212,16 @@ def test_nothing_is_said_against_what_nothing_can_be_said_against(spotless: Any)
             "G-Eval come from a judge that failed",
         ),
         (lambda it: with_metric(it, "g_eval", {"q": 0.5}, 500), "a judge that took no test"),
+        (
+            lambda it: with_metric(
+                with_metric(it, "judge_accuracy", {"q": 0.9}, 500),
+                "g_eval",
+                {"q": 0.5},
+                500,
+                note="weak on copying (1 of 30); x",
+            ),
+            "The judge of G-Eval passed its test, but is weak on copying (1 of 30).",
+        ),
         (lambda it: widened(it, 5.0), "The 95 % intervals of perplexity overlap for 2 of 21 pairs"),
         (lambda it: replace(it, metrics=without_intervals(it)), "No intervals have been computed"),
         (

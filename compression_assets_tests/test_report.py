@@ -263,6 +263,25 @@ def test_an_untrusted_judge_is_named_and_marked_wherever_its_scores_are_shown(da
     assert "G-Eval" not in trusted.untrusted
 
 
+def test_the_judges_test_is_read_by_column_and_shown_by_kind(data: ReportData) -> None:
+    def row(metric: str, kind: str, right: int, pairs: int) -> dict[str, object]:
+        about = {"judge": "tiny", "metric": metric, "kind": kind, "pairs": pairs, "right": right, "failed": 0}
+        shares = {"accuracy": right / pairs, "lo": 0.1, "hi": 1.0, "threshold": 0.8}
+        return about | shares | {"trusted": right == pairs, "detail": ""}
+
+    rows = [row("relevance", "all", 5, 8), row("relevance", "copying", 1, 2), row("relevance", "empty", 4, 4)]
+    rows += [row("correctness", "all", 6, 6), row("correctness", "empty", 2, 2)]
+    section = calibration(replace(data, tables={**data.tables, "judge_calibration": rows}))
+    columns, kinds = section.tables
+    assert [line[0].text for line in columns.rows] == ["relevance", "correctness"]
+    assert [cell.value for cell in columns.rows[0][1:3]] == [8, 5]
+    assert list(kinds.columns) == ["kind of answer", "correctness", "relevance"]
+    copying, empty = kinds.rows
+    assert copying[1].text == "–" and (copying[2].value, copying[2].below) == (0.5, "1 of 2")
+    assert [cell.value for cell in empty[1:]] == [1.0, 1.0]
+    assert Page(render(PageOf("a study", "", [section]))).numbers["relevance.copying.accuracy"] == [0.5]
+
+
 def test_where_an_order_breaks() -> None:
     assert largest_rise([(0, 10.0), (1, 20.0), (3, 15.0), (4, 60.0)]) == ((3, 15.0), (4, 60.0))
     assert largest_rise([(0, 10.0), (1, 9.0)]) is None

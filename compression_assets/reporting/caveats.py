@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from compression_assets.evaluation.end_of_turn import METRIC, unlearned
+from compression_assets.evaluation.judging.calibration import WEAK
 from compression_assets.evaluation.metrics import JUDGED, SPEED, in_order, metric
 from compression_assets.reporting.read import Results, Row
 from compression_assets.tables import significant
@@ -75,6 +76,15 @@ def _judge(data: Results) -> Iterator[str]:
     untested = [metric(name).title for name in judged if name not in data.untrusted]
     if untested and "judge_accuracy" not in data.measured:
         yield f"{', '.join(untested)} come from a judge that took no test."
+    notes = {note: name for name in judged for note in _weaknesses(data, name)}
+    for note, name in notes.items():
+        yield f"The judge of {metric(name).title} passed its test, but is {note}."
+
+
+def _weaknesses(data: Results, name: str) -> set[str]:
+    """What the notes of a metric say against some kinds of answers."""
+    notes = (str(rows[name].get("note") or "") for rows in data.metrics.values() if name in rows)
+    return {note.partition(";")[0] for note in notes if note.startswith(WEAK)}
 
 
 def _intervals(data: Results) -> Iterator[str]:

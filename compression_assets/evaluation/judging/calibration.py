@@ -67,6 +67,9 @@ off-topic one in correctness is nobody's business. A wrong answer may keep to th
 SUMS = {"g_eval": (CORRECTNESS, RELEVANCE)}
 """Columns that are made of others are tried on the pairs of those together."""
 
+WEAK = "weak on"
+"""How the note of a trusted column begins whose judge mistakes some kinds."""
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
@@ -128,7 +131,7 @@ class Calibration:
     def weakness(self, column: str) -> str:
         """Kinds of answers that the judge mistakes, in a few words; "" when there is none."""
         failed = [f"{kind.kind} ({kind.right} of {kind.pairs})" for kind in self._failed(column)]
-        return f"weak on {', '.join(failed)}" if failed else ""
+        return f"{WEAK} {', '.join(failed)}" if failed else ""
 
     def _failed(self, column: str) -> list[Accuracy]:
         return [
