@@ -142,7 +142,7 @@ def test_a_flipped_master_with_its_old_time_is_noticed_before_it_is_read(store: 
 
 
 def test_a_missing_input_names_the_command_that_builds_it(store: ArtifactStore) -> None:
-    with pytest.raises(StudyError, match=r"--select '\*final_p_kd_q'"):
+    with pytest.raises(StudyError, match=r"--select '\*model_p_kd'"):
         store.require(store.root / "models" / "p_kd", "model_p_kd", "final_p_kd_q")
 
 

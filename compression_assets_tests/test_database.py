@@ -163,7 +163,7 @@ def test_a_damaged_artifact_is_left_out_and_named(study: Study, root: Path) -> N
 
 def test_a_query_cannot_write_and_says_what_is_wrong(study: Study, root: Path) -> None:
     assert refresh(study, root) == "" and not root.exists(), "nothing is measured, so there is no database"
-    with pytest.raises(StudyError, match="make demo"):
+    with pytest.raises(StudyError, match="compression run"):
         read(root, "SELECT 1")
     measure(root, "metrics_base", [row("perplexity", 3.0)])
     refresh(study, root)

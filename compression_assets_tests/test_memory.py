@@ -19,6 +19,7 @@ from compression_assets.weights.layers import linear_layers
 
 SIZES = {
     "vocab_size": 49_152,
+    "model_type": "llama",
     "hidden_size": 576,
     "intermediate_size": 1_536,
     "num_hidden_layers": 30,
@@ -27,6 +28,7 @@ SIZES = {
 }
 QWEN = {
     "vocab_size": 151_936,
+    "model_type": "qwen2",
     "hidden_size": 2_048,
     "intermediate_size": 11_008,
     "num_hidden_layers": 36,

@@ -25,9 +25,11 @@ def save_model(
 
     if masters:
         write_weights(stored_tensors(model), output_dir / MASTERS)
+    # Weights only: `model.to` would round rotary frequencies as well, which every loaded model has in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
     # In the names that the model has: the format it was released in may have others, and one expert a tensor.
-    model.to(getattr(torch, dtype)).save_pretrained(
-        output_dir, max_shard_size="1TB", save_original_format=False
-    )
+    model.save_pretrained(output_dir, max_shard_size="1TB", save_original_format=False)
     tokenizer.save_pretrained(output_dir)
     return ["released with more digits than bfloat16 has: steps start from them"] if masters else []
