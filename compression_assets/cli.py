@@ -207,9 +207,12 @@ def _numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
 
 
 def _check(_: argparse.Namespace) -> int:
-    from compression_assets.study.places import current_study, study_root
+    from compression_assets.planning.fit import refuse_unfit
+    from compression_assets.study.places import current_study, storage_root, study_root
 
     study = current_study()
+    for note in refuse_unfit(study, storage_root() / ".downloads", study_root(study)):
+        print(note, file=sys.stderr)
     orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)
     print(
         f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "

@@ -13,7 +13,8 @@ from compression_assets.evaluation.answers import Speed, read_speed, write_speed
 from compression_assets.evaluation.four_bit import compare_with_four_bit
 from compression_assets.evaluation.prompts import INSTRUCTION, question_prompt, stop_tokens
 from compression_assets.evaluation.settings import AnswerSettings
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.text.questions import Question
 from compression_assets.weights.checkpoints import load_for_scoring
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model

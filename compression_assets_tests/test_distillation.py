@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques.distillation.technique import Distillation, DistillationRecipe, distill
+from compression_assets.techniques.distillation import Distillation
+from compression_assets.techniques.distillation.apply import distill
+from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.techniques.step import StepInputs
 from compression_assets.training import resuming
 from compression_assets.training.teacher import teacher_forward

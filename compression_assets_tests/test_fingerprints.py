@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from compression_assets.graph.assets.code import technique_code
 from compression_assets.store import code_fingerprints, fingerprints
 from compression_assets.store.code_fingerprints import code_fingerprint
+from compression_assets.techniques.registry import TECHNIQUES, technique
 
 
 def forget() -> None:
@@ -126,10 +128,23 @@ def test_errors_may_be_reworded_and_registries_may_grow(package) -> None:  # typ
 
 
 def test_a_technique_reaches_the_training_loop() -> None:
-    reached = code_fingerprints.reached("compression_assets.techniques.distillation.technique")
+    reached = code_fingerprints.reached(*technique_code(technique("KD")))
     modules = {module for module, _ in reached}
     assert "compression_assets.training.loop" in modules
     assert "compression_assets.graph.assets.models" not in modules
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_what_predicts_a_step_does_not_count_and_what_makes_it_does(edited, name: str) -> None:  # type: ignore[no-untyped-def]
+    roots = technique_code(technique(name))
+    before, folder = code_fingerprint(*roots), technique(name).__module__
+    modules = {module for module, _ in code_fingerprints.reached(*roots)}
+    assert {f"{folder}.apply", technique(name).Recipe.__module__} <= modules
+    assert not modules & {folder, f"{folder}.predict", "compression_assets.techniques.prediction"}
+    edited(f"{folder}.predict", "return Prediction(", "return 2 * Prediction(")
+    assert code_fingerprint(*roots) == before
+    edited(f"{folder}.apply", "return StepReport(", "return 2 * StepReport(")
+    assert code_fingerprint(*roots) != before
 
 
 def test_importing_the_definitions_stays_light() -> None:

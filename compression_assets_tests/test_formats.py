@@ -13,17 +13,15 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.four_bit import compare_with_four_bit
-from compression_assets.planning import shapes
 from compression_assets.planning.devices import device
 from compression_assets.planning.plan import make_plan
 from compression_assets.study.files import PRESETS, load_study
-from compression_assets.techniques.dequantization.technique import Dequantization, dequantize_checkpoint
-from compression_assets.techniques.quantization.technique import (
-    Quantization,
-    QuantizationRecipe,
-    quantize_checkpoint,
-)
-from compression_assets.weights import checkpoints
+from compression_assets.techniques.dequantization import Dequantization
+from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
+from compression_assets.techniques.quantization import Quantization
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS, write_weights
 from compression_assets.weights.first_answer import cannot_run
 from compression_assets.weights.formats import registry

@@ -9,14 +9,11 @@ import torch
 from compression_assets.errors import StudyError
 from compression_assets.graph.assets.models import step_artifact
 from compression_assets.study.files import PRESETS, load_study
-from compression_assets.techniques.quantization import gptq
+from compression_assets.techniques.quantization import Quantization, gptq
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.calibrated import quantize_by_layers
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.quantization.rounding import Rounding, quantize, rounded
-from compression_assets.techniques.quantization.technique import (
-    Quantization,
-    QuantizationRecipe,
-    quantize_checkpoint,
-)
 from compression_assets.techniques.step import StepInputs
 from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user

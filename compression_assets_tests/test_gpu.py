@@ -16,7 +16,8 @@ from compression_assets.machine import devices
 from compression_assets.machine.devices import CudaDevice, free_bytes, resident_bytes, visible_devices
 from compression_assets.machine.workers import cuda_devices
 from compression_assets.store.locks import holder_of, try_lock
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets_tests.tiny_models import tiny_directory
 
 GIB = 2**30

@@ -1,23 +1,19 @@
 """Predicted memory: against the sizes that transformers itself counts, the paper's figures, and one measured run."""
 
+from typing import Any
+
 import pytest
 from transformers import LlamaConfig, Qwen2Config
 
-from compression_assets.planning.memory import (
-    LIBRARIES,
-    MIB,
-    Shapes,
-    logits_memory,
-    scoring_memory,
-    step_memory,
-    stored_bytes,
-)
+from compression_assets.planning.memory import logits_memory, scoring_memory
 from compression_assets.study.files import load_study
-from compression_assets.techniques.quantization.technique import QuantizationRecipe
+from compression_assets.techniques.prediction import StepContext, in_format
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.memory import LIBRARIES, MIB, Shapes, stored_bytes
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
 from compression_assets.weights.checkpoints import empty_model
-from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets.weights.layers import linear_layers
 
@@ -40,6 +36,11 @@ QWEN = {
 }
 
 
+def step_memory(config: dict[str, Any], name: str, recipe: Any, device: str = "cpu") -> int | None:
+    """What a technique expects to take on rows of 512 tokens."""
+    return technique(name).predict(config, recipe, StepContext(max_length=512, device=device)).memory
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("made_by", [LlamaConfig, Qwen2Config])
 def test_parameters_are_those_of_the_model(made_by: type, tied: bool) -> None:
@@ -57,8 +58,10 @@ def test_the_papers_sizes_follow() -> None:
     shapes = Shapes.of(QWEN)
     assert shapes is not None
     assert 2 * shapes.parameters / MIB == pytest.approx(5_886.01, rel=1e-3)
-    assert stored_bytes(shapes, everywhere(NF4())) / MIB == pytest.approx(1_959.44, rel=1e-3)
-    pruned = shapes.pruned(load_study("paper").recipe("P"))
+    assert stored_bytes(shapes, in_format(QWEN, NF4())) / MIB == pytest.approx(1_959.44, rel=1e-3)
+    recipe = load_study("paper").recipe("P")
+    pruned = Shapes.of(technique("P").predict(QWEN, recipe, StepContext(max_length=512)).config)
+    assert pruned is not None
     assert 2 * pruned.parameters / MIB == pytest.approx(4_492.98, rel=1e-3)
 
 
@@ -68,11 +71,11 @@ def test_training_a_model_of_3b_does_not_fit_48_gib() -> None:
         .recipe("KD")
         .model_copy(update={"optimizer": "adamw", "gradient_checkpointing": False})
     )
-    need = step_memory(QWEN, kd, max_length=512, device="cuda:0")
+    need = step_memory(QWEN, "KD", kd, "cuda")
     assert need is not None
     assert 18 * 3.0857e9 < need < 24 * 3.0857e9
     less = kd.model_copy(update={"batch_size": 1, "gradient_checkpointing": True})
-    smaller = step_memory(QWEN, less, max_length=512, device="cuda:0")
+    smaller = step_memory(QWEN, "KD", less, "cuda")
     assert smaller is not None
     assert 18 * 3.0857e9 < smaller < need
 
@@ -81,13 +84,13 @@ def test_the_demos_steps_are_estimated_from_above() -> None:
     """3,891 MiB were measured for fine-tuning on rows of 512 tokens, without Dagster; it adds about 200."""
     study = load_study("demo")
     config = {**SIZES, "tie_word_embeddings": True}
-    kd = step_memory(config, study.recipe("KD"), max_length=512)
+    kd = step_memory(config, "KD", study.recipe("KD"))
     assert kd is not None
     assert 4_090 * MIB < kd < 1.2 * 4_090 * MIB
     others = [
-        step_memory(config, study.recipe("P"), max_length=512),
-        step_memory(config, study.recipe("Q"), max_length=512),
-        step_memory(config, study.recipe("D"), max_length=512),
+        step_memory(config, "P", study.recipe("P")),
+        step_memory(config, "Q", study.recipe("Q")),
+        step_memory(config, "D", study.recipe("D")),
         logits_memory(config, study.teacher_logits, max_length=512),
         scoring_memory(config, batch_size=8, max_length=512),
     ]
@@ -97,7 +100,7 @@ def test_the_demos_steps_are_estimated_from_above() -> None:
 def test_rounding_by_layer_output_holds_the_model_in_float32() -> None:
     config = {**SIZES, "tie_word_embeddings": True}
     plain, by_output = (
-        step_memory(config, QuantizationRecipe(rounding=rounding), max_length=512, device="cuda")
+        step_memory(config, "Q", QuantizationRecipe(rounding=rounding), "cuda")
         for rounding in ("nearest", "gptq")
     )
     assert plain is not None and by_output is not None
@@ -120,4 +123,4 @@ def test_a_teacher_in_8_bit_needs_a_byte_a_weight_on_cuda_only() -> None:
 def test_other_names_for_the_sizes_are_unknown_rather_than_guessed() -> None:
     gpt2 = {"vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12}
     assert Shapes.of(gpt2) is None
-    assert step_memory(gpt2, FinetuneRecipe(), max_length=512) is None
+    assert step_memory(gpt2, "FT", FinetuneRecipe()) is None

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from compression_assets.planning import shapes
-from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
-from compression_assets.weights import checkpoints
+from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS, read_tensors
 from compression_assets.weights.formats.int8 import Int8
 from compression_assets.weights.formats.layout import everywhere

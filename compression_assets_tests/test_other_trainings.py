@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from compression_assets.evaluation.requantized import low_rank_factors
-from compression_assets.techniques.distillation.technique import DistillationRecipe, distill
+from compression_assets.techniques.distillation.apply import distill
+from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.training.low_rank import low_rank
 from compression_assets.weights.formats import nf4
 from compression_assets.weights.layers import linear_weights

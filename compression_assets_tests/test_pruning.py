@@ -15,16 +15,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 from compression_assets.errors import StudyError
 from compression_assets.machine import precision
 from compression_assets.store.reports import Report, StepReport, no_report
-from compression_assets.techniques.pruning import technique as pruning
-from compression_assets.techniques.pruning.technique import (
-    Pruning,
-    PruningRecipe,
-    ffn_importance,
-    kept_width,
-    most_important,
-    prune_ffn,
-)
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.pruning import Pruning
+from compression_assets.techniques.pruning import apply as pruning
+from compression_assets.techniques.pruning.apply import ffn_importance, most_important, prune_ffn
+from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset, TokenRow
 from compression_assets.training import resuming
@@ -211,7 +207,7 @@ def prune(
     for name, seed in (("calibration_set", 1), ("finetuning_set", 2)):
         dataset(seed).save(output.parent / name)
     recipe = PruningRecipe(finetune=FinetuneRecipe(epochs=epochs, warmup_steps=1), **settings)
-    data = {name: output.parent / name for name in Pruning.inputs}
+    data = {name: output.parent / name for name in Pruning.reads(recipe).data}
     return Pruning.apply(StepInputs(parent, output, recipe, data, seed=0, report=report, scratch=scratch))
 
 

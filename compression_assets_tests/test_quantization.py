@@ -15,17 +15,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import StepReport
-from compression_assets.techniques.dequantization.technique import (
-    Dequantization,
-    DequantizationRecipe,
-    compare_with_grid,
-    dequantize_checkpoint,
-)
-from compression_assets.techniques.quantization.technique import (
-    Quantization,
-    QuantizationRecipe,
-    quantize_checkpoint,
-)
+from compression_assets.techniques.dequantization import Dequantization
+from compression_assets.techniques.dequantization.apply import compare_with_grid, dequantize_checkpoint
+from compression_assets.techniques.dequantization.recipe import DequantizationRecipe
+from compression_assets.techniques.quantization import Quantization
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.step import StepInputs
 from compression_assets.weights import checkpoints, first_answer
 from compression_assets.weights.first_answer import generate_answer, load_as_user

@@ -9,9 +9,10 @@ import torch
 from compression_assets.errors import StudyError
 from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.orderings import last_quantized, parse_ordering
-from compression_assets.techniques.dequantization.technique import dequantize_checkpoint
+from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
 from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user
 from compression_assets.weights.formats import nf4

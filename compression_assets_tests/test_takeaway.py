@@ -17,7 +17,8 @@ from compression_assets.takeaway.doctor import Finding, _keys, as_text, examine
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.takeaway.model_card import model_card
 from compression_assets.takeaway.recommend import Limits, pareto_front, parse_limits, recommend
-from compression_assets.techniques.quantization.technique import QuantizationRecipe, quantize_checkpoint
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints
 from compression_assets_tests.tiny_models import tiny_directory
 

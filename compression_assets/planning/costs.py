@@ -3,7 +3,12 @@
 Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every number alike.
 """
 
+from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.settings import LocalJudge
+from compression_assets.planning.devices import DEFAULT_CPU_FLOPS
+from compression_assets.planning.models import known_models
+from compression_assets.planning.steps import Predictions, data_volumes
+from compression_assets.planning.work import volumes
 from compression_assets.study.diagnosed import diagnosed
 from compression_assets.study.leaderboard_models import subjects
 from compression_assets.study.model import CorrectedTeacher, Study
@@ -25,16 +30,16 @@ from compression_assets.study.names import (
     model_key,
 )
 from compression_assets.study.orderings import Node
+from compression_assets.techniques.prediction import StepContext
 from compression_assets.text.splits import SplitSize
 
+REFERENCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TRAINED_PER_SECOND = 180.0
 SCORED_PER_SECOND = 750.0
 TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
 JUDGED = 1.0
 """Seconds for the three questions to a judge about one answer."""
-BY_OUTPUT, BY_OUTPUT_PER_SECOND = 90.0, 100.0
-"""Of quantization by layer output: seconds for its columns, and calibration tokens a second."""
 ANSWER = 0.3
 """Seconds for a model's answer to one question."""
 
@@ -52,9 +57,10 @@ def expected_seconds(study: Study) -> dict[str, float]:
         epochs = study.teacher.finetune.epochs if isinstance(study.teacher, CorrectedTeacher) else 0
         costs[TEACHER_MODEL] = SAVING + epochs * _tokens(study, "teacher") / TRAINED_PER_SECOND
         costs[TEACHER_LOGITS] = SAVING + distilled / SCORED_PER_SECOND
+    steps = reference_predictions(study)
     for node in study.nodes.values():
         if node.parent is not None:
-            costs[model_key(node)] = _step_seconds(study, node)
+            costs[model_key(node)] = SAVING + _step_seconds(steps, node)
     costs |= {f"external_{model.name}": 30.0 for model in study.external_models}
     clarity = study.evaluation.clarity
     if study.evaluation.answers is not None and clarity is not None and clarity.fluency_model != "base":
@@ -88,16 +94,27 @@ def expected_seconds(study: Study) -> dict[str, float]:
     }
 
 
-def _step_seconds(study: Study, node: Node) -> float:
-    recipe = study.recipe(node.step or "")
-    if node.technique in ("KD", "FT"):
-        return SAVING + recipe.epochs * _tokens(study, "distillation") / TRAINED_PER_SECOND
-    if node.technique == "P":
-        trained = recipe.finetune.epochs * _tokens(study, "finetuning") / TRAINED_PER_SECOND
-        return SAVING + _tokens(study, "calibration") / SCORED_PER_SECOND + trained
-    if getattr(recipe, "reads", ()):
-        return SAVING + BY_OUTPUT + _tokens(study, "calibration") / BY_OUTPUT_PER_SECOND
-    return SAVING
+def reference_predictions(study: Study) -> Predictions:
+    """The study's steps as if its base model, teacher and machine were those that the seconds here are stated for."""
+    reference = known_models()[REFERENCE]
+    rate = DEFAULT_CPU_FLOPS * 0.5
+    context = StepContext(
+        max_length=study.data.max_length,
+        data=data_volumes(volumes(study)),
+        training=rate,
+        scoring=rate,
+        teacher=reference,
+        teacher_logits=study.teacher_logits,
+    )
+    return Predictions(study, reference, context)
+
+
+def _step_seconds(steps: Predictions, node: Node) -> float:
+    """0 for what the reference cannot take, such as a width that it does not have: this only decides who goes first."""
+    try:
+        return steps.of(node).seconds or 0.0
+    except StudyError:
+        return 0.0
 
 
 def _tokens(study: Study, split: str) -> float:

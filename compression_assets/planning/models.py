@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
-from compression_assets.planning.shapes import Config
 from compression_assets.sources.models import (
     DirectoryModel,
     GgufModel,
@@ -17,6 +16,7 @@ from compression_assets.sources.models import (
     WheelModel,
 )
 from compression_assets.sources.random_model import VOCABULARY_SIZE
+from compression_assets.weights.shapes import Config
 
 GGUF_NAMES = {
     "hidden_size": "embedding_length",

@@ -2,28 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from compression_assets.planning import memory, shapes, work
-from compression_assets.planning.costs import expected_seconds
+from compression_assets.planning import memory, work
+from compression_assets.planning.costs import REFERENCE, expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
 from compression_assets.planning.models import config_of, known_models
-from compression_assets.planning.shapes import Config
+from compression_assets.planning.steps import Predictions, data_volumes
 from compression_assets.sources.models import HubModel
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
     BASE_MODEL,
+    DATASETS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     model_key,
     relative_directory,
 )
-from compression_assets.study.orderings import Node, StepPath, technique_of
+from compression_assets.study.orderings import Node, StepPath
 from compression_assets.study.places import storage_root, study_root
-from compression_assets.techniques.pruning.technique import kept_width
-from compression_assets.techniques.registry import technique
+from compression_assets.techniques.finetuning.predict import predict_finetuning
+from compression_assets.techniques.prediction import StepContext
+from compression_assets.training.work import scoring_flops
+from compression_assets.weights import shapes
 from compression_assets.weights.formats.bf16 import FP32
 from compression_assets.weights.formats.layout import everywhere
+from compression_assets.weights.shapes import Config
 
 TOKENIZER_BYTES = 72
 """Bytes of tokenizer files for an entry of the vocabulary: 3.5 MB of SmolLM2's 49,152, 11 MB of Qwen2.5's 151,936."""
@@ -31,8 +34,6 @@ STEP_OVERHEAD = {"cpu": 2.0, "cuda": 25.0}
 """Seconds of a step besides work and files; on CUDA each has a process that imports torch."""
 USABLE = 0.95
 """Of a device's memory: the rest is taken by its context and by fragmentation."""
-REFERENCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The model for which `costs` states seconds on 2 CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,16 @@ class _Planner:
             built = None if root is None else root / relative_directory(TEACHER_MODEL)
             self.teacher = config_of(study.teacher.source, downloads, built)
         self.volumes = work.volumes(study, root)
-        self.configs: dict[StepPath, Config] = {(): self.base}
+        self.context = StepContext(
+            max_length=study.data.max_length,
+            data=data_volumes(self.volumes),
+            device=device.kind,
+            training=device.flops * device.training,
+            scoring=device.flops * device.scoring,
+            teacher=self.teacher,
+            teacher_logits=study.teacher_logits,
+        )
+        self.predictions = Predictions(study, self.base, self.context)
 
     def plan(self) -> Plan:
         base = self._fetched(BASE_MODEL, self.base)
@@ -146,14 +156,14 @@ class _Planner:
             memory=None,
             tokens=0,
             flops=0.0,
-            seconds=self._seconds(0.0, 1.0, 2 * disk),
+            seconds=self._overhead(2 * disk),
         )
 
     def _teaching(self) -> list[Row]:
         study = self.study
         distillation = self.volumes["distillation"]
         size = work.logits_bytes(study.teacher_logits, self.teacher, self.base, distillation)
-        flops = work.scoring_flops(self.teacher, distillation)
+        flops = scoring_flops(self.teacher, distillation)
         logits = Row(
             asset=TEACHER_LOGITS,
             technique="logits",
@@ -161,10 +171,15 @@ class _Planner:
             parameters=None,
             size=size,
             disk=size,
-            memory=memory.logits_memory(self.teacher, study.teacher_logits, **self._memory_arguments()),
+            memory=memory.logits_memory(
+                self.teacher,
+                study.teacher_logits,
+                max_length=study.data.max_length,
+                device=self.device.kind,
+            ),
             tokens=0,
             flops=flops,
-            seconds=self._seconds(flops, self.device.scoring, 2 * size + shapes.file_bytes(self.teacher)),
+            seconds=flops / self.context.scoring + self._overhead(2 * size + shapes.file_bytes(self.teacher)),
         )
         return [self._teacher_row(), logits]
 
@@ -172,8 +187,7 @@ class _Planner:
         teacher = self.study.teacher
         if not isinstance(teacher, CorrectedTeacher):
             return self._fetched(TEACHER_MODEL, self.teacher)
-        volume = self.volumes["teacher"]
-        flops = work.training_flops(self.base, teacher.finetune, volume)
+        found = predict_finetuning(self.base, teacher.finetune, self.context, DATASETS["teacher"])
         size = shapes.file_bytes(self.base)
         return Row(
             asset=TEACHER_MODEL,
@@ -182,70 +196,35 @@ class _Planner:
             parameters=shapes.parameters(self.base),
             size=size,
             disk=size + TOKENIZER_BYTES * self.base["vocab_size"],
-            memory=memory.step_memory(self.base, teacher.finetune, **self._memory_arguments()),
-            tokens=int(volume.content * work.epochs_of(teacher.finetune, volume)),
-            flops=flops,
-            seconds=self._seconds(flops, self.device.training, 2 * size),
+            memory=found.memory,
+            tokens=found.tokens,
+            flops=found.flops or 0.0,
+            seconds=(found.seconds or 0.0) + self._overhead(2 * size),
         )
 
     def _step(self, node: Node) -> Row:
         assert node.parent is not None and node.step is not None
-        recipe = self.study.recipe(node.step)
-        before = self.configs[node.parent]
-        config = self._config_after(node, recipe)
-        self.configs[node.path] = config
-        tokens, training, scoring = self._work(node, recipe, before, config)
-        size = shapes.file_bytes(config)
-        quantized = technique(node.technique or "").quantizes
-        masters = 0 if quantized else shapes.file_bytes(config, everywhere(FP32()))
-        read = shapes.file_bytes(before)
         parent = self.study.nodes[node.parent]
-        idle = work.BY_OUTPUT_IDLE if getattr(recipe, "reads", ()) else 1.0
+        found, before = self.predictions.of(node), self.predictions.of(parent)
+        size = shapes.file_bytes(found.config)
+        masters = 0 if found.quantized else shapes.file_bytes(found.config, everywhere(FP32()))
         return Row(
             asset=model_key(node),
             technique=node.step,
             parent=model_key(parent),
-            parameters=shapes.parameters(config),
+            parameters=shapes.parameters(found.config),
             size=size,
-            disk=size + masters + TOKENIZER_BYTES * config["vocab_size"],
-            memory=memory.step_memory(before, recipe, **self._memory_arguments()),
-            tokens=tokens,
-            flops=training + scoring,
-            seconds=self._seconds(training, self.device.training, read + size + masters)
-            + self._seconds(scoring * idle, self.device.scoring, 0, overhead=False),
+            disk=size + masters + TOKENIZER_BYTES * found.config["vocab_size"],
+            memory=found.memory,
+            tokens=found.tokens,
+            flops=found.flops or 0.0,
+            seconds=(found.seconds or 0.0)
+            + self._overhead(shapes.file_bytes(before.config) + size + masters),
         )
 
-    def _config_after(self, node: Node, recipe: Any) -> Config:
-        config = {**self.configs[node.parent or ()], "quantization_config": {}}
-        if technique(node.technique or "").quantizes:
-            return config | {"quantization_config": recipe.format.to_config()}
-        if node.technique != "P":
-            return config
-        width = kept_width(config["intermediate_size"], recipe.ratio, recipe.multiple_of)
-        return config | {"intermediate_size": width}
-
-    def _work(self, node: Node, recipe: Any, before: Config, after: Config) -> tuple[int, float, float]:
-        """(content tokens trained on, FLOPs of training, FLOPs of forward passes) of a step."""
-        if node.technique == "P":
-            trained, volume = recipe.finetune, self.volumes["finetuning"]
-            scoring = work.forward_flops(before, self.volumes["calibration"])
-        elif "distillation_set" in technique(node.technique or "").inputs:
-            trained, volume = recipe, self.volumes["distillation"]
-            epochs = work.epochs_of(trained, volume) if getattr(recipe, "alpha", 0) > 0 else 0.0
-            scoring = work.teacher_head_flops(self.study.teacher_logits, self.teacher, volume, epochs)
-        elif getattr(recipe, "reads", ()):
-            return 0, 0.0, work.by_output_flops(before, self.volumes["calibration"])
-        else:
-            return 0, 0.0, 0.0
-        tokens = int(volume.content * work.epochs_of(trained, volume))
-        return tokens, work.training_flops(after, trained, volume), scoring
-
-    def _seconds(self, flops: float, share: float, file_bytes: float, overhead: bool = True) -> float:
-        fixed = STEP_OVERHEAD[self.device.kind] if overhead else 0.0
-        return fixed + flops / (self.device.flops * share) + file_bytes / self.device.disk
-
-    def _memory_arguments(self) -> dict[str, Any]:
-        return {"max_length": self.study.data.max_length, "device": self.device.kind}
+    def _overhead(self, file_bytes: float) -> float:
+        """Seconds of a step besides its arithmetic."""
+        return STEP_OVERHEAD[self.device.kind] + file_bytes / self.device.disk
 
     def _measuring(self, rows: tuple[Row, ...]) -> float:
         """What `costs` expects of everything that is no model, scaled to this model and device."""
@@ -261,7 +240,7 @@ class _Planner:
             for length in range(1, len(ordering.path) + 1):
                 row = steps[ordering.path[:length]]
                 total += row.seconds
-                if technique(technique_of(row.technique)).inputs.count(TEACHER_LOGITS):
+                if TEACHER_LOGITS in self.study.inputs_of(row.technique):
                     total += teaching[-1].seconds
         return total
 
@@ -292,5 +271,13 @@ class _Planner:
             notes.append(
                 f"tokens of {', '.join(assumed)} are estimated: {work.CONTENT_SHARE:.0%} of a chat's tokens are "
                 f"content, and a conversation fills {work.ROW_FILL:.0%} of max_length"
+            )
+        untold = [
+            model_key(node) for node in self.study.nodes.values() if self.predictions.of(node).seconds is None
+        ]
+        if untold:
+            notes.append(
+                f"the arithmetic of {', '.join(untold)} is not in the hours: this model's config.json states its sizes "
+                "under names that are not known"
             )
         return [*notes, "downloads are not in the hours"]

@@ -3,8 +3,10 @@
 from compression_assets.study.model import Study
 from compression_assets.study.orderings import DEQUANTIZATION, Node, StepPath, last_quantized, technique_of
 from compression_assets.techniques import registry
+from compression_assets.weights.formats.format import Format
 
-PRUNING = "P"
+COMPARED = "nf4"
+"""The number format whose codes and bins the comparison knows."""
 
 
 def diagnosed(study: Study) -> list[Node]:
@@ -28,12 +30,18 @@ def follows_training(study: Study, node: Node) -> bool:
     if not node.parent or node.technique is None or not registry.technique(node.technique).quantizes:
         return False
     quantizers = [token for token in node.path if registry.technique(technique_of(token)).quantizes]
-    return all(getattr(study.recipe(token), "kind", "nf4") == "nf4" for token in quantizers)
+    return all(_leaves(study, token).name == COMPARED for token in quantizers)
 
 
-def compared_with(study: Study, node: Node) -> tuple[StepPath, StepPath | None, list[StepPath]]:
-    """What a Q after training is compared with: (start of the training, its quantized form, pruned models between)."""
+def compared_with(node: Node) -> tuple[StepPath, StepPath | None, list[StepPath]]:
+    """What a Q after training is compared with: (start of the training, its quantized form, all models since).
+
+    The last of the models is the one that was quantized; each may have lost layers or parts of them.
+    """
     quantized = last_quantized(node.path)
     start = (*quantized, DEQUANTIZATION) if quantized else node.path[:-2]
-    between = [node.path[:length] for length in range(len(start) + 1, len(node.path))]
-    return start, quantized, [path for path in between if study.nodes[path].technique == PRUNING]
+    return start, quantized, [node.path[:length] for length in range(len(start) + 1, len(node.path))]
+
+
+def _leaves(study: Study, token: str) -> Format:
+    return registry.technique(technique_of(token)).leaves(study.recipe(token))

@@ -23,7 +23,6 @@ from compression_assets.study.orderings import (
     Node,
     Ordering,
     StepPath,
-    last_quantized,
     parse_ordering,
     parse_orderings,
     prefix_tree,
@@ -34,6 +33,7 @@ from compression_assets.study.recipes import read_recipes
 from compression_assets.study.sentences import failure
 from compression_assets.study.sweeps import Sweep, expanded
 from compression_assets.techniques.registry import technique
+from compression_assets.techniques.technique import Reads
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
 
@@ -150,7 +150,7 @@ class Study(Strict):
             if ordering.seed == self.seed:
                 raise failure(("orderings", index), f"names the study's own seed {self.seed}: leave it out")
             self._refuse_missing_inputs(ordering)
-            self._refuse_missing_grid(ordering, index)
+            self._refuse_missing_models(ordering, index)
         try:
             parse_orderings(self._texts(), variants=self.recipes)
         except StudyError as error:
@@ -172,12 +172,12 @@ class Study(Strict):
                 if getattr(self.data.splits, split) is None:
                     raise failure(("data", "splits", split), why)
 
-    def _refuse_missing_grid(self, ordering: Ordering, index: int) -> None:
+    def _refuse_missing_models(self, ordering: Ordering, index: int) -> None:
         for length, token in enumerate(ordering.path, start=1):
-            keeps = getattr(self.recipe(token), "keep_absmax", False)
-            if keeps and last_quantized(ordering.path[:length]) is None:
-                why = f"cannot run: {token} says keep_absmax, but nothing is quantized before it"
-                raise failure(("orderings", index), why)
+            try:
+                self.models_read(ordering.path[:length])
+            except StudyError as error:
+                raise failure(("orderings", index), f"cannot run {token}: {error}") from None
 
     def _splits_read(self, token: str) -> list[str]:
         splits = [name.removesuffix("_set") for name in self.inputs_of(token) if name != TEACHER_LOGITS]
@@ -226,8 +226,20 @@ class Study(Strict):
         raise StudyError(f"study {self.name} has no recipe for {token}: {near_match(token, self.recipes)}")
 
     def inputs_of(self, token: str) -> tuple[str, ...]:
-        """Data assets that a step reads: those of its technique, and what its recipe needs besides."""
-        return (*technique(technique_of(token)).inputs, *getattr(self.recipe(token), "reads", ()))
+        """Data assets that a step reads."""
+        return self._reads(token).data
+
+    def models_read(self, path: StepPath) -> dict[str, StepPath]:
+        """What the last step of a path reads besides its parent: its technique's name for it -> path of the model.
+
+        Raises StudyError where the path has no such model before the step.
+        """
+        before = [technique(technique_of(token)) for token in path[:-1]]
+        wanted = self._reads(path[-1]).models if path else {}
+        return {name: path[: which(before)] for name, which in wanted.items()}
+
+    def _reads(self, token: str) -> Reads:
+        return technique(technique_of(token)).reads(self.recipe(token))
 
     def _temperatures(self) -> list[float]:
         used = {

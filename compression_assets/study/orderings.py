@@ -161,13 +161,10 @@ def node_key(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> s
     return _key(_compact(path, techniques) if is_whole else path)
 
 
-def last_quantized(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> StepPath | None:
+def last_quantized(path: StepPath) -> StepPath | None:
     """The path up to the last quantization before the last step of `path`; None where there is none."""
-    techniques = registry.techniques() if techniques is None else techniques
-    for length in range(len(path) - 1, 0, -1):
-        if techniques[technique_of(path[length - 1])].quantizes:
-            return path[:length]
-    return None
+    before = [registry.technique(technique_of(token)) for token in path[:-1]]
+    return next((path[:length] for length in range(len(before), 0, -1) if before[length - 1].quantizes), None)
 
 
 def prefix_tree(
@@ -208,7 +205,7 @@ def canonical_token(text: str, techniques: Collection[str] | None = None) -> str
     Raises:
         StudyError: not a step token, an unknown technique, or a variant that cannot be told from a technique.
     """
-    techniques = registry.TECHNIQUES if techniques is None else techniques
+    techniques = registry.names() if techniques is None else techniques
     if not _TOKEN.fullmatch(text):
         raise StudyError(
             f"{text!r} is not a step: write a technique ({', '.join(techniques)}), or a technique and a variant "

@@ -102,7 +102,7 @@ class CellRun:
 
     def _trained(self) -> Path:
         """The trained model; one that an interrupted sweep has left is taken up."""
-        from compression_assets.techniques.distillation.technique import distill
+        from compression_assets.techniques.distillation.apply import distill
         from compression_assets.training.teacher.teacher_logits import TeacherLogits
         from compression_assets.weights.checkpoints import load_full_precision, save_full_precision
 

@@ -29,7 +29,7 @@ from compression_assets.takeaway.survival_cell import (
     Cell,
     CellRun,
 )
-from compression_assets.techniques.distillation.technique import DistillationRecipe
+from compression_assets.techniques.distillation.recipe import DistillationRecipe
 
 TABLE = "survival_sweep"
 

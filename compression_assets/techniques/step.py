@@ -1,7 +1,7 @@
 """What a technique is handed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ class StepInputs:
     """One step of an ordering.
 
     parent: model directory to start from. output: empty directory to write the new model into.
-    recipe: an instance of the technique's Recipe. data: asset key -> directory, for the technique's `inputs`.
+    recipe: an instance of the technique's Recipe. data: asset key -> directory, for what the technique `reads`.
+    models: name -> directory, for the earlier models that the technique's `reads` names.
     device: "cpu" or "cuda:N". scratch: a directory that survives a killed attempt at the same step with the same
     inputs, and is removed after success; None: nothing to resume from. path: every step from the base to this one,
-    itself included. last_quantized: the model that the last quantization before this step left, where the recipe says
-    `keep_absmax`.
+    itself included.
     """
 
     parent: Path
@@ -29,4 +29,4 @@ class StepInputs:
     report: Report = no_report
     scratch: Path | None = None
     path: tuple[str, ...] = ()
-    last_quantized: Path | None = None
+    models: Mapping[str, Path] = field(default_factory=dict)

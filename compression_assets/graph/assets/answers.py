@@ -15,6 +15,7 @@ from compression_assets.evaluation.answers import Answer, read_answers
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import AnswerSettings
 from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import question_input
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.memory import of_scoring
@@ -47,7 +48,7 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
     artifact = Artifact(
         asset=subject.asset(PART),
         settings={PART: settings.model_dump(mode="json")},
-        code="compression_assets.evaluation.answering",
+        code=("compression_assets.evaluation.answering", *format_code(study, subject.path)),
         inputs=(model, QUESTION_SET),
         # Greedy answers are the same whatever the seed.
         seed=study.seed if settings.temperature > 0 else None,

@@ -39,8 +39,8 @@ class ArtifactConfig(dg.Config):
 class Artifact:
     """What an asset is made of. settings, code and the inputs' content decide whether it must be made again.
 
-    asset: its key. settings: JSON of everything in the study that its content depends on. code: the module
-    that makes it. inputs: asset keys it reads. checks: names of its integrity checks,
+    asset: its key. settings: JSON of everything in the study that its content depends on. code: what makes it, a module
+    or several "module:name". inputs: asset keys it reads. checks: names of its integrity checks,
     which stop a run when they fail; warnings: names of its quality checks, which do not.
     sources: model or chat sources that it reads; the content of those on this machine counts as well.
     needs: what it is expected to take of a device's memory, told from the inputs' directories; None: not known.
@@ -49,7 +49,7 @@ class Artifact:
 
     asset: str
     settings: Mapping[str, Any]
-    code: str
+    code: str | tuple[str, ...]
     inputs: tuple[str, ...] = ()
     seed: int | None = None
     parent: str | None = None
@@ -64,9 +64,10 @@ class Artifact:
     @property
     def code_version(self) -> str:
         """Changes with the settings and the code, not with the inputs (Dagster tracks those itself)."""
-        return fingerprint(
-            {"settings": self.settings, "code": code_fingerprint(self.code), "seed": self.seed}
-        )[:16]
+        roots = (self.code,) if isinstance(self.code, str) else self.code
+        return fingerprint({"settings": self.settings, "code": code_fingerprint(*roots), "seed": self.seed})[
+            :16
+        ]
 
     def check_specs(self) -> list[dg.AssetCheckSpec]:
         blocking = [dg.AssetCheckSpec(name, asset=self.asset, blocking=True) for name in self.checks]

@@ -21,6 +21,7 @@ from compression_assets.graph.assets.artifact import (
     result,
     tracked,
 )
+from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import split_input
 from compression_assets.graph.assets.made_on_demand import make_missing
 from compression_assets.graph.assets.measured import read_measured
@@ -59,17 +60,13 @@ def diagnostics_assets(study: Study) -> list[dg.AssetsDefinition]:
 def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.AssetsDefinition:
     model, data = model_key(node), DATASETS["evaluation"]
     scored = settings.perplexity_of_steps and to_score(node)
-    start, quantized, pruned = compared_with(study, node) if follows_training(study, node) else ((), None, [])
-    keys = {
-        path: model_key(study.nodes[path])
-        for path in (start, quantized, node.parent, *pruned)
-        if path is not None
-    }
+    start, quantized, since = compared_with(node) if follows_training(study, node) else ((), None, [])
+    keys = {path: model_key(study.nodes[path]) for path in (start, quantized, *since) if path is not None}
     inputs = (model, *([data] if scored else []), *(keys.values() if follows_training(study, node) else ()))
     artifact = Artifact(
         asset=diagnostics_key(node),
         settings=settings.model_dump(mode="json") | {"batch_size": study.evaluation.perplexity.batch_size},
-        code="compression_assets.evaluation.diagnostics",
+        code=("compression_assets.evaluation.diagnostics", *format_code(study, node.path)),
         inputs=tuple(dict.fromkeys(inputs)),
         parent=model,
         path=node.path,
@@ -101,13 +98,11 @@ def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.A
                 found["perplexity"] = _score(study, settings, place, model, data)
                 summary.append(f"perplexity {_perplexity(found['perplexity']):.2f}")
             if follows_training(study, node):
-                assert node.parent is not None
                 comparison = compare(
                     place.inputs[keys[start]],
                     place.inputs[keys[quantized]] if quantized else None,
-                    place.inputs[keys[node.parent]],
+                    [place.inputs[keys[path]] for path in since],
                     place.inputs[model],
-                    [place.inputs[keys[path]] for path in pruned],
                 )
                 whole = total(list(comparison.layers.values()))
                 found["layers"] = [{"layer": name, **as_row(one)} for name, one in comparison.layers.items()]

@@ -5,6 +5,7 @@ import dagster as dg
 from compression_assets.evaluation.harness import HarnessSettings, made_of
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.memory import of_scoring
 from compression_assets.graph.resources.storage import StudyStorage
@@ -25,7 +26,7 @@ def _harness_asset(study: Study, subject: Subject, settings: HarnessSettings) ->
     artifact = Artifact(
         asset=subject.asset(PART),
         settings=settings.model_dump(mode="json") | {"made_of": made_of(settings)},
-        code="compression_assets.evaluation.harness",
+        code=("compression_assets.evaluation.harness", *format_code(study, subject.path)),
         inputs=(subject.model,),
         seed=study.seed,
         parent=subject.model,

@@ -8,24 +8,31 @@ from typing import Any
 
 from compression_assets.graph.assets.artifact import MemoryNeeds
 from compression_assets.machine.devices import compute_bytes
-from compression_assets.planning.memory import logits_memory, scoring_memory, step_memory
+from compression_assets.planning.memory import logits_memory, scoring_memory
 from compression_assets.study.model import Study
-from compression_assets.study.names import TEACHER_MODEL
+from compression_assets.study.names import BASE_MODEL, TEACHER_MODEL
+from compression_assets.study.orderings import technique_of
+from compression_assets.techniques.finetuning.predict import predict_finetuning
+from compression_assets.techniques.prediction import StepContext
+from compression_assets.techniques.registry import technique
+from compression_assets.training.finetuning import FinetuneRecipe
 
 
-def of_step(model: str, recipe: Any, study: Study) -> MemoryNeeds:
-    """Of a technique applied to the model of an asset, or of a teacher's correction.
-
-    On CUDA with rows one by one: training that runs out of memory there halves its micro-batch by itself.
-    """
+def of_step(model: str, token: str, study: Study) -> MemoryNeeds:
+    """Of a step applied to the model of an asset."""
+    found, recipe = technique(technique_of(token)), study.recipe(token)
 
     def needs(inputs: Mapping[str, Path], device: str) -> int | None:
-        least = recipe if device == "cpu" else _row_by_row(recipe)
-        return _from_config(
-            inputs[model], partial(step_memory, recipe=least, max_length=study.data.max_length), device
-        )
+        return found.predict(_config(inputs[model]), recipe, _context(study, device)).memory
 
     return needs
+
+
+def of_correction(recipe: FinetuneRecipe, study: Study) -> MemoryNeeds:
+    """Of fine-tuning the base model to be the teacher."""
+    return lambda inputs, device: (
+        predict_finetuning(_config(inputs[BASE_MODEL]), recipe, _context(study, device)).memory
+    )
 
 
 def of_logits(study: Study) -> MemoryNeeds:
@@ -42,14 +49,19 @@ def of_scoring(model: str, study: Study) -> MemoryNeeds:
 
 
 def _from_config(directory: Path, estimate: Callable[..., int | None], device: str) -> int | None:
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    return estimate(config, device=device, compute_bytes=compute_bytes(device))
+    return estimate(_config(directory), device=device, compute_bytes=compute_bytes(device))
 
 
-def _row_by_row(recipe: Any) -> Any:
-    changes = {
-        name: 1 for name in ("batch_size", "calibration_batch_size") if name in type(recipe).model_fields
-    }
-    if "finetune" in type(recipe).model_fields:
-        changes["finetune"] = _row_by_row(recipe.finetune)
-    return recipe.model_copy(update=changes)
+def _config(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return found
+
+
+def _context(study: Study, device: str) -> StepContext:
+    """On CUDA with rows one by one: training that runs out of memory there halves its micro-batch by itself."""
+    return StepContext(
+        max_length=study.data.max_length,
+        device=device.partition(":")[0],
+        compute_bytes=compute_bytes(device),
+        row_by_row=device != "cpu",
+    )

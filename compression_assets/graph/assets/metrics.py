@@ -7,6 +7,7 @@ import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import split_input
 from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
 from compression_assets.graph.assets.memory import of_scoring
@@ -24,7 +25,6 @@ from compression_assets.study.names import (
     model_key,
     relative_directory,
 )
-from compression_assets.techniques import registry
 
 PART = "metrics"
 CHECK = "perplexity_below_uniform_guess"
@@ -41,7 +41,7 @@ def _metrics_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
     artifact = Artifact(
         asset=subject.asset(PART),
         settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
-        code="compression_assets.evaluation.measure",
+        code=("compression_assets.evaluation.measure", *format_code(study, subject.path)),
         inputs=tuple(dict.fromkeys((model, BASE_MODEL, data))),
         parent=model,
         path=subject.path,
@@ -95,8 +95,7 @@ def lineage_rows(study: Study, subject: Subject, store: ArtifactStore) -> list[d
     for node, parent in zip(nodes, [None, *nodes], strict=False):
         final = node.final.text if node.final else None
         rows.append(_lineage_row(model_key(node), node.key, parent.key if parent else None, final, store))
-    steps = [registry.technique(node.technique) for node in nodes if node.technique]
-    if any(TEACHER_LOGITS in technique.inputs for technique in steps):
+    if any(TEACHER_LOGITS in study.inputs_of(node.step) for node in nodes if node.step):
         rows.append(_lineage_row(TEACHER_MODEL, "teacher", None, None, store))
     return rows
 

@@ -29,17 +29,17 @@ def model_asset(
     group: str,
     description: str,
     tags: dict[str, str],
-    quantized: bool = False,
+    kind: str = "huggingface",
     priority: dict[str, str] | None = None,
 ) -> dg.AssetsDefinition:
-    """An asset that leaves a model directory, written by `build`."""
+    """An asset that leaves a model directory, written by `build`. kind: the library of its number format."""
 
     @dg.asset(
         key=artifact.asset,
         deps=list(artifact.inputs),
         group_name=group,
         description=description,
-        kinds={"pytorch", "bitsandbytes" if quantized else "huggingface"},
+        kinds={"pytorch", kind},
         tags=tags,
         owners=OWNERS,
         pool=POOL,

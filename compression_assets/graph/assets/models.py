@@ -1,8 +1,12 @@
 """The model assets: the base, and one for each node of the orderings' prefix tree."""
 
+import json
+
 import dagster as dg
 
+from compression_assets.errors import StudyError
 from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.code import step_code
 from compression_assets.graph.assets.memory import of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import PRIORITY, longest_ways
@@ -10,7 +14,7 @@ from compression_assets.graph.resources.storage import StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, model_key
-from compression_assets.study.orderings import Node, StepPath, last_quantized, recipe_token
+from compression_assets.study.orderings import Node, recipe_token
 from compression_assets.techniques import registry
 from compression_assets.techniques.step import StepInputs
 
@@ -48,26 +52,25 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     assert node.step is not None
     technique = registry.technique(node.technique or "")
     parent_key = model_key(parent)
-    grid = [model_key(study.nodes[path]) for path in kept_grid(study, node)]
     return Artifact(
         asset=model_key(node),
         settings=study.recipe(node.step).model_dump(mode="json"),
-        code=technique.__module__,
-        inputs=(parent_key, *study.inputs_of(node.step), *grid),
+        code=step_code(study, node),
+        inputs=tuple(
+            dict.fromkeys((parent_key, *study.inputs_of(node.step), *_earlier_models(study, node).values()))
+        ),
         seed=study.seed if node.seed is None else node.seed,
         parent=parent_key,
         technique=node.step,
         path=node.path,
         checks=technique.checks,
-        needs=of_step(parent_key, study.recipe(node.step), study),
+        needs=of_step(parent_key, node.step, study),
     )
 
 
-def kept_grid(study: Study, node: Node) -> list[StepPath]:
-    """The earlier quantized model whose absmax a node's last step takes over, if its recipe says so."""
-    quantized = last_quantized(node.path)
-    keeps = node.step is not None and getattr(study.recipe(node.step), "keep_absmax", False)
-    return [quantized] if keeps and quantized else []
+def _earlier_models(study: Study, node: Node) -> dict[str, str]:
+    """The technique's name for each earlier model that a node's last step reads -> its asset key."""
+    return {name: model_key(study.nodes[path]) for name, path in study.models_read(node.path).items()}
 
 
 def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
@@ -76,9 +79,12 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
     technique = registry.technique(node.technique or "")
     recipe, data = study.recipe(node.step), study.inputs_of(node.step)
     parent_key = model_key(parent)
-    grid = next((model_key(study.nodes[path]) for path in kept_grid(study, node)), None)
+    earlier = _earlier_models(study, node)
 
     def build(place: Workplace, _: StudyStorage) -> StepReport:
+        config = json.loads((place.inputs[parent_key] / "config.json").read_text())
+        if reason := technique.refusal(config, recipe):
+            raise StudyError(f"{artifact.asset} cannot be made: {reason}")
         return technique.apply(
             StepInputs(
                 parent=place.inputs[parent_key],
@@ -90,7 +96,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
                 report=place.report,
                 scratch=place.scratch,
                 path=node.path,
-                last_quantized=place.inputs[grid] if grid else None,
+                models={name: place.inputs[asset] for name, asset in earlier.items()},
             )
         )
 
@@ -107,7 +113,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
             **_variants(node),
             **({"ordering": node.final.key} if node.final else {}),
         },
-        quantized=technique.quantizes,
+        kind=technique.leaves(recipe).library,
         priority={PRIORITY: str(seconds)},
     )
 

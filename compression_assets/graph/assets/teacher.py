@@ -5,7 +5,7 @@ from dataclasses import replace
 import dagster as dg
 
 from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
-from compression_assets.graph.assets.memory import of_logits, of_step
+from compression_assets.graph.assets.memory import of_correction, of_logits
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import teacher_priority
 from compression_assets.graph.resources.gpu import Gpu
@@ -45,7 +45,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         seed=study.seed,
         parent=BASE_MODEL,
         checks=("weights_finite", "size_as_asked"),
-        needs=of_step(BASE_MODEL, teacher.finetune, study),
+        needs=of_correction(teacher.finetune, study),
     )
 
     def build(place: Workplace, _: StudyStorage) -> StepReport:

@@ -1,1 +1,23 @@
-"""KD: knowledge distillation from stored teacher logits."""
+"""KD: a student learns from the stored answers of a teacher."""
+
+from typing import Any
+
+from compression_assets.techniques.distillation.apply import distill_step
+from compression_assets.techniques.distillation.predict import predict_distillation
+from compression_assets.techniques.distillation.recipe import DistillationRecipe
+from compression_assets.techniques.technique import Reads, Technique
+
+
+class Distillation(Technique):
+    """KD: reads the parent's float32 masters where there are some, and leaves its own."""
+
+    name = "KD"
+    title = "knowledge distillation"
+    Recipe = DistillationRecipe
+    checks = ("weights_finite", "size_as_asked")
+    apply = staticmethod(distill_step)
+    predict = staticmethod(predict_distillation)
+
+    @classmethod
+    def reads(cls, recipe: Any) -> Reads:
+        return Reads(("distillation_set", "teacher_logits"))

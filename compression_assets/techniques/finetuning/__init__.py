@@ -1,1 +1,26 @@
-"""FT: training on the same tokens without a teacher, the control for KD."""
+"""FT: plain fine-tuning, the control beside distillation."""
+
+from typing import Any
+
+from compression_assets.techniques.finetuning.apply import finetune_step
+from compression_assets.techniques.finetuning.predict import predict_finetuning
+from compression_assets.techniques.technique import Reads, Technique
+from compression_assets.training.finetuning import FinetuneRecipe
+
+
+class PlainFinetuning(Technique):
+    """FT: cross-entropy on the distillation set.
+
+    What KD gains over it comes from the teacher; what both gain over the base is training on the domain.
+    """
+
+    name = "FT"
+    title = "plain fine-tuning"
+    Recipe = FinetuneRecipe
+    checks = ("weights_finite", "size_as_asked")
+    apply = staticmethod(finetune_step)
+    predict = staticmethod(predict_finetuning)
+
+    @classmethod
+    def reads(cls, recipe: Any) -> Reads:
+        return Reads(("distillation_set",))

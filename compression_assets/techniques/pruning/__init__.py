@@ -1,1 +1,23 @@
-"""P: structured pruning of feed-forward blocks."""
+"""P: feed-forward neurons of least importance go, and what is left is fine-tuned."""
+
+from typing import Any
+
+from compression_assets.techniques.pruning.apply import prune_step
+from compression_assets.techniques.pruning.predict import predict_pruning
+from compression_assets.techniques.pruning.recipe import PruningRecipe
+from compression_assets.techniques.technique import Reads, Technique
+
+
+class Pruning(Technique):
+    """P: removes feed-forward neurons of least importance in every layer, then fine-tunes."""
+
+    name = "P"
+    title = "structured pruning"
+    Recipe = PruningRecipe
+    checks = ("weights_finite", "size_as_asked", "width_as_asked")
+    apply = staticmethod(prune_step)
+    predict = staticmethod(predict_pruning)
+
+    @classmethod
+    def reads(cls, recipe: Any) -> Reads:
+        return Reads(("calibration_set", "finetuning_set"))

@@ -20,6 +20,7 @@ class BF16(Format):
     # Half a step of 8 significant bits.
     max_relative_error: ClassVar[float] = 2.0**-8
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    library: ClassVar[str] = "huggingface"
     dtype: ClassVar[str] = "BF16"
 
     def covers(self, tensor: ModelTensor) -> bool:

@@ -13,6 +13,7 @@ class BitsAndBytes(Format):
     """skipped: names or patterns of modules that stay in full precision (`llm_int8_skip_modules`)."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    library: ClassVar[str] = "bitsandbytes"
     skipped: tuple[str, ...] = ()
 
     def covers(self, tensor: ModelTensor) -> bool:

@@ -72,7 +72,7 @@ class Format(ABC):
     full_precision: whether a model in it can be trained and pruned. max_relative_error: ||W - Ŵ|| / ||W|| (Frobenius)
     of any weight, by nearest rounding, above which a written model does not pass. devices: kinds of device on which
     transformers runs a model in this format by itself; empty where it has no loader, and the model is only run
-    dequantized.
+    dequantized. library: what loads it, as the graph shows it.
     """
 
     name: ClassVar[str]
@@ -81,6 +81,7 @@ class Format(ABC):
     full_precision: ClassVar[bool] = False
     max_relative_error: ClassVar[float]
     devices: ClassVar[tuple[str, ...]] = ()
+    library: ClassVar[str] = "safetensors"
 
     @abstractmethod
     def parts(self, shape: Shape) -> dict[str, Part]:

@@ -6,6 +6,7 @@ but no memory. Nothing about training in here.
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from compression_assets.errors import StudyError
@@ -20,7 +21,14 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 def tensors(config: Config) -> list[ModelTensor]:
     """Every stored tensor (tied ones once). Raises StudyError for an architecture that transformers does not know."""
-    return _llama_like(config) if config["model_type"] in LLAMA_LIKE else _on_meta(config)
+    return list(_tensors(json.dumps(dict(config), sort_keys=True)))
+
+
+@lru_cache(maxsize=64)
+def _tensors(config: str) -> tuple[ModelTensor, ...]:
+    """Kept, since a plan asks for the same ones again and again, and the meta device takes seconds."""
+    found: dict[str, Any] = json.loads(config)
+    return tuple(_llama_like(found) if found["model_type"] in LLAMA_LIKE else _on_meta(found))
 
 
 def parameters(config: Config) -> int:
@@ -40,6 +48,17 @@ def file_bytes(config: Config, layout: Layout | None = None) -> int:
     """
     parts = dict(stored_parts(tensors(config), layout or layout_in(config)))
     return 8 + _header_bytes(parts) + sum(part.bytes for part in parts.values())
+
+    """Length of safetensors' JSON header, filled up with spaces to a multiple of 8."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    order = list(WIDTHS)
+    begin = 0
+    for name, part in sorted(parts.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
+        end = begin + part.bytes
+        header[name] = {"dtype": part.dtype, "shape": list(part.shape), "data_offsets": [begin, end]}
+        begin = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return -(-length // 8) * 8
 
 
 def _header_bytes(parts: Mapping[str, Part]) -> int:

@@ -3,24 +3,20 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
-
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, Report, StepReport, no_report
-from compression_assets.strict import Strict
 from compression_assets.techniques.quantization import calibrated
+from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, GRID, QuantizationRecipe
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
-from compression_assets.weights.formats.format import Format, Stored
+from compression_assets.weights.formats.format import Stored
 from compression_assets.weights.formats.grid import GridFormat
-from compression_assets.weights.formats.registry import format_class, make_format, quantizing_formats
 from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
@@ -32,84 +28,20 @@ if TYPE_CHECKING:
 # What gptq rounds away in one weight it makes up for in others, which move further: measured 0.13 on average, to 0.18.
 # Its measure is the output, which has to be no worse than by nearest rounding.
 ERROR_BESIDE_NEAREST = {"nearest": 1.0, "stochastic": 2**0.5, "gptq": 10 / 3}
-CALIBRATION_SET = "calibration_set"
 
 
-def _known_format(kind: str) -> str:
-    names = [repr(name) for name in quantizing_formats()]
-    if repr(kind) not in names:
-        allowed = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise PydanticCustomError("format", "Input should be {allowed}", {"allowed": allowed})
-    return kind
-
-
-class QuantizationRecipe(Strict):
-    """How linear layers are stored. Defaults: the authors' scripts (NF4, block 64, double quantization).
-
-    kind: a number format: nf4; fp4, as large with other values; int8 (LLM.int8, threshold 6.0), to which blocks and
-        absmax do not apply; or one that another package brings.
-    blocksize: weights that share one absmax; transformers makes no other. double_quant: absmax itself is
-        stored in 8 bits.
-    compute_dtype: dtype in which the quantized layers multiply, as recorded in config.json.
-    rounding: how a weight becomes a code. nearest: bitsandbytes' own; stochastic: one of the two around it, with
-        chances such that the mean over seeds is the weight (up to those beyond the stored absmax); gptq: such that the
-        outputs of every layer on the calibration set change least.
-    keep_absmax: take over the absmax of the last Q before this one in the ordering, in layers whose shape is the same.
-    answer_tokens: tokens that the written model generates before it counts as made.
-    """
-
-    kind: Annotated[str, AfterValidator(_known_format)] = "nf4"
-    blocksize: Literal[64] = 64
-    double_quant: bool = True
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    rounding: Literal["nearest", "stochastic", "gptq"] = "nearest"
-    keep_absmax: bool = False
-    answer_tokens: int = Field(default=8, ge=1)
-
-    @model_validator(mode="after")
-    def _rounding_fits_the_kind(self) -> Self:
-        if (self.rounding != "nearest" or self.keep_absmax) and not isinstance(self.format, GridFormat):
-            able = [name for name in quantizing_formats() if issubclass(format_class(name), GridFormat)]
-            raise ValueError(
-                f"rounding and keep_absmax can be chosen for {' and '.join(able)} only, not for {self.kind}"
-            )
-        return self
-
-    @property
-    def format(self) -> Format:
-        """The number format that this recipe leaves."""
-        return make_format(self.kind, double_quant=self.double_quant, compute_dtype=self.compute_dtype)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Data assets that this recipe needs."""
-        return (CALIBRATION_SET,) if self.rounding == "gptq" else ()
-
-
-class Quantization:
-    """Q: stores every linear layer but the output embedding in NF4."""
-
-    name: ClassVar[str] = "Q"
-    title: ClassVar[str] = "NF4 quantization"
-    Recipe: ClassVar[type[Any]] = QuantizationRecipe
-    needs_full_precision: ClassVar[bool] = True
-    quantizes: ClassVar[bool] = True
-    inputs: ClassVar[tuple[str, ...]] = ()
-    checks: ClassVar[tuple[str, ...]] = ("weights_finite", "size_as_asked", "dequantization_error")
-
-    @staticmethod
-    def apply(step: StepInputs) -> StepReport:
-        """Quantize `step.parent` into `step.output`; see `quantize_checkpoint`."""
-        return quantize_checkpoint(
-            step.parent,
-            step.output,
-            step.recipe,
-            step.device,
-            step.report,
-            seed=f"{step.seed} {'-'.join(step.path)}",
-            grid=step.last_quantized,
-            calibration=TokenDataset.load(step.data[CALIBRATION_SET]) if step.recipe.reads else None,
-        )
+def quantize_step(step: StepInputs) -> StepReport:
+    """Quantize `step.parent` into `step.output`; see `quantize_checkpoint`."""
+    return quantize_checkpoint(
+        step.parent,
+        step.output,
+        step.recipe,
+        step.device,
+        step.report,
+        seed=f"{step.seed} {'-'.join(step.path)}",
+        grid=step.models.get(GRID),
+        calibration=TokenDataset.load(step.data[CALIBRATION_SET]) if CALIBRATION_SET in step.data else None,
+    )
 
 
 def quantize_checkpoint(

@@ -4,145 +4,87 @@ A neuron j of a block is row j of gate_proj and up_proj with column j of down_pr
 nothing but its own contribution, so the pruned model equals the original with the removed neurons at zero.
 """
 
-import json
 from collections.abc import Sequence
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, StepReport
-from compression_assets.strict import Strict
+from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.batches import collate, length_buckets
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.weights import checkpoints
+from compression_assets.weights.origins import Cut, write_origins
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-KEPT_NEURONS = "kept_neurons.json"
-"""Beside the weights of a pruned model: name of each feed-forward block -> indices of the neurons that it kept."""
 
 
-class PruningRecipe(Strict):
-    """How much of every feed-forward block goes, and by which importance. Defaults: the authors' scripts.
+def prune_step(step: StepInputs) -> StepReport:
+    """Prune `step.parent`, fine-tune, and write bf16 weights with fp32 masters into `step.output`.
 
-    ratio: share of the parent's intermediate size that is removed, rounded down to whole neurons.
-    multiple_of: the kept width is the nearest positive multiple (ties up). 1 is the paper's; 64 is what
-        bitsandbytes' CPU kernels need once the model is quantized.
-    weight_share: weight of the weight magnitude in the importance; the rest goes to the activation.
-    activation: where it is taken: the input of down_proj, which is what a neuron contributes, or the output of
-        gate_proj before its non-linearity, as the authors' scripts have it.
-    finetune: training after the cut.
-    calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
+    Importance is measured on the published 16-bit weights, which are what the model computes with; the
+    cut itself is made in the masters. An interrupted step is resumed in its training; importance is
+    measured again.
     """
+    from compression_assets.machine.precision import compute_dtype
+    from compression_assets.training.finetuning import finetune
+    from compression_assets.training.resuming import checkpoints_in
 
-    ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
-    multiple_of: int = Field(default=1, ge=1)
-    weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
-    activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
-    finetune: FinetuneRecipe = FinetuneRecipe()
-    calibration_batch_size: int = Field(default=8, ge=1)
+    checkpoints.refuse_quantized(step.parent)
+    measured = checkpoints.load_for_scoring(step.parent, step.device, compute_dtype(step.device))
+    if step.device == "cpu":
+        # In bfloat16 on a CPU the fused kernel's rounding depends on who else is in the batch; this one's does not.
+        measured.set_attn_implementation("eager")
+    before = intermediate_size(measured)
+    after = kept_width(before, step.recipe.ratio, step.recipe.multiple_of)
+    calibration = TokenDataset.load(step.data["calibration_set"])
+    importance = ffn_importance(measured, calibration, step.recipe, step.device)
+    del measured
 
+    model = checkpoints.load_full_precision(step.parent)
+    keep = [most_important(scores, after) for scores in importance]
+    names = {module: name for name, module in model.named_modules()}
+    cuts = [_cut(names[block], own) for block, own in zip(ffn_blocks(model), keep, strict=True)]
+    prune_ffn(model, keep)
+    dataset = TokenDataset.load(step.data["finetuning_set"])
+    recipe = step.recipe.finetune
+    resuming = checkpoints_in(step.scratch, model, dataset, recipe, step.seed, step.device)
+    training = finetune(model, dataset, recipe, step.seed, step.device, step.report, resuming)
+    checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
+    write_origins(step.output, cuts=cuts)
 
-class Pruning:
-    """P: removes feed-forward neurons of least importance in every layer, then fine-tunes."""
-
-    name: ClassVar[str] = "P"
-    title: ClassVar[str] = "structured pruning"
-    Recipe: ClassVar[type[Any]] = PruningRecipe
-    needs_full_precision: ClassVar[bool] = True
-    quantizes: ClassVar[bool] = False
-    inputs: ClassVar[tuple[str, ...]] = ("calibration_set", "finetuning_set")
-    checks: ClassVar[tuple[str, ...]] = ("weights_finite", "size_as_asked", "width_as_asked")
-
-    @staticmethod
-    def apply(step: StepInputs) -> StepReport:
-        """Prune `step.parent`, fine-tune, and write bf16 weights with fp32 masters into `step.output`.
-
-        Importance is measured on the published 16-bit weights, which are what the model computes with; the
-        cut itself is made in the masters. An interrupted step is resumed in its training; importance is
-        measured again.
-        """
-        from compression_assets.machine.precision import compute_dtype
-        from compression_assets.training.finetuning import finetune
-        from compression_assets.training.resuming import checkpoints_in
-
-        checkpoints.refuse_quantized(step.parent)
-        measured = checkpoints.load_for_scoring(step.parent, step.device, compute_dtype(step.device))
-        if step.device == "cpu":
-            # In bfloat16 on a CPU the fused kernel's rounding depends on who else is in the batch; this one's does not.
-            measured.set_attn_implementation("eager")
-        before = intermediate_size(measured)
-        after = kept_width(before, step.recipe.ratio, step.recipe.multiple_of)
-        calibration = TokenDataset.load(step.data["calibration_set"])
-        importance = ffn_importance(measured, calibration, step.recipe, step.device)
-        del measured
-
-        model = checkpoints.load_full_precision(step.parent)
-        keep = [most_important(scores, after) for scores in importance]
-        names = {module: name for name, module in model.named_modules()}
-        kept = {names[block]: own.tolist() for block, own in zip(ffn_blocks(model), keep, strict=True)}
-        prune_ffn(model, keep)
-        dataset = TokenDataset.load(step.data["finetuning_set"])
-        recipe = step.recipe.finetune
-        resuming = checkpoints_in(step.scratch, model, dataset, recipe, step.seed, step.device)
-        training = finetune(model, dataset, recipe, step.seed, step.device, step.report, resuming)
-        checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
-        (step.output / KEPT_NEURONS).write_text(json.dumps(kept))
-
-        actual = checkpoints.read_config(step.output).intermediate_size
-        return StepReport(
-            checks=(
-                checkpoints.check_finite(step.output),
-                checkpoints.check_size(step.output),
-                Check(
-                    "width_as_asked",
-                    actual == after,
-                    f"intermediate size {before} -> {actual}, asked {after} (ratio {step.recipe.ratio}, "
-                    f"multiple of {step.recipe.multiple_of})",
-                ),
+    actual = checkpoints.read_config(step.output).intermediate_size
+    return StepReport(
+        checks=(
+            checkpoints.check_finite(step.output),
+            checkpoints.check_size(step.output),
+            Check(
+                "width_as_asked",
+                actual == after,
+                f"intermediate size {before} -> {actual}, asked {after} (ratio {step.recipe.ratio}, "
+                f"multiple of {step.recipe.multiple_of})",
             ),
-            metadata={
-                "layers": [
-                    {
-                        "layer": index,
-                        "width_before": before,
-                        "width_after": after,
-                        "importance_removed": 1.0 - (scores[kept].sum() / scores.sum()).item(),
-                    }
-                    for index, (scores, kept) in enumerate(zip(importance, keep, strict=True))
-                ],
-                "intermediate_size": actual,
-                "calibration_tokens": sum(sum(row.content) for row in calibration),
-                **training.metadata(),
-            },
-            tokens_seen=training.tokens_seen,
-        )
-
-
-def kept_width(width: int, ratio: float, multiple_of: int) -> int:
-    """Neurons kept of `width`: width - floor(ratio · width), at the nearest positive multiple (ties up).
-
-    11,008 at 0.30 keeps 7,706 (paper, Table 1), or 7,680 as a multiple of 128. Raises StudyError when the
-    ratio is not between 0 and 1, or when the nearest multiple is not below `width`: nothing would be removed.
-    """
-    if not 0.0 < ratio < 1.0:
-        raise StudyError(f"the pruning ratio must lie between 0 and 1 (both excluded), not {ratio}")
-    # In decimal, since 0.29 · 100 in binary floating point is 28.999….
-    kept = width - int(Decimal(str(ratio)) * width)
-    nearest = max((2 * kept + multiple_of) // (2 * multiple_of), 1) * multiple_of
-    if nearest >= width:
-        raise StudyError(
-            f"pruning {width} neurons by {ratio} keeps {kept}, to the nearest multiple of {multiple_of} "
-            f"{nearest}, so nothing is removed; choose a smaller multiple_of or a larger ratio"
-        )
-    return nearest
+        ),
+        metadata={
+            "layers": [
+                {
+                    "layer": index,
+                    "width_before": before,
+                    "width_after": after,
+                    "importance_removed": 1.0 - (scores[kept].sum() / scores.sum()).item(),
+                }
+                for index, (scores, kept) in enumerate(zip(importance, keep, strict=True))
+            ],
+            "intermediate_size": actual,
+            "calibration_tokens": sum(sum(row.content) for row in calibration),
+            **training.metadata(),
+        },
+        tokens_seen=training.tokens_seen,
+    )
 
 
 def ffn_blocks(model: "PreTrainedModel") -> "list[torch.nn.Module]":
@@ -170,6 +112,12 @@ def intermediate_size(model: "PreTrainedModel") -> int:
     """Width of the feed-forward blocks; StudyError when the model has none that can be pruned."""
     ffn_blocks(model)
     return int(model.config.intermediate_size)
+
+
+def _cut(block: str, keep: "torch.Tensor") -> Cut:
+    """What cutting a block by name down to the neurons `keep` does to its layers."""
+    gate, up, down = (f"{block}.{projection}" for projection in PROJECTIONS)
+    return Cut(tuple(keep.tolist()), rows_of=(gate, up), columns_of=(down,))
 
 
 def ffn_importance(

@@ -1,11 +1,10 @@
 """Exact dequantization of a model directory. What stored codes mean is said by their number format."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, Report, StepReport, no_report
-from compression_assets.strict import Strict
 from compression_assets.techniques.step import StepInputs
 from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors
@@ -14,30 +13,9 @@ from compression_assets.weights.files import read_tensors
 MAX_DIFFERENCE = 1e-5
 
 
-class DequantizationRecipe(Strict):
-    """Dequantization has nothing to choose: every stored code has one value."""
-
-
-class Dequantization:
-    """D: stored codes back to full-precision weights, so that the next step can train them."""
-
-    name: ClassVar[str] = "D"
-    title: ClassVar[str] = "dequantization"
-    Recipe: ClassVar[type[Any]] = DequantizationRecipe
-    needs_full_precision: ClassVar[bool] = False
-    quantizes: ClassVar[bool] = False
-    inputs: ClassVar[tuple[str, ...]] = ()
-    checks: ClassVar[tuple[str, ...]] = (
-        "weights_finite",
-        "size_as_asked",
-        "dequantization_error",
-        "nf4_stable",
-    )
-
-    @staticmethod
-    def apply(step: StepInputs) -> StepReport:
-        """Dequantize `step.parent` into `step.output`; see `dequantize_checkpoint`."""
-        return dequantize_checkpoint(step.parent, step.output, step.report)
+def dequantize_step(step: StepInputs) -> StepReport:
+    """Dequantize `step.parent` into `step.output`; see `dequantize_checkpoint`."""
+    return dequantize_checkpoint(step.parent, step.output, step.report)
 
 
 def dequantize_checkpoint(source: Path, target: Path, report: Report = no_report) -> StepReport:

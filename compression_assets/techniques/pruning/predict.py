@@ -1,0 +1,39 @@
+"""What P will come to."""
+
+from dataclasses import replace
+
+from compression_assets.techniques.prediction import Prediction, StepContext
+from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
+from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, training_memory
+from compression_assets.training.work import forward_flops, tokens_of, training_flops
+from compression_assets.weights.shapes import Config
+
+
+def predict_pruning(config: Config, recipe: PruningRecipe, context: StepContext) -> Prediction:
+    """A forward pass over the calibration set, the cut, and fine-tuning. Raises StudyError as `kept_width`."""
+    tokens = tokens_of(recipe.finetune, context.volume("finetuning_set"))
+    shapes = Shapes.of(config)
+    if shapes is None:
+        return Prediction(config, tokens=tokens, flops=None, seconds=None)
+    width = kept_width(shapes.intermediate, recipe.ratio, recipe.multiple_of)
+    after = {**config, "intermediate_size": width}
+    scoring = forward_flops(config, context.volume("calibration_set"))
+    training = training_flops(after, recipe.finetune, context.volume("finetuning_set"))
+    return Prediction(
+        after,
+        tokens=tokens,
+        flops=training + scoring,
+        memory=_memory(shapes, replace(shapes, intermediate=width), recipe, context),
+        seconds=training / context.training + scoring / context.scoring,
+    )
+
+
+def _memory(before: Shapes, after: Shapes, recipe: PruningRecipe, context: StepContext) -> int:
+    length, kind, width = context.max_length, context.device, context.compute_bytes
+    tokens = context.rows(recipe.calibration_batch_size) * length
+    importance = forward_memory(before, tokens, length, width) + width * before.parameters
+    # On the CPU: both models in float32.
+    cutting = 4 * (before.parameters + after.parameters) if kind == "cpu" else 0
+    rows = context.rows(recipe.finetune.batch_size)
+    trained = training_memory(after, recipe.finetune, rows, length, kind, width)
+    return LIBRARIES[kind] + max(importance, cutting, trained)

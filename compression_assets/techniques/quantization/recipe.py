@@ -1,0 +1,66 @@
+"""What Q is told: the number format, and how a weight becomes a code of it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from compression_assets.strict import Strict
+from compression_assets.weights.formats.format import Format
+from compression_assets.weights.formats.grid import GridFormat
+from compression_assets.weights.formats.registry import format_class, make_format, quantizing_formats
+
+CALIBRATION_SET = "calibration_set"
+GRID = "grid"
+"""The earlier quantized model whose absmax is kept, among the models that Q reads."""
+
+
+def _known_format(kind: str) -> str:
+    names = [repr(name) for name in quantizing_formats()]
+    if repr(kind) not in names:
+        allowed = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise PydanticCustomError("format", "Input should be {allowed}", {"allowed": allowed})
+    return kind
+
+
+class QuantizationRecipe(Strict):
+    """How linear layers are stored. Defaults: the authors' scripts (NF4, block 64, double quantization).
+
+    kind: a number format: nf4; fp4, as large with other values; int8 (LLM.int8, threshold 6.0), to which blocks and
+        absmax do not apply; or one that another package brings.
+    blocksize: weights that share one absmax; transformers makes no other. double_quant: absmax itself is
+        stored in 8 bits.
+    compute_dtype: dtype in which the quantized layers multiply, as recorded in config.json.
+    rounding: how a weight becomes a code. nearest: bitsandbytes' own; stochastic: one of the two around it, with
+        chances such that the mean over seeds is the weight (up to those beyond the stored absmax); gptq: such that the
+        outputs of every layer on the calibration set change least.
+    keep_absmax: take over the absmax of the last Q before this one in the ordering, in layers whose shape is the same.
+    answer_tokens: tokens that the written model generates before it counts as made.
+    """
+
+    kind: Annotated[str, AfterValidator(_known_format)] = "nf4"
+    blocksize: Literal[64] = 64
+    double_quant: bool = True
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    rounding: Literal["nearest", "stochastic", "gptq"] = "nearest"
+    keep_absmax: bool = False
+    answer_tokens: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _rounding_fits_the_kind(self) -> Self:
+        if (self.rounding != "nearest" or self.keep_absmax) and not isinstance(self.format, GridFormat):
+            able = [name for name in quantizing_formats() if issubclass(format_class(name), GridFormat)]
+            raise ValueError(
+                f"rounding and keep_absmax can be chosen for {' and '.join(able)} only, not for {self.kind}"
+            )
+        return self
+
+    @property
+    def format(self) -> Format:
+        """The number format that this recipe leaves."""
+        return make_format(self.kind, double_quant=self.double_quant, compute_dtype=self.compute_dtype)
+
+    @property
+    def by_output(self) -> bool:
+        """Whether rounding looks at the layers' inputs on the calibration set."""
+        return self.rounding == "gptq"

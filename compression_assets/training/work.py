@@ -1,0 +1,62 @@
+"""Floating-point operations of forward passes and of training, from the numbers of a config.json and of the data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from compression_assets.training.schedule import TrainingRecipe
+from compression_assets.weights.shapes import Config, linear_parameters
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A split: its conversations, tokens with template, and predicted content tokens. measured: read from disk."""
+
+    rows: int
+    tokens: int
+    content: int
+    measured: bool = False
+
+    @property
+    def row_length(self) -> float:
+        return self.tokens / self.rows if self.rows else 0.0
+
+
+def epochs_of(recipe: TrainingRecipe, volume: Volume) -> float:
+    """Passes over the data, a limit on tokens included."""
+    limit = recipe.max_tokens
+    return min(recipe.epochs, limit / volume.content) if limit and volume.content else recipe.epochs
+
+
+def tokens_of(recipe: TrainingRecipe, volume: Volume) -> int:
+    """Content tokens trained on."""
+    return int(volume.content * epochs_of(recipe, volume))
+
+
+def forward_flops(config: Config, volume: Volume) -> float:
+    """One pass over a split without the output layer: 2 a weight and token, and attention over whole rows."""
+    if not volume.tokens:  # only memory is asked for, and other architectures take seconds to be counted
+        return 0.0
+    attention = 4.0 * volume.row_length * config["num_hidden_layers"] * attention_width(config)
+    return volume.tokens * (2.0 * linear_parameters(config) + attention)
+
+
+def head_flops(config: Config, volume: Volume) -> float:
+    """The output layer over a split's content tokens, the only ones that logits are made for."""
+    return 2.0 * volume.content * config["vocab_size"] * config["hidden_size"]
+
+
+def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> float:
+    """Forward and twice as much backward; checkpointing runs forward once more."""
+    body = forward_flops(config, volume) * (4 if recipe.gradient_checkpointing else 3)
+    return epochs_of(recipe, volume) * (body + 3 * head_flops(config, volume))
+
+
+def scoring_flops(config: Config, volume: Volume) -> float:
+    return forward_flops(config, volume) + head_flops(config, volume)
+
+
+def attention_width(config: Config) -> int:
+    """Heads times the size of one."""
+    heads = int(config["num_attention_heads"])
+    head: Any = config.get("head_dim") or config["hidden_size"] // heads
+    return heads * int(head)
