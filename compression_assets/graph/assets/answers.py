@@ -24,9 +24,8 @@ from compression_assets.store.reports import StepReport
 from compression_assets.study.leaderboard_models import Subject, subjects
 from compression_assets.study.model import Study
 from compression_assets.study.names import QUESTION_SET
-from compression_assets.study.orderings import technique_of
+from compression_assets.study.orderings import quantized_by
 from compression_assets.tables import markdown
-from compression_assets.techniques import registry
 
 PART = "answers"
 TABLE = "answers"
@@ -44,7 +43,7 @@ def answers_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> dg.AssetsDefinition:
     model = subject.model
-    quantized = bool(subject.path) and registry.technique(technique_of(subject.path[-1])).quantizes
+    quantized = quantized_by(subject.path) is not None
     artifact = Artifact(
         asset=subject.asset(PART),
         settings={PART: settings.model_dump(mode="json")},
