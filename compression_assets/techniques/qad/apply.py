@@ -53,7 +53,11 @@ def qad_step(step: StepInputs) -> StepReport:
     before = {weight.name: weight for weight in checkpoints.quantized_weights(step.parent)}
     stored = StoredForm(before, step.recipe.keep_scales, step.device)
     rows = [row for row in dataset if row.n_predicted][:COMPARED_ROWS]
-    trained: list[float] = []
+    trained: dict[str, Any] = {}
+
+    def measure(computing: "PreTrainedModel") -> None:
+        trained.update(dtype=computing.dtype, loss=mean_loss(computing, rows))
+
     done = train(
         model,
         dataset,
@@ -64,7 +68,7 @@ def qad_step(step: StepInputs) -> StepReport:
         distil=distilling_from(teacher, step.recipe, model),
         checkpoints=kept,
         as_stored=stored,
-        at_end=lambda computing: trained.append(mean_loss(computing, rows)),
+        at_end=measure,
     )
     _write(model, stored, step)
     layers = _weights_changed(before, step.output)
@@ -74,7 +78,7 @@ def qad_step(step: StepInputs) -> StepReport:
         checks=(
             checkpoints.check_finite(step.output),
             checkpoints.check_size(step.output),
-            _check_as_trained(step, rows, trained[0]),
+            _check_as_trained(step, rows, **trained),
         ),
         metadata=metadata
         | {
@@ -114,16 +118,13 @@ def _write(model: "PreTrainedModel", stored: StoredForm, step: StepInputs) -> No
     checkpoints.copy_tokenizer(step.parent, step.output)
 
 
-def _check_as_trained(step: StepInputs, rows: Sequence[TokenRow], trained: float) -> Check:
+def _check_as_trained(step: StepInputs, rows: Sequence[TokenRow], dtype: "torch.dtype", loss: float) -> Check:
     """The written model has the perplexity that the trained one had with the weights that it computed with."""
-    from compression_assets.machine.precision import compute_dtype
-
-    model = checkpoints.load_for_scoring(step.output, step.device, compute_dtype(step.device))
-    written = mean_loss(model, rows)
+    written = mean_loss(checkpoints.load_for_scoring(step.output, step.device, dtype), rows)
     return Check(
         "as_trained",
-        abs(written - trained) <= MAX_DIFFERENCE,
-        f"perplexity {math.exp(written):.4f} as written and {math.exp(trained):.4f} as trained, on "
+        abs(written - loss) <= MAX_DIFFERENCE,
+        f"perplexity {math.exp(written):.4f} as written and {math.exp(loss):.4f} as trained, on "
         f"{sum(row.n_predicted for row in rows):,} tokens of the distillation set",
     )
 

@@ -52,5 +52,4 @@ class StoredForm:
         if grid is None:
             return form.quantize(master)
         assert isinstance(form, GridFormat)
-        codes = form.nearest(divided(master, form.scales(grid)))
-        return form.with_codes(self._weights[name].parts, codes)
+        return form.with_codes(self._weights[name].parts, form.nearest(form.scaled(master, grid)))
