@@ -6,7 +6,7 @@ from compression_assets.training.schedule import TrainingRecipe
 
 
 class TeacherRecipe(TrainingRecipe):
-    """What every training on the teacher's answers is told. Defaults: the paper's scripts."""
+    """A training on the teacher's answers."""
 
     alpha: float = Field(ge=0, le=1, description="share of the KL")
     temperature: float = Field(gt=0)

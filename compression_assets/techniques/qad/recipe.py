@@ -8,12 +8,12 @@ from compression_assets.techniques.distillation.recipe import TeacherRecipe
 class QADRecipe(TeacherRecipe):
     """Training of a quantized model through its stored weights. Defaults: KL to the teacher alone, at temperature 1.
 
-    The loss is that of the report on QAD (arXiv 2601.20088, section 3); steps and batches are KD's.
+    The loss is that of the report on QAD (arXiv 2601.20088); steps and batches are KD's.
 
     learning_rate: a rate at which weights cross half a bin: one that is below it changes no code (docs/findings.md).
     keep_scales: a block keeps the scale that it came with, and only codes change. Otherwise the weights are quantized
-        anew after every step, so that a block's scale follows its largest weight; several times as slow. Formats whose
-        weights are not levels times scales (int8) are always quantized anew.
+        anew after every step, so that a block's scale follows its largest weight; several times as slow. Formats without
+        a grid to round to (fp4, int8) are always quantized anew.
     """
 
     alpha: float = Field(default=1.0, ge=0, le=1, description="share of the KL")
