@@ -81,7 +81,7 @@ def test_an_ordering_that_ends_at_a_model_which_is_there_costs_its_measurement(c
     code, output = copy.compression("run")
     assert code == 0, output
     assert copy.query("SELECT model FROM leaderboard ORDER BY ALL") == [("base",), ("q",)]
-    assert copy.query("SELECT model FROM lineage ORDER BY ALL") == [("base",), ("q",), ("teacher",)]
+    assert copy.query("SELECT model FROM lineage ORDER BY ALL") == [("base",), ("q",)]
 
 
 def test_teacher_logits_made_again_change_nothing(copy: Project) -> None:

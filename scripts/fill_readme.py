@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from compression_assets.reporting.caveats import caveats
+from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.page import machine
 from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.results import leaderboard_table
-from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.files import load_study
-from compression_assets.study.places import database_file, study_root
+from compression_assets.study.places import study_root
 from compression_assets.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     study = load_study(arguments.study)
-    data = read_report_data(study, study_root(study), MetricsDatabase(database_file(study)))
+    root = study_root(study)
+    database, _ = up_to_date(study, root)
+    data = read_report_data(study, root, database)
     new = text(data)
     for file in arguments.files or FILES:
         before = file.read_text()

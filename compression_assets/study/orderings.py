@@ -166,9 +166,12 @@ def node_key(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> s
 
 def last_quantized(path: StepPath) -> StepPath | None:
     """The path to the last quantized model before the last step of `path`; None where there is none."""
-    return next(
-        (path[:length] for length in range(len(path) - 1, 0, -1) if quantized_by(path[:length])), None
-    )
+    try:
+        return path[
+            : technique.last_quantized([registry.technique(technique_of(token)) for token in path[:-1]])
+        ]
+    except StudyError:
+        return None
 
 
 def quantized_by(path: StepPath) -> str | None:

@@ -33,9 +33,9 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """What is asked for: kind "score", or "verdicts" with exactly `count` of them."""
+    """What is asked for: a "score", exactly `count` "verdicts", the "nats" of a text after another, or a "cosine"."""
 
-    kind: Literal["score", "verdicts"]
+    kind: Literal["score", "verdicts", "nats", "cosine"]
     count: int = 1
 
     def schema(self) -> dict[str, Any]:
@@ -44,6 +44,8 @@ class Shape:
         if self.kind == "score":
             score = {"type": "integer", "enum": [int(label) for label in SCALE]}
             return _object({"reason": reason, "score": score})
+        if self.kind in ("nats", "cosine"):
+            return _object({self.kind: {"type": "number"}})
         verdict = _object({"reason": reason, "verdict": {"type": "string", "enum": list(VERDICTS)}})
         bounds = {"minItems": self.count, "maxItems": self.count}
         return _object({"verdicts": {"type": "array", "items": verdict, **bounds}})
@@ -62,23 +64,38 @@ class Reply:
 
     def checked(self, shape: Shape) -> "Reply":
         """The same answer in canonical JSON. Raises JudgeError (transient) when it does not fit the shape."""
-        value = _parsed(self.text)
-        content = _score(value) if shape.kind == "score" else _verdicts(value, shape.count)
+        value = _parsed(self.text, shape.kind)
+        if shape.kind in ("nats", "cosine"):
+            content = _number(value, shape.kind)
+        else:
+            content = _score(value) if shape.kind == "score" else _verdicts(value, shape.count)
         if any(not (math.isfinite(value) and value <= ROUNDING) for _, value in self.top or ()):
             raise _garbage("its log-probabilities are none")
         return Reply(json.dumps(content), self.top, self.tokens)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    # Models like to wrap their JSON in prose or a code fence; what is between the outer braces counts.
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        value = json.loads(text[start : end + 1]) if 0 <= start < end else None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise _garbage(f"it answered no JSON object but {text[:80]!r}")
-    return value
+def _parsed(text: str, key: str) -> dict[str, Any]:
+    """The last JSON object in `text` that has `key`: models wrap it in thinking, prose or a code fence."""
+    # A template may write "<think>" itself, so that a text can hold nothing but the end of the thinking.
+    answer = text.rpartition("</think>")[2]
+    if "<think>" in answer:
+        raise _garbage(
+            "its thinking is cut off before an answer: set a larger max_tokens in evaluation.judge.model"
+        )
+    decoder = json.JSONDecoder()
+    found = None
+    start = answer.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(answer, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            found = value if key in value else found
+        start = answer.find("{", end)
+    if found is None:
+        raise _garbage(f"it answered no JSON object with {key!r} but {answer.strip()[:80]!r}")
+    return dict(found)
 
 
 def _score(value: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +104,14 @@ def _score(value: dict[str, Any]) -> dict[str, Any]:
     if not whole or str(int(score or 0)) not in SCALE:
         raise _garbage(f"its score {str(score)[:40]!r} is not on the scale {SCALE[0]} to {SCALE[-1]}")
     return {"reason": str(value.get("reason", "")), "score": int(score or 0)}
+
+
+def _number(value: dict[str, Any], name: str) -> dict[str, Any]:
+    number = value.get(name)
+    least = 0.0 if name == "nats" else -1 - ROUNDING
+    if not isinstance(number, float) or not math.isfinite(number) or number < least:
+        raise JudgeError(f"it gives {name} of {number}", transient=False)
+    return value
 
 
 def _verdicts(value: dict[str, Any], count: int) -> dict[str, Any]:

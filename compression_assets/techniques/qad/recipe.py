@@ -10,10 +10,10 @@ class QADRecipe(TeacherRecipe):
 
     The loss is that of the report on QAD (arXiv 2601.20088); steps and batches are KD's.
 
-    learning_rate: a rate at which weights cross half a bin: one that is below it changes no code (docs/findings.md).
+    learning_rate: updates that never add up to half a bin change no code, so it is higher than KD's (docs/findings.md).
     keep_scales: a block keeps the scale that it came with, and only codes change. Otherwise the weights are quantized
-        anew after every step, so that a block's scale follows its largest weight; several times as slow. Formats without
-        a grid to round to (fp4, int8) are always quantized anew.
+        anew after every step, so that a block's scale follows its largest weight; several times as slow. Formats
+        without a grid to round to (fp4, int8) are always quantized anew.
     """
 
     alpha: float = Field(default=1.0, ge=0, le=1, description="share of the KL")
