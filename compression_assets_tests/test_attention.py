@@ -92,3 +92,12 @@ def test_a_model_says_the_same_with_it() -> None:
         with short_row_attention(model, "cpu", 40, torch.bfloat16):
             found = model(input_ids=ids).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_values_of_another_width_than_queries_go_to_torch() -> None:
+    """As in DeepSeek-V2, whose heads have values of 128 and queries of 192."""
+    query, key, value = _inputs(2, 4, 4, 9, 6)
+    narrow = value[..., :4]
+    expected = F.scaled_dot_product_attention(query, key, narrow, is_causal=True, scale=0.3)
+    found, _ = attention_forward(torch.nn.Module(), query, key, narrow, None, scaling=0.3)
+    torch.testing.assert_close(found, expected.transpose(1, 2))

@@ -96,7 +96,8 @@ def test_every_asset_links_to_the_source_that_makes_it(monkeypatch: pytest.Monke
     labels = [one.label for one in _references(graph, "final_p")]
     assert labels == [
         "compression_assets/graph/assets/models.py",
-        "compression_assets.techniques.pruning.technique",
+        "compression_assets.techniques.pruning.apply:prune_step",
+        "compression_assets.techniques.pruning.recipe:PruningRecipe",
     ]
     file, line = _references(graph, "metrics_p")[0].file_path, _references(graph, "metrics_p")[0].line_number
     assert Path(file).read_text().splitlines()[line - 1].strip().startswith("def measure(")

@@ -1,6 +1,6 @@
 """Model sources: what is written, and what is refused with which words.
 
-The hub source needs a network and is not run here; only its settings are tested.
+The hub source is in `test_hub.py`.
 """
 
 import json
@@ -22,8 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compression_assets.errors import StudyError
 from compression_assets.sources.models import ModelSource, check_model_source, fetch_model
 from compression_assets.sources.random_model import SPECIAL_TOKENS, byte_tokenizer
+from compression_assets.sources.written import Loaded
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.chat import Message, render
+from compression_assets.weights import checkpoints
 from compression_assets_tests.made_wheels import put_wheel
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -212,7 +214,9 @@ def set_config(**changes: Any) -> Callable[[Path], None]:
         (shutil.rmtree, "does not exist"),
         (remove_config, "config.json does not exist"),
         (break_config, "not valid JSON"),
-        (set_config(auto_map={"AutoModel": "x.Y"}), "auto_map"),
+        (set_config(model_type="theirs", auto_map={"AutoModel": "x.Y"}), "auto_map"),
+        (set_config(text_config={"hidden_size": 8}), "is a multimodal model"),
+        (set_config(intermediate_size=[48, 32]), "intermediate_size is a list"),
         (set_config(quantization_config={"quant_method": "bitsandbytes"}), "already quantized"),
         (set_config(model_type="unheard_of"), "cannot be loaded"),
         (set_config(hidden_size="wide"), "cannot be loaded"),
@@ -243,6 +247,68 @@ def test_the_early_check_needs_no_model_to_be_loaded(copy: Path) -> None:
     cut_weights(copy)
     with pytest.raises(StudyError, match="corrupted"):
         check_model_source(source)
+
+
+def test_what_a_config_asks_of_its_loader_is_not_needed(copy: Path, tmp_path: Path) -> None:
+    """Code that transformers has itself, a kernel that may not be installed, and no quantization at all."""
+    asked = {
+        "auto_map": {"AutoModelForCausalLM": "modeling_theirs.Theirs"},
+        "quantization_config": None,
+    }
+    for key in ("attn_implementation", "_attn_implementation"):
+        edit_json(copy / "config.json", **asked, **{key: "flash_attention_2"})
+        edit_json(copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["theirs.Slow", None]})
+        check_model_source(model_source(kind="directory", path=str(copy)))
+        fetch(tmp_path / key, kind="directory", path=str(copy))
+        written = json.loads((tmp_path / key / "config.json").read_text())
+        assert not {*asked, key} & written.keys()
+        assert checkpoints.load_full_precision(tmp_path / key).config._attn_implementation == "sdpa"
+
+
+def test_an_output_layer_of_its_own_is_used_whatever_the_config_says(copy: Path, tmp_path: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    head = 0.3 * torch.randn(
+        tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(3)
+    )
+    save_file(tensors | {"lm_head.weight": head}, copy / "model.safetensors", metadata={"format": "pt"})
+    edit_json(copy / "config.json", tie_word_embeddings=True)
+    facts = fetch(tmp_path / "out", kind="directory", path=str(copy))
+    assert any("used untied" in note for note in facts["notes"])
+    theirs = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.bfloat16)
+    ours = checkpoints.load_for_scoring(tmp_path / "out", "cpu", torch.bfloat16)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, ours(ids).logits)
+    # Written with such a config by somebody else, it is refused rather than read without its output layer.
+    edit_json(tmp_path / "out" / "config.json", tie_word_embeddings=True)
+    with pytest.raises(StudyError, match=r"lm_head.weight, which differs from model.embed_tokens.weight"):
+        checkpoints.load_full_precision(tmp_path / "out")
+
+
+def test_a_model_that_does_not_survive_being_written_is_refused(original: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    loaded = Loaded.of(model)
+    loaded.check(original, original, torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] += 5
+    with pytest.raises(StudyError, match="its logits are others"):
+        Loaded.of(model).check(original, original, torch.float32)
+    with pytest.raises(StudyError, match="is another when it is loaded again"):
+        loaded.check(original, original, torch.bfloat16)
+
+
+def test_an_id_beyond_the_embeddings_that_no_text_produces_is_harmless(copy: Path, tmp_path: Path) -> None:
+    """As gemma-3-1b has for pictures."""
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens([f"[PAD{n}]" for n in range(272 - len(tokenizer))])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<picture>"]})
+    assert tokenizer.convert_tokens_to_ids("<picture>") == 272
+    tokenizer.save_pretrained(copy)
+    fetch(tmp_path / "out", kind="directory", path=str(copy))
+    tokenizer.chat_template = tokenizer.chat_template.replace("messages", "messages", 1) + "<picture>"
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(StudyError, match="ids up to 272"):
+        fetch(tmp_path / "refused", kind="directory", path=str(copy))
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy: Path, tmp_path: Path) -> None:

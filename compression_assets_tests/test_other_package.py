@@ -122,4 +122,4 @@ def test_what_a_technique_refuses_is_said_before_any_work(project: Project) -> N
         raw["techniques"]["DP"] = {"drop": 2}
         project.write(raw)
     for text in found.values():
-        assert "DP cannot be applied: it would drop 9 of 4 layers" in text
+        assert "DP cannot be applied to it: it would drop 9 of 4 layers" in text

@@ -10,14 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import PreTrainedModel
 
 from compression_assets.errors import StudyError
 from compression_assets.machine import precision
 from compression_assets.store.reports import Report, StepReport, no_report
 from compression_assets.techniques.pruning import Pruning
 from compression_assets.techniques.pruning import apply as pruning
-from compression_assets.techniques.pruning.apply import ffn_importance, most_important, prune_ffn
+from compression_assets.techniques.pruning.apply import ffn_importance, most_important
+from compression_assets.techniques.pruning.blocks import prune_ffn
 from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
@@ -177,12 +178,6 @@ def test_kept_width(width: int, ratio: float, multiple_of: int, kept: int | None
 def test_senseless_ratios_are_refused(ratio: float) -> None:
     with pytest.raises(ValidationError):
         PruningRecipe(ratio=ratio)
-
-
-def test_other_architectures_are_refused() -> None:
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=259)
-    with pytest.raises(StudyError, match=r"'gpt2' cannot be pruned"):
-        ffn_importance(AutoModelForCausalLM.from_config(config), dataset(0), PruningRecipe(), "cpu")
 
 
 def test_data_and_weights_without_importance_are_refused() -> None:

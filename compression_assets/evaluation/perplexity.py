@@ -6,6 +6,7 @@ its exactly dequantized weights, which is what the 4-bit kernels compute with on
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,18 +77,23 @@ def measure_perplexity(
 def score(
     model: "PreTrainedModel", dataset: "TokenDataset", batch_size: int, report: Report = no_report
 ) -> PerplexityResult:
-    """Negative log-likelihood of each row's content tokens under a loaded causal language model."""
+    """Negative log-likelihood of each row's content tokens under a loaded causal language model.
+
+    Logits are what `model(...)` says they are; where the output layer alone makes them, at content positions only.
+    """
     import torch
 
     from compression_assets.text.batches import collate, length_buckets
+    from compression_assets.weights.logits import head_makes_logits
 
     nll = [0.0] * len(dataset.rows)
     done = 0
     model.eval()
+    head_alone = head_makes_logits(model)
     with torch.inference_mode():
         for indices in length_buckets(dataset, batch_size, seed=None):
             batch = collate([dataset.rows[i] for i in indices], pad_id=0)
-            losses = _token_losses(model, batch)
+            losses = _token_losses(model, batch, head_alone)
             rows = batch.predicts.nonzero()[:, 0]
             sums = torch.zeros(len(indices), dtype=torch.float64).index_add_(0, rows, losses)
             for index, value in zip(indices, sums.tolist(), strict=True):
@@ -107,23 +113,33 @@ def score(
     )
 
 
-def _token_losses(model: "PreTrainedModel", batch: "Batch") -> "torch.Tensor":
+def _token_losses(model: "PreTrainedModel", batch: "Batch", head_alone: bool) -> "torch.Tensor":
     """Losses in nats of the N predicted content tokens, [N] float64 on the CPU, in row-major order."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    batch = batch.to(model.device)
-    hidden = model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state[batch.predicts]
-    targets = batch.targets()
-    head = model.get_output_embeddings()
-    losses = [
-        cross_entropy(
-            head(hidden[start : start + HEAD_ROWS]).float(),
-            targets[start : start + HEAD_ROWS],
-            reduction="none",
-        )
-        for start in range(0, len(targets), HEAD_ROWS)
-    ]
+    targets = batch.targets().to(model.device)
+    losses, start = [], 0
+    for logits in _predicting_logits(model, batch.to(model.device), head_alone):
+        ids = targets[start : start + len(logits)]
+        losses.append(cross_entropy(logits.float(), ids, reduction="none"))
+        start += len(logits)
     return torch.cat(losses).double().cpu()
+
+
+def _predicting_logits(
+    model: "PreTrainedModel", batch: "Batch", head_alone: bool
+) -> "Iterator[torch.Tensor]":
+    """Logits [n, vocabulary] at the positions that predict content, in row-major order, n at most HEAD_ROWS."""
+    if head_alone:
+        hidden = model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state[batch.predicts]
+        yield from map(model.get_output_embeddings(), hidden.split(HEAD_ROWS))
+        return
+    # Its own forward pass makes the logits of every position, so it sees as few rows at once as have HEAD_ROWS.
+    at_once = max(1, HEAD_ROWS // batch.input_ids.shape[1])
+    parts = (part.split(at_once) for part in (batch.input_ids, batch.attention_mask, batch.predicts))
+    for ids, mask, predicts in zip(*parts, strict=True):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        yield from logits[predicts].split(HEAD_ROWS)

@@ -18,11 +18,12 @@ from compression_assets.graph.launcher import close_abandoned_runs
 from compression_assets.machine.progress import ProgressView
 from compression_assets.machine.workers import workers
 from compression_assets.planning.costs import expected_seconds
+from compression_assets.planning.fit import refuse_unfit
 from compression_assets.store.fingerprints import fingerprint, library_versions
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, DATASETS_OP, POOL, TABLES
-from compression_assets.study.places import current_study, dagster_home, study_root
+from compression_assets.study.places import current_study, dagster_home, storage_root, study_root
 
 POLL_SECONDS = 0.5
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -51,6 +52,7 @@ def run_study(
     Raises StudyError for a selection that names nothing.
     """
     study = current_study()
+    refuse_unfit(study, storage_root() / ".downloads", study_root(study))
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
     chosen = _chosen(study, selection, ordering, rebuild)
     costs = expected_seconds(study)

@@ -6,6 +6,7 @@ from pathlib import Path
 from compression_assets.planning import memory, work
 from compression_assets.planning.costs import REFERENCE, expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
+from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.steps import Predictions, data_volumes
 from compression_assets.sources.models import HubModel
@@ -24,6 +25,7 @@ from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
 from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
+from compression_assets.weights.architectures import standard
 from compression_assets.weights.formats.bf16 import FP32
 from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
@@ -108,11 +110,12 @@ class _Planner:
     def __init__(self, study: Study, device: Device, downloads: Path, root: Path | None) -> None:
         self.study, self.device = study, device
         built = None if root is None else root / relative_directory(BASE_MODEL)
-        self.base = config_of(study.base_model, downloads, built)
+        refuse_unfit(study, downloads, root)
+        self.base = standard(config_of(study.base_model, downloads, built))
         self.teacher: Config = self.base
         if isinstance(study.teacher, ModelTeacher):
             built = None if root is None else root / relative_directory(TEACHER_MODEL)
-            self.teacher = config_of(study.teacher.source, downloads, built)
+            self.teacher = standard(config_of(study.teacher.source, downloads, built))
         self.volumes = work.volumes(study, root)
         self.context = StepContext(
             max_length=study.data.max_length,

@@ -27,7 +27,7 @@ class Predictions:
             parent, recipe = self.of(self._study.nodes[node.parent]), self._study.recipe(node.step)
             one = technique(node.technique or "")
             if reason := one.refusal(parent.config, recipe):
-                raise StudyError(f"{recipe_token(node.step)} cannot be applied: {reason}")
+                raise StudyError(f"{recipe_token(node.step)} cannot be applied to it: {reason}")
             self._made[node.path] = one.predict(parent.config, recipe, self._context)
         return self._made[node.path]
 

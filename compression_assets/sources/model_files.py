@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.fingerprints import file_sha256
-from compression_assets.weights.files import VOCABULARY_FILES, weight_files
+from compression_assets.weights import architectures
+from compression_assets.weights.files import INDEX, VOCABULARY_FILES, WEIGHTS, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,20 +20,7 @@ def check_directory(path: Path) -> None:
     """StudyError unless `path` holds config.json, safetensors weights and a tokenizer, and asks for no code."""
     if not path.is_dir():
         raise StudyError(f"the model directory {path} does not exist: correct the path in the study.")
-    config = _json(path / "config.json", "it is no Hugging Face model directory")
-    for name, settings in (
-        ("config.json", config),
-        ("tokenizer_config.json", _optional_json(path / "tokenizer_config.json")),
-    ):
-        if "auto_map" in settings:
-            raise StudyError(
-                f"{path / name} asks to run code that comes with the model (auto_map), which is never done: "
-                "use a model whose architecture is part of transformers."
-            )
-    if "quantization_config" in config:
-        raise StudyError(
-            f"the model {path} is already quantized: give the directory of its full-precision weights."
-        )
+    check_config(path)
     files = weight_files(path)
     if not any((path / name).is_file() for name in VOCABULARY_FILES):
         raise StudyError(
@@ -41,6 +29,56 @@ def check_directory(path: Path) -> None:
         )
     for file in files:
         check_safetensors(file)
+
+
+def check_config(path: Path) -> None:
+    """StudyError unless config.json is that of a full-precision text model which transformers has code for."""
+    config = _json(path / "config.json", "it is no Hugging Face model directory")
+    settings = _optional_json(path / "tokenizer_config.json")
+    if _needs_own_code(config):
+        raise StudyError(
+            f"{path / 'config.json'} asks to run code that comes with the model (auto_map), which is never done: "
+            f"use a model whose architecture is part of transformers ({config.get('model_type')!r} is not)."
+        )
+    if "auto_map" in settings and not (path / "tokenizer.json").is_file():
+        raise StudyError(
+            f"{path / 'tokenizer_config.json'} asks to run code that comes with the model (auto_map), which is never "
+            "done, and there is no tokenizer.json beside it: use a model with one."
+        )
+    if config.get("quantization_config"):
+        raise StudyError(
+            f"the model {path} is already quantized: give the directory of its full-precision weights."
+        )
+    if reason := architectures.not_a_text_model(config):
+        raise StudyError(f"{path / 'config.json'}: {reason}")
+
+
+def _needs_own_code(config: Mapping[str, Any]) -> bool:
+    """Whether a config names code of its own (auto_map) for a type of model that transformers has no code for."""
+    if "auto_map" not in config:
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def names_of_weights(path: Path) -> list[str]:
+    """The safetensors files that transformers would load, by the index where there is one, else the only name."""
+    if not (path / INDEX).is_file():
+        return [WEIGHTS]
+    weight_map = _json(path / INDEX, "").get("weight_map")
+    return sorted(set(weight_map.values())) if isinstance(weight_map, dict) else [WEIGHTS]
+
+
+def refuse_other_weights(model: str, names: Sequence[str]) -> None:
+    """Raise StudyError for a repository without safetensors, saying what it holds instead. names: of its files."""
+    for suffixes, what in (
+        ((".bin", ".pt", ".pth", ".ckpt"), "has only pickled weights, which can run code when they are read"),
+        ((".gguf",), "has GGUF files only: download one and name it with kind: gguf"),
+    ):
+        if any(name.endswith(suffixes) for name in names):
+            raise StudyError(f"the model {model} {what}; use a revision or repository with safetensors.")
+    raise StudyError(f"the model {model} has no *.safetensors weights: use another revision or repository.")
 
 
 def check_safetensors(file: Path) -> None:
@@ -84,6 +122,18 @@ def check_loaded(model: "PreTrainedModel", loading: Mapping[str, Any], path: Pat
             raise StudyError(
                 f"the model {path} has NaN or infinite values in {name}: it cannot be compressed or compared."
             )
+
+
+def note_untied(model: "PreTrainedModel") -> list[str]:
+    """Make the config say so where a checkpoint has an output layer of its own although it says that it is tied."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if not getattr(model.config, "tie_word_embeddings", False) or head.weight is embeddings.weight:
+        return []
+    model.config.tie_word_embeddings = False
+    return [
+        "the config says that embeddings and output layer are tied, the weights differ: used untied, as transformers "
+        "does (tie_word_embeddings set to false)"
+    ]
 
 
 @contextmanager

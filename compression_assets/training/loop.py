@@ -127,26 +127,17 @@ def body_and_head(model: "PreTrainedModel") -> "tuple[torch.nn.Module, torch.nn.
 
     StudyError if logits are anything but that layer applied to those states (soft-capped or scaled logits).
     """
-    import torch
+    from compression_assets.weights.logits import head_makes_logits
 
-    body, head = model.base_model, model.get_output_embeddings()
     training = model.training
-    model.eval()
-    with torch.no_grad():
-        ids = torch.arange(4, device=next(model.parameters()).device)[None]
-        expected = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        # NaN passes: that is for the watch over divergence to report.
-        same = isinstance(head, torch.nn.Linear) and torch.allclose(
-            head(hidden).float(), expected, rtol=1e-2, atol=1e-2, equal_nan=True
-        )
+    same = head_makes_logits(model.eval())
     model.train(training)
     if not same:
         raise StudyError(
             f"{type(model).__name__} does more than a linear layer between its last hidden states and its logits, "
             "which the chunked loss cannot reproduce: choose a Llama- or Qwen2-type model."
         )
-    return body, head
+    return model.base_model, model.get_output_embeddings()
 
 
 class _Run:

@@ -27,6 +27,7 @@ from compression_assets.weights.formats.format import ModelTensor
 from compression_assets.weights.formats.layout import Layout, layout_of, quantization_of, stored_parts
 from compression_assets.weights.layers import linear_weights
 from compression_assets.weights.stored import StoredWeight, read_stored
+from compression_assets.weights.ties import Copies
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,19 @@ def read_config(directory: Path) -> "PretrainedConfig":
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(f"transformers cannot read {directory / 'config.json'}: {reason}") from error
+    return without_requests(config)
+
+
+def without_requests(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration without what it asks of whoever loads it, and is not given: kernels, code, no quantization.
+
+    Attention is what transformers takes, but the plain one where scores are capped (Gemma 2): fused kernels do not cap.
+    """
+    config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    if getattr(config, "quantization_config", True) is None:
+        del config.quantization_config
+    if hasattr(config, "auto_map"):
+        del config.auto_map
     return config
 
 
@@ -187,10 +201,13 @@ def _stored_weights(directory: Path) -> Iterator[StoredWeight]:
 def fitting(source: Path, tensors: "Iterator[Named]", model: "PreTrainedModel") -> "Iterator[Named]":
     """`tensors` without copies of tied weights, each known to fit the (meta) model and none left out.
 
-    Raises StudyError naming `source` for a tensor that is missing, unexpected or of another shape.
+    Raises StudyError naming `source` for a tensor that is missing, unexpected or of another shape, and for a tied one
+    that is no copy.
     """
     expected, tied = stored_tensors(model), model.all_tied_weights_keys
+    copies = Copies(tied, source)
     for name, tensor in tensors:
+        copies.see(name, tensor)
         if name in tied:
             continue
         slot = expected.pop(name, None)

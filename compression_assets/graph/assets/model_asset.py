@@ -1,5 +1,7 @@
 """Every asset that is a model directory: base, teacher and the nodes of the prefix tree."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -45,15 +47,28 @@ def model_asset(
 
 
 def released_model_asset(
-    asset: str, source: ModelSource, *, group: str, description: str, tags: dict[str, str]
+    asset: str,
+    source: ModelSource,
+    *,
+    group: str,
+    description: str,
+    tags: dict[str, str],
+    fits: Callable[[Path], None] = lambda _: None,
 ) -> dg.AssetsDefinition:
-    """A model as somebody released it, written as a bfloat16 model directory."""
+    """A model as somebody released it, written as a bfloat16 model directory.
+
+    fits: raises StudyError for a directory of a model that cannot go through the study.
+    """
 
     def build(place: BuildContext) -> StepReport:
-        from compression_assets.sources.models import fetch_model
+        from compression_assets.sources.models import HubModel, download_description, fetch_model
         from compression_assets.weights.checkpoints import check_finite, check_size
 
+        if isinstance(source, HubModel):
+            # Before its weights, which may take an hour.
+            fits(download_description(source, place.storage.downloads))
         metadata = fetch_model(source, place.output, place.storage.downloads)
+        fits(place.output)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
     artifact = Artifact(

@@ -1,6 +1,7 @@
 """The model assets: the base, and one for each node of the orderings' prefix tree."""
 
 import json
+from functools import partial
 
 import dagster as dg
 
@@ -10,6 +11,7 @@ from compression_assets.graph.assets.code import step_code
 from compression_assets.graph.assets.memory import of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import PRIORITY, longest_ways
+from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, model_key
@@ -33,6 +35,7 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
         group="base",
         description="The student before any compression, in bfloat16.",
         tags={"stage": "base", "depth": "0"},
+        fits=partial(refuse_directory, study, "base_model"),
     )
     external = [
         released_model_asset(
@@ -41,8 +44,9 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
             group="external_models",
             description="A model from elsewhere, in bfloat16: measured, never compressed.",
             tags={"stage": "external"},
+            fits=partial(refuse_directory, study, f"external_models[{index}].source"),
         )
-        for model in study.external_models
+        for index, model in enumerate(study.external_models)
     ]
     return [base, *steps, *external]
 

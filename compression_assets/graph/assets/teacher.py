@@ -1,6 +1,7 @@
 """The teacher and its logits: computed once, read by every distillation step."""
 
 from dataclasses import replace
+from functools import partial
 
 import dagster as dg
 
@@ -9,6 +10,7 @@ from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.memory import of_correction, of_logits
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import teacher_priority
+from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
@@ -27,7 +29,7 @@ def teacher_assets(study: Study) -> list[dg.AssetsDefinition]:
     if not study.distils or study.teacher is None:
         return []
     teacher = study.teacher
-    model = _corrected(study, teacher) if isinstance(teacher, CorrectedTeacher) else _fetched(teacher)
+    model = _corrected(study, teacher) if isinstance(teacher, CorrectedTeacher) else _fetched(study, teacher)
     return [model, _logits(study)]
 
 
@@ -70,13 +72,14 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
     )
 
 
-def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
+def _fetched(study: Study, teacher: ModelTeacher) -> dg.AssetsDefinition:
     return released_model_asset(
         TEACHER_MODEL,
         teacher.source,
         group="teacher",
         description="The teacher as it was released.",
         tags=TAGS,
+        fits=partial(refuse_directory, study, "teacher.source"),
     )
 
 

@@ -6,6 +6,7 @@ from compression_assets.techniques.distillation.apply import distill_step
 from compression_assets.techniques.distillation.predict import predict_distillation
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.techniques.technique import Reads, Technique
+from compression_assets.training.refusal import refusal
 
 
 class Distillation(Technique):
@@ -17,6 +18,7 @@ class Distillation(Technique):
     checks = ("weights_finite", "size_as_asked")
     apply = staticmethod(distill_step)
     predict = staticmethod(predict_distillation)
+    refusal = staticmethod(refusal)
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:

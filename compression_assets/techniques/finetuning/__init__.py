@@ -6,6 +6,7 @@ from compression_assets.techniques.finetuning.apply import finetune_step
 from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.technique import Reads, Technique
 from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.refusal import refusal
 
 
 class PlainFinetuning(Technique):
@@ -20,6 +21,7 @@ class PlainFinetuning(Technique):
     checks = ("weights_finite", "size_as_asked")
     apply = staticmethod(finetune_step)
     predict = staticmethod(predict_finetuning)
+    refusal = staticmethod(refusal)
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:

@@ -5,6 +5,7 @@ from typing import Any
 from compression_assets.techniques.pruning.apply import prune_step
 from compression_assets.techniques.pruning.predict import predict_pruning
 from compression_assets.techniques.pruning.recipe import PruningRecipe
+from compression_assets.techniques.pruning.refusal import refusal
 from compression_assets.techniques.technique import Reads, Technique
 
 
@@ -17,6 +18,7 @@ class Pruning(Technique):
     checks = ("weights_finite", "size_as_asked", "width_as_asked")
     apply = staticmethod(prune_step)
     predict = staticmethod(predict_pruning)
+    refusal = staticmethod(refusal)
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:

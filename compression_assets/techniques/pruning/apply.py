@@ -1,14 +1,20 @@
-"""Structured pruning of gated feed-forward blocks: importance, selection, rebuilding, and P itself.
+"""Structured pruning of feed-forward blocks: importance, selection, and P itself.
 
-A neuron j of a block is row j of gate_proj and up_proj with column j of down_proj. Removing it changes
-nothing but its own contribution, so the pruned model equals the original with the removed neurons at zero.
+What a neuron is in the matrices of a block, and how it is cut out, is in blocks.py. Removing one changes nothing but
+its own contribution, so the pruned model equals the original with the removed neurons at zero.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, StepReport
+from compression_assets.techniques.pruning.blocks import (
+    FeedForward,
+    ffn_blocks,
+    prune_ffn,
+    rows_making,
+    width_key,
+)
 from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.batches import collate, length_buckets
@@ -19,8 +25,6 @@ from compression_assets.weights.origins import Cut, write_origins
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def prune_step(step: StepInputs) -> StepReport:
@@ -48,7 +52,11 @@ def prune_step(step: StepInputs) -> StepReport:
     model = checkpoints.load_full_precision(step.parent)
     keep = [most_important(scores, after) for scores in importance]
     names = {module: name for name, module in model.named_modules()}
-    cuts = [_cut(names[block], own) for block, own in zip(ffn_blocks(model), keep, strict=True)]
+    cuts = [
+        cut
+        for block, own in zip(ffn_blocks(model), keep, strict=True)
+        for cut in _cuts(names[block.module], block, own)
+    ]
     prune_ffn(model, keep)
     dataset = TokenDataset.load(step.data["finetuning_set"])
     recipe = step.recipe.finetune
@@ -57,7 +65,8 @@ def prune_step(step: StepInputs) -> StepReport:
     checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
     write_origins(step.output, cuts=cuts)
 
-    actual = checkpoints.read_config(step.output).intermediate_size
+    written = checkpoints.read_config(step.output)
+    actual = getattr(written, width_key(written))
     return StepReport(
         checks=(
             checkpoints.check_finite(step.output),
@@ -87,37 +96,21 @@ def prune_step(step: StepInputs) -> StepReport:
     )
 
 
-def ffn_blocks(model: "PreTrainedModel") -> "list[torch.nn.Module]":
-    """The gated feed-forward block of every layer, in order.
-
-    Raises StudyError unless each layer has one, with gate_proj, up_proj and down_proj of the config's width.
-    """
-    from torch.nn import Linear
-
-    layers, width = model.config.num_hidden_layers, getattr(model.config, "intermediate_size", None)
-    blocks = [
-        module
-        for module in model.modules()
-        if all(isinstance(getattr(module, projection, None), Linear) for projection in PROJECTIONS)
-    ]
-    if len(blocks) != layers or any(_widths(block) != {width} for block in blocks):
-        raise StudyError(
-            f"models of type {model.config.model_type!r} cannot be pruned: not every layer has one "
-            "feed-forward block of gate_proj, up_proj and down_proj as wide as config.intermediate_size"
-        )
-    return blocks
-
-
 def intermediate_size(model: "PreTrainedModel") -> int:
     """Width of the feed-forward blocks; StudyError when the model has none that can be pruned."""
-    ffn_blocks(model)
-    return int(model.config.intermediate_size)
+    width_key(model.config)
+    return ffn_blocks(model)[0].width
 
 
-def _cut(block: str, keep: "torch.Tensor") -> Cut:
-    """What cutting a block by name down to the neurons `keep` does to its layers."""
-    gate, up, down = (f"{block}.{projection}" for projection in PROJECTIONS)
-    return Cut(tuple(keep.tolist()), rows_of=(gate, up), columns_of=(down,))
+def _cuts(name: str, block: FeedForward, keep: "torch.Tensor") -> list[Cut]:
+    """What cutting the block of a name down to the neurons `keep` does to its layers."""
+    made = [
+        Cut(
+            tuple(rows_making(layer, keep, block.width).tolist()), rows_of=(f"{name}.{layer}",), columns_of=()
+        )
+        for layer in block.made_by
+    ]
+    return [*made, Cut(tuple(keep.tolist()), rows_of=(), columns_of=(f"{name}.{block.read_by}",))]
 
 
 def ffn_importance(
@@ -125,13 +118,14 @@ def ffn_importance(
 ) -> "list[torch.Tensor]":
     """Importance of every neuron, fp64 [intermediate_size] on the CPU for each layer.
 
-    s · w / max(w) + (1 - s) · a / max(a) with s = weight_share, w = Σ|gate row| + Σ|up row| and
+    s · w / max(w) + (1 - s) · a / max(a) with s = weight_share, w = Σ|gate row| + Σ|up row| (without a gate: of the one
+    row) and
     a = mean |activation| over the content tokens of `dataset`, by default of the input of down_proj. The form is the
     authors' scripts'; the activation is taken where it matters, behind the gate, and without template and padding.
     Runs in the model's own dtype on `device`.
     Raises StudyError when the data has no content, or a layer's magnitudes are all zero or not finite.
     """
-    weights = [_weight_magnitude(block) for block in ffn_blocks(model)]
+    weights = [block.weight_magnitude() for block in ffn_blocks(model)]
     activations = _activation_magnitudes(
         model, dataset, recipe.calibration_batch_size, device, recipe.activation
     )
@@ -153,41 +147,6 @@ def most_important(scores: "torch.Tensor", n: int) -> "torch.Tensor":
     return scores.argsort(descending=True, stable=True)[:n].sort().values
 
 
-def prune_ffn(model: "PreTrainedModel", keep: "Sequence[torch.Tensor]") -> None:
-    """Rebuild every feed-forward block, in place, from the neurons `keep[layer]` (int64 [n], one n for all).
-
-    Updates config.intermediate_size. Neurons stay in the order of `keep`; biases are handled.
-    """
-    (width,) = {len(kept) for kept in keep}
-    for block, kept in zip(ffn_blocks(model), keep, strict=True):
-        for projection in ("gate_proj", "up_proj"):
-            _select(getattr(block, projection), kept, dim=0)
-        _select(block.down_proj, kept, dim=1)
-        if hasattr(block, "intermediate_size"):
-            block.intermediate_size = width
-    model.config.intermediate_size = width
-
-
-def _select(linear: Any, kept: "torch.Tensor", dim: int) -> None:
-    """Keep rows (dim 0) or columns (dim 1) of a linear layer; the bias belongs to the rows."""
-    from torch.nn import Parameter
-
-    kept = kept.to(linear.weight.device)
-    linear.weight = Parameter(linear.weight.detach().index_select(dim, kept))
-    if dim == 0 and linear.bias is not None:
-        linear.bias = Parameter(linear.bias.detach().index_select(0, kept))
-    linear.out_features, linear.in_features = linear.weight.shape
-
-
-def _widths(block: Any) -> set[int]:
-    return {block.gate_proj.out_features, block.up_proj.out_features, block.down_proj.in_features}
-
-
-def _weight_magnitude(block: Any) -> "torch.Tensor":
-    gate, up = block.gate_proj.weight.detach(), block.up_proj.weight.detach()
-    return (gate.double().abs().sum(1) + up.double().abs().sum(1)).cpu()
-
-
 def _activation_magnitudes(
     model: "PreTrainedModel",
     dataset: TokenDataset,
@@ -202,19 +161,23 @@ def _activation_magnitudes(
     if not n_content:
         raise StudyError("the calibration set has no content tokens; ask for more calibration conversations")
     blocks = ffn_blocks(model)
-    sums = [torch.zeros(model.config.intermediate_size, dtype=torch.float64) for _ in blocks]
+    sums = [torch.zeros(block.width, dtype=torch.float64) for block in blocks]
     content = torch.empty(0)
 
-    def listen(layer: int) -> Any:
+    def listen(layer: int, block: FeedForward) -> Any:
         def add(values: "torch.Tensor") -> None:
             # fp32 within a batch, fp64 across batches: bf16 sums would depend on the batch size.
-            sums[layer] += values[content].float().abs().sum(0).double().cpu()
+            # Some models (OPT) run their blocks on all tokens in one dimension.
+            seen = values.reshape(*content.shape, -1)[content]
+            sums[layer] += seen.float().abs().sum(0).double().cpu()
 
         if where == "gate_proj_output":
-            return blocks[layer].gate_proj.register_forward_hook(lambda _module, _inputs, output: add(output))
-        return blocks[layer].down_proj.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
+            return block.making[0].register_forward_hook(
+                lambda _module, _inputs, output: add(block.gate(output))
+            )
+        return block.reading.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
 
-    hooks = [listen(layer) for layer in range(len(blocks))]
+    hooks = [listen(layer, block) for layer, block in enumerate(blocks)]
     try:
         with torch.inference_mode():
             for indices in length_buckets(dataset, batch_size, seed=None):

@@ -6,6 +6,7 @@ from compression_assets.errors import StudyError
 from compression_assets.techniques.quantization.apply import quantize_step
 from compression_assets.techniques.quantization.predict import predict_quantization
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, GRID, QuantizationRecipe
+from compression_assets.techniques.quantization.refusal import refusal
 from compression_assets.techniques.technique import Reads, Technique, last_quantized
 from compression_assets.weights.formats.format import Format
 
@@ -20,6 +21,7 @@ class Quantization(Technique):
     checks = ("weights_finite", "size_as_asked", "dequantization_error")
     apply = staticmethod(quantize_step)
     predict = staticmethod(predict_quantization)
+    refusal = staticmethod(refusal)
 
     @classmethod
     def reads(cls, recipe: QuantizationRecipe) -> Reads:

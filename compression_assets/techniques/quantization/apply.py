@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, Report, StepReport, no_report
 from compression_assets.techniques.quantization import calibrated
-from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, GRID, QuantizationRecipe
+from compression_assets.techniques.quantization.recipe import (
+    CALIBRATION_SET,
+    GRID,
+    QuantizationRecipe,
+    too_much_uncovered,
+)
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints
+from compression_assets.weights.architectures import uncovered_share_of
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
 from compression_assets.weights.formats.format import Stored
@@ -72,10 +78,9 @@ def quantize_checkpoint(
     config = checkpoints.read_config(source)
     model = checkpoints.empty_model(config)
     layers = linear_layers(model)
-    if not layers:
-        raise StudyError(
-            f"{source} ({config.model_type}) has no linear layers that {recipe.format.title} covers"
-        )
+    uncovered = uncovered_share_of(model)
+    if reason := too_much_uncovered(config.model_type, uncovered, recipe):
+        raise StudyError(f"{source}: {reason}")
     kept = _kept_grid(recipe, source, grid, model)
     form = recipe.format
     rounding = Rounding(recipe.rounding, form, seed)
@@ -107,6 +112,7 @@ def quantize_checkpoint(
             "layers": [{"layer": layer, **error} for layer, error in errors.items()],
             **means,
             "relative_error_max": max(error["relative_error"] for error in errors.values()),
+            "covered_share": 1.0 - uncovered,
             "layers_with_kept_absmax": sum(f"{layer}.weight" in kept for layer in layers),
             "tensor_bytes": checkpoints.tensor_bytes(target),
             **answers,

@@ -11,6 +11,8 @@ from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.formats.registry import format_class, make_format, quantizing_formats
 
 CALIBRATION_SET = "calibration_set"
+MAX_UNCOVERED = 0.05
+"""Share of a model's matrices, embeddings and output layer aside, that Q may leave as they are without a word."""
 GRID = "grid"
 """The earlier quantized model whose absmax is kept, among the models that Q reads."""
 
@@ -36,6 +38,8 @@ class QuantizationRecipe(Strict):
         outputs of every layer on the calibration set change least.
     keep_absmax: take over the absmax of the last Q before this one in the ordering, in layers whose shape is the same.
     answer_tokens: tokens that the written model generates before it counts as made.
+    accept_uncovered: also quantize a model of which more than a twentieth stays in 16 bit, embeddings and output layer
+        aside: matrices that are no linear layers, such as experts.
     """
 
     kind: Annotated[str, AfterValidator(_known_format)] = "nf4"
@@ -45,6 +49,7 @@ class QuantizationRecipe(Strict):
     rounding: Literal["nearest", "stochastic", "gptq"] = "nearest"
     keep_absmax: bool = False
     answer_tokens: int = Field(default=8, ge=1)
+    accept_uncovered: bool = False
 
     @model_validator(mode="after")
     def _rounding_fits_the_kind(self) -> Self:
@@ -64,3 +69,15 @@ class QuantizationRecipe(Strict):
     def by_output(self) -> bool:
         """Whether rounding looks at the layers' inputs on the calibration set."""
         return self.rounding == "gptq"
+
+
+def too_much_uncovered(kind: str, uncovered: float, recipe: QuantizationRecipe) -> str | None:
+    """Why a model of a type, of which a share is left uncovered, is not quantized; None if it is."""
+    if uncovered == 1.0:
+        return f"models of type {kind!r} have no linear layers that quantization covers: leave Q out of the orderings"
+    if uncovered <= MAX_UNCOVERED or recipe.accept_uncovered:
+        return None
+    return (
+        f"of models of type {kind!r} Q would leave {uncovered:.0%} of the weights in 16 bit (embeddings and output "
+        "layer aside), because they are no linear layers: use another model, or write Q: {accept_uncovered: true}"
+    )
