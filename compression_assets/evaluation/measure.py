@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from compression_assets.evaluation.distance import no_distance
 from compression_assets.evaluation.footprint import measure_footprint
-from compression_assets.evaluation.perplexity import measure_perplexity
+from compression_assets.evaluation.perplexity import load_scored, score
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import EvaluationSettings
 from compression_assets.machine.precision import compute_dtype
@@ -39,17 +40,24 @@ def measure(
 ) -> Measured:
     """Measure a model directory, whoever made it, against the base model and a data set in the base's tokens.
 
-    A model with another tokenizer has no perplexity: the figure by token would not compare.
+    A model with another tokenizer has neither perplexity nor distance to the base: figures by token would not compare.
     """
     precision = str(compute_dtype(device)).removeprefix("torch.")
     footprint = measure_footprint(model_dir, base_dir)
     if not same_tokens(model_dir, base_dir):
         row = MetricRow("perplexity", None, "1", 0, higher_is_better=False, note=OTHER_TOKENIZER)
-        return Measured([row, *footprint], [], None, 0, precision)
-    dataset = TokenDataset.load(dataset_dir)
-    result = measure_perplexity(model_dir, dataset, settings.perplexity.batch_size, device, report)
+        return Measured([row, *no_distance(OTHER_TOKENIZER), *footprint], [], None, 0, precision)
+    dataset, batch_size = TokenDataset.load(dataset_dir), settings.perplexity.batch_size
+    model = load_scored(model_dir, device)
+    base = model if model_dir == base_dir else load_scored(base_dir, device)
+    result = score(model, dataset, batch_size, report, base)
+    assert result.distance is not None
     return Measured(
-        [*result.rows(), *footprint], result.samples(), result.perplexity, result.vocabulary, precision
+        [*result.rows(), *result.distance.rows(), *footprint],
+        [*result.samples(), *result.distance.samples()],
+        result.perplexity,
+        result.vocabulary,
+        precision,
     )
 
 
