@@ -1,27 +1,27 @@
-# Commands of the project; `make` alone lists them. Every one sets .venv up first, at no cost once that is done.
+# Set-up, the demo and work on the repository; `make` alone lists it. Every command sets .venv up first, at no cost once
+# that is done. What works on a study is a command of its own: `compression --help`.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 STUDY ?= demo
-SQL ?=
 ARGS ?=
 PYTHON ?= python3.11
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 
-# Reaches recipes through the environment: no quoting to get wrong in a path or a query.
-export STUDY SQL PYTHON
+# Reaches recipes through the environment: no quoting to get wrong in a path.
+export STUDY PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo run query report plan ui check test test-faults test-browser bench update_snapshot docs lint format lock recommend export doctor clean distclean
+.PHONY: help setup demo ui test test-faults test-browser bench update_snapshot docs lint format lock distclean
 
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  STUDY=NAME|PATH picks the study of run, query, report, plan, ui, check, recommend, export, doctor and clean (default: demo)."
+	@echo "  STUDY=NAME|PATH picks the study of ui (default: demo). Everything else on a study: compression --help"
 
 setup: .venv/.ready ## install everything into .venv
 
@@ -32,24 +32,8 @@ demo: setup ## set up, build all ten models of the embedded study and print the 
 	@$(BIN)/compression run --study demo
 	@$(BIN)/compression leaderboard --study demo
 
-run: setup ## build the models of a study: make run STUDY=smoke
-	@$(BIN)/compression run --study "$$STUDY"
-
-query: setup ## print the leaderboard beside the paper's, or SQL="SELECT …"
-	@if [ -n "$$SQL" ]; then $(BIN)/compression query --study "$$STUDY" "$$SQL"; \
-	else $(BIN)/compression leaderboard --study "$$STUDY"; fi
-
-report: setup ## write the study's report (one HTML page) anew and print where it is
-	@$(BIN)/compression report --study "$$STUDY"
-
-plan: setup ## sizes, memory, hours and disk of a study before anything is fetched; DEVICE=a6000|a100|h100|cpu
-	@$(BIN)/compression plan --study "$$STUDY" $(if $(DEVICE),--device $(DEVICE))
-
-ui: setup ## Dagster's web interface on http://127.0.0.1:3000
+ui: setup ## Dagster's web interface on http://127.0.0.1:3000: make ui STUDY=smoke
 	@source $(BIN)/activate && use_study "$$STUDY" && dagster dev -h 127.0.0.1 -p 3000
-
-check: setup ## load the definitions and validate them
-	@source $(BIN)/activate && use_study "$$STUDY" && exec dg check defs
 
 test: setup ## run the tests; ARGS="-k orderings" narrows them
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -81,18 +65,6 @@ format: setup ## format, and mend what ruff can mend
 
 lock: setup ## resolve constraints.txt anew (newest releases that pyproject.toml admits)
 	@scripts/lock.sh $(UV_VERSION)
-
-recommend: setup ## the Pareto front and the model to take; ARGS="--max-size 80 --max-perplexity 60 --min f1=0.2"
-	@$(BIN)/compression recommend --study "$$STUDY" $(ARGS)
-
-export: setup ## write a model for use elsewhere and load it back: MODEL=p_kd_q FORMAT=hf|gguf
-	@$(BIN)/compression export "$(MODEL)" --format "$(or $(FORMAT),hf)" --study "$$STUDY"
-
-doctor: setup ## what this machine lacks for a study: packages, devices, memory, disk, network, keys
-	@$(BIN)/compression doctor --study "$$STUDY"
-
-clean: setup ## free what nothing needs any more, never a final model; ARGS=--dry-run only says what
-	@$(BIN)/compression clean --study "$$STUDY" $(ARGS)
 
 distclean: ## delete caches and .venv; storage/ stays
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .deepeval

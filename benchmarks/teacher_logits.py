@@ -8,7 +8,6 @@ from compression_assets.training.head_loss import DenseTargets, LossWeights
 from compression_assets.training.head_loss import Targets as Coded
 from compression_assets.training.teacher.logits_coding import (
     decode,
-    encode_sampled,
     encode_top_k,
     stored_bytes,
 )
@@ -21,11 +20,8 @@ PAPER_VOCABULARY = 151_936
 PAPER_TEACHER_WIDTH = 3_584
 TOKENS = 256
 STUDENTS = ("base", "p")
-CODINGS = {  # k largest, draws from the rest
-    1.0: [(16, 0), (24, 0), (36, 0), (64, 0), (8, 40), (36, 36)],
-    2.0: [(36, 0), (64, 0), (1024, 0), (4096, 0), (64, 256)],
-}
-DRAWS = 3
+CODINGS = {1.0: (16, 24, 36, 64), 2.0: (36, 64, 1024, 4096)}
+"""Temperature -> how many of the largest are kept."""
 
 
 def main() -> None:
@@ -40,8 +36,7 @@ def main() -> None:
         "distillation set. Cosine with the gradient of the exact KL, over the whole batch: with respect to the "
         "logits, to the last hidden states, and to the output layer's weights (the average over the batch). The worse "
         "of both students.\n"
-        "Bias: what is left of the error, relative to the gradient (logits), when it is averaged over draws without "
-        f"end, estimated from {DRAWS}; a coding without draws has all of its error there. Bytes: as stored, at this "
+        "Error: of the gradient with respect to the logits, relative to it. Bytes: as stored, at this "
         f"vocabulary of 49,152 and at {PAPER_VOCABULARY:,} (the teacher of width {PAPER_TEACHER_WIDTH:,})."
     )
     targets = Targets()
@@ -50,20 +45,17 @@ def main() -> None:
     exact = {"dense": DenseTargets(lambda i, j: teacher[i:j].bfloat16().float(), teacher.shape[1])}
     default = TeacherLogitsRecipe()
     for temperature in [float(argument) for argument in sys.argv[1:]] or CODINGS:
-        codings = CODINGS[temperature]
         compare = _Comparison(teacher, students, temperature)
         rows: list[list[object]] = []
         for name, coded in exact.items():
-            rows.append([name, *_bytes_exact(), *compare.row([coded])])
+            rows.append([name, *_bytes_exact(), *compare.row(coded)])
         hidden = 2 * students[0][0].shape[1]
-        rows.append(["hidden", hidden, 2 * PAPER_TEACHER_WIDTH, *compare.row([_hidden_targets()])])
-        for k, samples in codings:
-            made = [_coded(teacher, k, samples, temperature) for _ in range(DRAWS if samples else 1)]
-            figures = compare.row(made)
-            size = stored_bytes(k, samples, PAPER_VOCABULARY)
-            name = f"top_k {k}" if not samples else f"sampled {k} + {samples}"
-            rows.append([name, stored_bytes(k, samples, teacher.shape[1]), size, *figures])
-            if temperature == 1.0 and (k, samples) == (default.k, 0):
+        rows.append(["hidden", hidden, 2 * PAPER_TEACHER_WIDTH, *compare.row(_hidden_targets())])
+        for k in CODINGS[temperature]:
+            figures = compare.row(decode(encode_top_k(teacher, k, temperature), teacher.shape[1]))
+            size = stored_bytes(k, PAPER_VOCABULARY)
+            rows.append([f"top_k {k}", stored_bytes(k, teacher.shape[1]), size, *figures])
+            if temperature == 1.0 and k == default.k:
                 worst = min(float(figure) for figure in figures[:3])
                 targets.add("default coding at T = 1: bytes ≤ 120", str(size), size <= 120)
                 targets.add("default coding at T = 1: every cosine ≥ 0.99", f"{worst:.4f}", worst >= 0.99)
@@ -74,7 +66,7 @@ def main() -> None:
             "cos logits",
             "cos hidden",
             "cos weights",
-            "bias",
+            "error",
         )
         print(f"\n### T = {temperature:g}\n\n{table(header, rows)}", flush=True)
     targets.finish()
@@ -106,35 +98,16 @@ class _Comparison:
         logits_to_gradient(made, nothing, LossWeights(len(made), 1.0, self.temperature), coded)
         return made
 
-    def row(self, draws: list[Coded]) -> list[str]:
-        """Cosines (mean over draws, least over students) and bias (largest) of one coding."""
+    def row(self, coded: Coded) -> list[str]:
+        """Cosines (least over students) and error (largest) of one coding."""
         figures = []
         for (hidden, logits, weight), exact in zip(self.students, self.exact, strict=True):
-            found = [self._gradient(logits, coded) for coded in draws]
-            cosines = [
-                [
-                    _cosine(one, other)
-                    for one, other in zip((made, made @ weight, made.T @ hidden), exact, strict=True)
-                ]
-                for made in found
-            ]
-            means = [sum(column) / len(column) for column in zip(*cosines, strict=True)]
-            figures.append([*means, _bias(found, exact[0])])
+            made = self._gradient(logits, coded)
+            pairs = zip((made, made @ weight, made.T @ hidden), exact, strict=True)
+            error = float((made - exact[0]).double().norm() / exact[0].double().norm())
+            figures.append([*(_cosine(one, other) for one, other in pairs), error])
         least = [min(column) for column in zip(*figures, strict=True)]
         return [f"{value:.4f}" for value in least[:3]] + [f"{max(row[3] for row in figures):.3f}"]
-
-
-def _bias(found: "list[torch.Tensor]", exact: "torch.Tensor") -> float:
-    """|E[g] - exact| / |exact|, without the noise that a mean over few draws still has."""
-    mean = sum(found[1:], found[0]) / len(found)
-    squared = float((mean - exact).double().square().sum())
-    if len(found) > 1:
-        squared -= (
-            sum(float((made - mean).double().square().sum()) for made in found)
-            / (len(found) - 1)
-            / len(found)
-        )
-    return max(0.0, squared) ** 0.5 / float(exact.double().norm())
 
 
 def _cosine(one: "torch.Tensor", other: "torch.Tensor") -> float:
@@ -163,14 +136,6 @@ def _hidden_targets() -> DenseTargets:
     hidden, _, weight = _outputs("teacher")
     logits = hidden.bfloat16() @ weight.bfloat16().T
     return DenseTargets(lambda i, j: logits[i:j], logits.shape[1])
-
-
-def _coded(logits: "torch.Tensor", k: int, samples: int, temperature: float) -> Coded:
-    import torch
-
-    if not samples:
-        return decode(encode_top_k(logits, k, temperature), logits.shape[1])
-    return decode(encode_sampled(logits, k, samples, temperature, torch.rand(len(logits))), logits.shape[1])
 
 
 def _bytes_exact() -> tuple[int, int]:

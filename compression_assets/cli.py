@@ -1,132 +1,293 @@
-"""The command `compression`: run a study, look at its results, find its history. No science in here."""
+"""The command `compression`: every command of the project. It reads words, calls, and prints; no science in here.
 
-import argparse
+Completion in bash: eval "$(_COMPRESSION_COMPLETE=bash_source compression)"; zsh_source and fish_source for the others.
+"""
+
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from compression_assets.errors import StudyError
-from compression_assets.takeaway.commands import add_takeaway
+import click
+
+from compression_assets.errors import StudyError, next_command
 
 if TYPE_CHECKING:
     from compression_assets.store.metrics_db import MetricsDatabase
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it (128 + SIGINT)."""
+
+
+class _InOrder(click.Group):
+    """Lists its commands as they are written below: in the order in which a study is worked on."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="compression-assets", prog_name="compression")
+def commands() -> None:
+    """In which order should a language model be pruned, distilled and quantized?
+
+    Commands work on one study: --study, else COMPRESSION_STUDY, else the demo. First steps: compression init, then
+    check, plan and run.
+    """
+
 
 def main() -> None:
-    """Entry point; exits with 1 when something failed, after one sentence that says what."""
-    arguments = _parser().parse_args()
-    if arguments.study:
-        os.environ["COMPRESSION_STUDY"] = arguments.study
-        os.environ.pop("DAGSTER_HOME", None)
+    """Entry point; exits with 1 and one sentence when something failed, with 2 when the command is not understood."""
     try:
-        sys.exit(arguments.command(arguments))
+        code = commands.main(prog_name="compression", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        print("compression: stopped; what is finished is kept, the same command goes on", file=sys.stderr)
+        code = INTERRUPTED
     except StudyError as error:
-        sys.exit(f"compression: {error}")
+        code = f"compression: {error}"
+    except BrokenPipeError:
+        # Whoever read the output (`| head`) has had enough: no error to tell of. Nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception as error:
         from compression_assets.store.write_errors import storage_problem
 
         if (sentence := storage_problem(error)) is None:
             raise
-        sys.exit(f"compression: {sentence}")
+        code = f"compression: {sentence}"
+    sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compression", description=__doc__)
-    parser.set_defaults(study=None)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    run = _command(
-        commands, "run", _run, "materialise the study, or a part of it; finished work is recognised"
-    )
-    run.add_argument("--select", help="a Dagster asset selection, such as '*final_p_kd_q*'")
-    run.add_argument("--ordering", help="one ordering and everything it needs, such as P-KD-Q")
-
-    rebuild = _command(commands, "rebuild", _rebuild, "make assets again although they are there")
-    rebuild.add_argument("assets", nargs="+", metavar="ASSET")
-
-    evaluate = _command(
-        commands,
-        "evaluate",
-        _evaluate,
-        "measure a model directory as the study measures its own; writes nothing",
-    )
-    evaluate.add_argument("directory")
-    _command(commands, "leaderboard", _leaderboard, "print the leaderboard beside the paper's Table 1")
-    query = _command(commands, "query", _query, "print the result of a SQL query on the study's database")
-    query.add_argument("sql")
-    _command(
-        commands, "report", _report, "write the report of what is measured so far, and print where it is"
-    )
-    plan = _command(
-        commands, "plan", _plan, "say what the study will weigh, take and need, without fetching a weight"
-    )
-    plan.add_argument(
-        "--device", help="a6000, a100, h100 or cpu (default: a6000 for a model from the hub, else cpu)"
-    )
-    plan.add_argument("--measure", action="store_true", help="time this machine's CPU first")
-    survival = _command(
-        commands,
-        "sweep-survival",
-        _sweep_survival,
-        "how much of a distillation survives quantization, by budget",
-    )
-    survival.add_argument("--lrs", required=True, help="learning rates, such as 5e-5,2e-4,1e-3")
-    survival.add_argument("--tokens", required=True, help="tokens of distillation, such as 6144,24576")
-    survival.add_argument("--seeds", default="0", help="of training and rounding, such as 0,1,2 (default: 0)")
-    survival.add_argument(
-        "--starts", default="q_d", help="models to start from, such as q_d,base (default: q_d)"
-    )
-    survival.add_argument(
-        "--roundings",
-        help="of nearest, stochastic, nearest:kept, stochastic:kept, gptq and apart (default: the first four)",
-    )
-    survival.add_argument("--recipe", default="KD", help="KD or a variant of it in the study (default: KD)")
-    add_takeaway(commands, _command)
-    _command(commands, "check", _check, "read the study file and say what it comes to")
-    _command(commands, "home", _home, "print the study's DAGSTER_HOME, making it if needed")
-    return parser
+def _choose_study(_: click.Context, __: click.Parameter, study: str | None) -> None:
+    if study:
+        os.environ["COMPRESSION_STUDY"] = study
+        os.environ.pop("DAGSTER_HOME", None)
 
 
-def _command(commands, name, function, text):  # type: ignore[no-untyped-def]
-    parser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument(
-        "--study", help="a preset's name or the path of a study file (default: COMPRESSION_STUDY, else demo)"
+def _command(*examples: str, on_study: bool = True) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A command whose help ends in examples, with --study. Its function returns the exit code; None stands for 0."""
+
+    def register(function: Callable[..., int | None]) -> click.Command:
+        epilog = "\n".join(["\b", "Examples:", *(f"  compression {example}" for example in examples)])
+        return commands.command(epilog=epilog)(_study_option(function) if on_study else function)
+
+    return register
+
+
+_study_option = click.option(
+    "--study",
+    metavar="NAME|FILE",
+    help="A preset's name or the path of a study file (default: COMPRESSION_STUDY, else demo).",
+    callback=_choose_study,
+    expose_value=False,
+)
+
+
+@_command(
+    "init HuggingFaceTB/SmolLM2-360M-Instruct HuggingFaceH4/ultrachat_200k:train_sft",
+    "init models/mine chats.jsonl --output my_study.yaml",
+    on_study=False,
+)
+@click.argument("model")
+@click.argument("chats")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="my_study.yaml",
+    show_default=True,
+    help="The file to write; its name becomes the study's.",
+)
+def init(model: str, chats: str, output: Path) -> None:
+    """Write a commented study for your own MODEL and CHATS.
+
+    MODEL is a hub id (owner/name or owner/name@revision), a directory or a GGUF file. CHATS is a JSONL file or a split
+    of a hub data set (owner/name:split or owner/name:split@revision); each row has
+    {"messages": [{"role": …, "content": …}]}.
+    """
+    from compression_assets.study.new_study import write_study
+
+    study = write_study(model, chats, output)
+    os.environ["COMPRESSION_STUDY"] = str(output)
+    print(f"{output}: study {study.name}; look it over, then run: {next_command('plan')}")
+
+
+@_command("check --study my_study.yaml")
+def check() -> None:
+    """Read the study file and say what it comes to."""
+    from compression_assets.planning.fit import refuse_unfit
+    from compression_assets.study.places import current_study, storage_root, study_root
+
+    study = current_study()
+    for note in refuse_unfit(study, storage_root() / ".downloads", study_root(study)):
+        print(note, file=sys.stderr)
+    orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)
+    print(
+        f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "
+        f"results go to {study_root(study)}"
     )
-    parser.set_defaults(command=function)
-    return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+@_command("plan --study my_study.yaml --device a6000", "plan --study demo --measure")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="a6000, a100, h100 or cpu (default: a6000 for a model from the hub, else cpu).",
+)
+@click.option("--measure", is_flag=True, help="Time this machine's CPU first.")
+def plan(device: str | None, measure: bool) -> None:
+    """Say what the study will weigh, take and need.
+
+    Fetches no weights.
+    """
+    from compression_assets.planning import devices
+    from compression_assets.planning.plan import default_device, plan_here
+    from compression_assets.planning.summary import as_text
+    from compression_assets.study.places import current_study
+
+    study = current_study()
+    print(as_text(plan_here(study, devices.device(device or default_device(study), measure))))
+
+
+@_command("doctor --study my_study.yaml")
+def doctor() -> int:
+    """Say what this machine lacks for the study.
+
+    Looks at packages, device, memory, disk, network and the names of keys; exits with 1 when something is lacking.
+    """
+    from compression_assets.study.places import current_study
+    from compression_assets.takeaway.doctor import as_text, examine
+
+    findings = examine(current_study())
+    print(as_text(findings))
+    return 1 if any(finding.ok is False for finding in findings) else 0
+
+
+@_command("run --study smoke", "run --ordering P-KD-Q", "run --select '*final_p_kd_q*'")
+@click.option("--select", metavar="ASSETS", help="A Dagster asset selection, such as '*final_p_kd_q*'.")
+@click.option("--ordering", metavar="ORDERING", help="One ordering and everything it needs, such as P-KD-Q.")
+def run(select: str | None, ordering: str | None) -> int:
+    """Build and measure the study, or a part of it.
+
+    Finished work is recognised, and an interrupted run goes on where it stopped.
+    """
     from compression_assets.graph.run import run_study
 
     started = time.monotonic()
-    succeeded = run_study(arguments.select, arguments.ordering)
+    succeeded = run_study(select, ordering)
     print(f"{'done' if succeeded else 'failed'} after {time.monotonic() - started:.0f} s")
     return 0 if succeeded else 1
 
 
-def _rebuild(arguments: argparse.Namespace) -> int:
+@_command("rebuild final_p_kd_q")
+@click.argument("assets", nargs=-1, required=True, metavar="ASSET...")
+def rebuild(assets: tuple[str, ...]) -> int:
+    """Make assets again although they are there."""
     from compression_assets.graph.run import run_study
 
-    return 0 if run_study(rebuild=tuple(arguments.assets)) else 1
+    return 0 if run_study(rebuild=assets) else 1
 
 
-def _leaderboard(_: argparse.Namespace) -> int:
+@_command("leaderboard", "leaderboard --study my_study.yaml")
+def leaderboard() -> None:
+    """Print the leaderboard beside the paper's Table 1."""
     from compression_assets.reporting.leaderboard import doubts, read_leaderboard
     from compression_assets.tables import plain
 
-    columns, rows = read_leaderboard(_database(), paper=True)
-    print(plain(columns, rows))
-    for sentence in doubts(_database()):
+    database = _database()
+    print(plain(*read_leaderboard(database, paper=True)))
+    for sentence in doubts(database):
         print(sentence)
-    return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+@_command(
+    'query "SELECT * FROM metrics.p_kd_q"', 'query "SELECT ordering, perplexity, size_mib FROM leaderboard"'
+)
+@click.argument("sql")
+def query(sql: str) -> None:
+    """Print the result of a SQL query on the study's database.
 
+    A query reads only: neither the database nor any other file can be written, or any other file read.
+    """
+    from compression_assets.tables import plain
+
+    print(plain(*_database().query(sql)))
+
+
+@_command("report")
+def report() -> None:
+    """Write the report of what is measured so far.
+
+    Prints where it is: one HTML page.
+    """
+    from compression_assets.reporting.page import write_report
+    from compression_assets.reporting.read import read_report_data
+    from compression_assets.study.places import current_study, study_root
+
+    study = current_study()
+    root = study_root(study)
+    file, _same = write_report(read_report_data(study, root, _database()), root)
+    print(file)
+
+
+@_command("recommend --max-size 120", "recommend --max-perplexity 60 --min f1=0.2")
+@click.option("--max-size", type=float, metavar="MIB", help="Of the weights file.")
+@click.option("--max-perplexity", type=float, metavar="P")
+@click.option("--max", "most", multiple=True, metavar="METRIC=VALUE", help="May be repeated.")
+@click.option(
+    "--min", "least", multiple=True, metavar="METRIC=VALUE", help="Such as f1=0.2; may be repeated."
+)
+def recommend(
+    max_size: float | None, max_perplexity: float | None, most: tuple[str, ...], least: tuple[str, ...]
+) -> int:
+    """Say which model to take under stated limits.
+
+    Exits with 1 when no model is within them.
+    """
+    from compression_assets.study.places import current_study, study_root
+    from compression_assets.takeaway.advice import advise, as_text
+    from compression_assets.takeaway.recommend import parse_limits
+
+    limits = parse_limits(max_size, max_perplexity, most, least)
+    choice, rows = advise(_database(), limits)
+    print(as_text(choice, rows, limits, study_root(current_study()) / "models"))
+    return 0 if choice.model else 1
+
+
+@_command("export p_kd_q", "export p_kd_q --format gguf")
+@click.argument("model")
+@click.option("--format", "form", type=click.Choice(["hf", "gguf"]), default="hf", show_default=True)
+def export(model: str, form: Literal["hf", "gguf"]) -> None:
+    """Write a finished MODEL for use elsewhere.
+
+    MODEL is one of the leaderboard, such as p_kd_q. What is written is loaded back, and kept only if it scores as the
+    study's model does.
+    """
+    from compression_assets.machine.runtime import prepare_process
+    from compression_assets.study.places import current_study, study_root
+    from compression_assets.takeaway.export import export
+
+    prepare_process()
+    study = current_study()
+    done = export(study, study_root(study), model, form)
+    print(
+        f"{done.path}: {done.bytes / 2**20:,.1f} MiB; loaded back, perplexity {done.after:.4f} "
+        f"(the study's model {done.before:.4f})"
+    )
+
+
+@_command("evaluate path/to/model --study demo")
+@click.argument("directory", type=click.Path(path_type=Path))
+def evaluate(directory: Path) -> None:
+    """Measure a model DIRECTORY that no study built.
+
+    It is measured as the study measures its own models; nothing is written.
+    """
     from compression_assets.machine.runtime import prepare_process
     from compression_assets.machine.workers import cuda_devices
     from compression_assets.reporting.leaderboard import with_half_width
@@ -137,33 +298,38 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     prepare_process()
     study = current_study()
     device = "cuda" if cuda_devices() else "cpu"
-    rows = evaluate_directory(
-        study, study_root(study), Path(arguments.directory), storage_root() / ".downloads", device
-    )
+    rows = evaluate_directory(study, study_root(study), directory, storage_root() / ".downloads", device)
     table = [
         (row.metric, with_half_width(row.value, row.lo, row.hi), row.unit, row.n, row.note) for row in rows
     ]
     print(plain(["metric", "value", "unit", "n", "note"], table))
-    return 0
 
 
-def _query(arguments: argparse.Namespace) -> int:
-    from compression_assets.tables import plain
+@_command("clean --dry-run")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def clean(dry_run: bool) -> None:
+    """Free intermediates that nothing needs any more.
 
-    print(plain(*_database().query(arguments.sql)))
-    return 0
-
-
-def _report(_: argparse.Namespace) -> int:
-    from compression_assets.reporting.page import write_report
-    from compression_assets.reporting.read import read_report_data
+    A final model is never touched.
+    """
+    from compression_assets.graph.readers import readers
     from compression_assets.study.places import current_study, study_root
+    from compression_assets.takeaway.cleaning import as_text, free, unneeded
 
     study = current_study()
     root = study_root(study)
-    file, _same = write_report(read_report_data(study, root, _database()), root)
-    print(file)
-    return 0
+    found = unneeded(study, root, readers(study))
+    if not dry_run:
+        free(root, found)
+    print(as_text(found, root, dry_run))
+
+
+@_command("home --study smoke")
+def home() -> None:
+    """Print the study's DAGSTER_HOME, making it if needed."""
+    from compression_assets.study.places import current_study, dagster_home
+
+    print(dagster_home(current_study()))
 
 
 def _database() -> "MetricsDatabase":
@@ -178,65 +344,6 @@ def _database() -> "MetricsDatabase":
     for artifact, reason in left_out(database):
         print(f"{artifact} is left out of the database: {reason}", file=sys.stderr)
     return database
-
-
-def _sweep_survival(arguments: argparse.Namespace) -> int:
-    from compression_assets.machine.runtime import prepare_process
-    from compression_assets.study.places import current_study
-    from compression_assets.takeaway.survival_sweep import sweep
-    from compression_assets.takeaway.survival_verdict import report
-
-    rates, tokens, seeds = (
-        _numbers(arguments.lrs, float, "--lrs"),
-        _numbers(arguments.tokens, int, "--tokens"),
-        _numbers(arguments.seeds, int, "--seeds"),
-    )
-    prepare_process()
-    study = current_study()
-    roundings = arguments.roundings.split(",") if arguments.roundings else None
-    starts = arguments.starts.split(",")
-    print(report(study, sweep(study, starts, rates, tokens, seeds, roundings, arguments.recipe)))
-    return 0
-
-
-def _numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError:
-        raise StudyError(f"{option} {text}: write numbers joined by commas, such as 1,2") from None
-
-
-def _check(_: argparse.Namespace) -> int:
-    from compression_assets.planning.fit import refuse_unfit
-    from compression_assets.study.places import current_study, storage_root, study_root
-
-    study = current_study()
-    for note in refuse_unfit(study, storage_root() / ".downloads", study_root(study)):
-        print(note, file=sys.stderr)
-    orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)
-    print(
-        f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "
-        f"results go to {study_root(study)}"
-    )
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from compression_assets.planning.devices import device
-    from compression_assets.planning.plan import default_device, plan_here
-    from compression_assets.planning.summary import as_text
-    from compression_assets.study.places import current_study
-
-    study = current_study()
-    print(as_text(plan_here(study, device(arguments.device or default_device(study), arguments.measure))))
-    return 0
-
-
-def _home(_: argparse.Namespace) -> int:
-    from compression_assets.study.places import current_study, dagster_home
-
-    print(dagster_home(current_study()))
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,17 @@
-"""The one exception for a user's mistake. Nothing else belongs here."""
+"""The one exception for a user's mistake, and the command that its message tells to run next."""
+
+import os
+import shlex
 
 
 class StudyError(Exception):
     """A mistake that the user can mend.
 
-    Its message is one sentence that names the cause and, where there is one, the next command.
+    Its message is one sentence that names the cause and, where there is one, the next command (`next_command`).
     """
+
+
+def next_command(*words: str) -> str:
+    """A `compression` command for the study at hand, quoted for a shell, such as `compression run --study smoke`."""
+    study = os.environ.get("COMPRESSION_STUDY")
+    return shlex.join(["compression", *words, *(["--study", study] if study else [])])

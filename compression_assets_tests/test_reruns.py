@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -160,7 +161,7 @@ def test_a_missing_upstream_fails_at_once_with_the_command(tmp_path: Path) -> No
     )  # fmt: skip
     assert code != 0
     assert "final_p_kd_q needs model_p_kd, which is not built yet" in output
-    assert "dagster asset materialize -m compression_assets --select '*final_p_kd_q'" in output
+    assert f"compression run --select '*model_p_kd' --study {shlex.quote(str(project.study_file))}" in output
     assert not (project.root / "models").exists()
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from compression_assets.data import smoke_chat
 from compression_assets.errors import StudyError
 from compression_assets.sources.chat import ChatSource, check_chat_source, read_conversations
 from compression_assets.sources.wheels import WheelFile, fetch_member, fetch_wheel
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.chat import Message
 from compression_assets_tests.made_wheels import put_wheel
+from scripts import smoke_chat
 
 
 def chat_source(**fields: Any) -> Any:

@@ -65,7 +65,7 @@ def test_a_preset_is_the_papers_ten_models(name: str) -> None:
 
 
 def test_the_presets() -> None:
-    assert presets() == ["demo", "paper", "paper_scripts", "rescue", "smoke"]
+    assert presets() == ["demo", "paper", "paper_scripts", "rescue", "smoke", "survival"]
 
 
 def test_the_demo_trains_on_as_many_tokens_as_it_has_to() -> None:
@@ -341,4 +341,4 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         "there is no study called 'dmeo': did you mean 'demo'? (presets: demo, paper, paper_scripts, rescue, smoke"
         in refusal("dmeo")
     )
-    assert "presets: demo, paper, paper_scripts, rescue, smoke" in refusal("")
+    assert "presets: demo, paper, paper_scripts, rescue, smoke, survival" in refusal("")

@@ -1,22 +1,29 @@
 """What survives quantization: the closed form against simulated updates, sums over matrices, verdicts."""
 
+import json
 import math
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from compression_assets.evaluation.survival import (
-    adam_rms_bounds,
-    measure_survival,
-    measure_update,
+from benchmarks.survival import (
+    Rounded,
+    item_interval,
+    placing_the_paper,
     predict_for_grid,
-    total,
+    t_interval,
+    verdict,
 )
-from compression_assets.takeaway.survival_verdict import item_interval, placing_the_paper, t_interval, verdict
+from compression_assets.evaluation.survival import measure_survival, measure_update, total
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.weights.formats import nf4
+from compression_assets_tests.project import Project
 
 
 def drawn(shape: tuple[int, int], scale: float, seed: int) -> torch.Tensor:
@@ -34,7 +41,7 @@ def test_the_closed_form_is_what_happens_to_gaussian_updates(rms: float) -> None
     assert update.predicted is not None and kept.surviving is not None
     assert kept.surviving == pytest.approx(update.predicted, abs=0.015)
     assert kept.codes_changed == pytest.approx(update.beyond, abs=1e-4)
-    assert predict_for_grid({"w": grid}, update.rms) == pytest.approx(update.predicted)
+    assert predict_for_grid([grid], update.rms) == pytest.approx(update.predicted)
 
 
 def test_small_updates_are_undone_on_the_grid_only_and_kept_on_average() -> None:
@@ -88,29 +95,26 @@ def test_matrices_together_are_one_long_matrix() -> None:
         assert getattr(apart, name) == pytest.approx(getattr(together, name), rel=1e-4), name
 
 
-def test_bounds_of_adam() -> None:
-    low, high = adam_rms_bounds([1e-3] * 100)
-    assert (low, high) == (pytest.approx(1e-2), pytest.approx(1e-1))
-
-
-def rows(differences: list[float], surviving: float) -> list[dict[str, Any]]:
-    made = []
-    for seed, difference in enumerate(differences):
-        for rounding, value in (("nearest", 3.0 + difference), ("stochastic", 3.0)):
-            made.append(
-                {"seed": seed, "rounding": rounding, "log_perplexity": value, "surviving": surviving}
-                | {
-                    "start": "q_d",
-                    "recipe": "KD",
-                    "learning_rate": 1e-4,
-                    "tokens": 9,
-                    "steps": 10,
-                    "predicted": 0.1,
-                }
-                | {"update_rms": 1e-3, "half_bin": 0.02}
-                | {"nll": {f"c{item}": [10 * (value + item % 3 / 10), 10] for item in range(9)}}
-            )
-    return made
+def rows(differences: list[float], surviving: float, on_grid: bool = True) -> list[Rounded]:
+    """Nearest and stochastic models of seeds 0, 1, …, whose log-perplexities differ by so much."""
+    return [
+        Rounded(
+            setting="Q-D-KD",
+            rounding=rounding,
+            seed=seed,
+            nll={f"c{item}": (10 * (value + item % 3 / 10), 10) for item in range(9)},
+            on_grid=on_grid,
+            surviving=surviving,
+            predicted=0.1 if on_grid else None,
+            codes_changed=0.0,
+            update_rms=1e-3,
+            half_bin=0.02,
+            learning_rate=1e-4,
+            steps=10,
+        )
+        for seed, difference in enumerate(differences)
+        for rounding, value in (("nearest", 3.0 + difference), ("stochastic", 3.0))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -128,17 +132,15 @@ def test_the_verdict_is_by_the_rule(differences: list[float], surviving: float, 
 
 
 def test_a_training_that_never_was_on_the_grid_is_a_control() -> None:
-    cells = [row | {"predicted": None} for row in rows([-0.1, 0.1, 0.2], 1.0)]
+    cells = rows([-0.1, 0.1, 0.2], 1.0, on_grid=False)
     assert verdict(cells).startswith("control, never on the grid: ")
 
 
 def test_the_interval_over_conversations_is_of_the_same_difference() -> None:
-    cells = rows([0.30, 0.31, 0.32], 0.01)
-    for row in cells:
-        if row["rounding"] == "nearest":
-            row["nll"] = {
-                name: [nll + (2 if name == "c0" else 0), n] for name, (nll, n) in row["nll"].items()
-            }
+    cells = [
+        replace(row, nll=row.nll | {"c0": (row.nll["c0"][0] + 2, 10)}) if row.rounding == "nearest" else row
+        for row in rows([0.30, 0.31, 0.32], 0.01)
+    ]
     low, high = item_interval(cells, "nearest", "stochastic")
     assert low < 0.31 + 2 / 90 < high
     assert low == pytest.approx(0.31, abs=0.01)
@@ -154,3 +156,47 @@ def test_the_paper_is_placed_by_its_steps() -> None:
     text = " ".join(placing_the_paper(rows([0.1, 0.2, 0.3], 0.1)))
     # Linear decay over n steps: the rates sum to half of n times the first, their squares to a third.
     assert f"{math.sqrt(5196 / 3) * 1e-4:.2g}" in text and f"{5196 / 2 * 1e-4:.2g}" in text
+    short = rows([0.1], 0.1)
+    long = [replace(row, steps=40, update_rms=2e-3) for row in short]
+    text = " ".join(placing_the_paper([*short, *long]))
+    assert "growth as steps^0.50" in text and f"{1e-3 * (5196 / 10) ** 0.5:.2g}" in text
+
+
+@pytest.mark.timeout(400)
+def test_the_verdict_on_a_study(tmp_path: Path) -> None:
+    """Seeds and roundings of one study share their trainings; the benchmark reads what the study has measured."""
+    project = Project(
+        tmp_path,
+        seeds=[0, 1, 2],
+        orderings=["Q-KD", "Q-KD-Q:stochastic"],
+        evaluation={"perplexity": {"batch_size": 8}, "diagnostics": {}},
+    )
+    study = project.read()
+    study["techniques"]["Q:stochastic"] = {"rounding": "stochastic"}
+    project.write(study)
+    code, output = project.compression("run")
+    assert code == 0, output
+    trained = {f"q_d_kd{seed}" for seed in ("", "_s1", "_s2")}
+    assert trained <= set(project.versions()) and len(project.versions()) == 3 * 5 + 2
+    code, output = project.command(
+        *(sys.executable, "-m", "benchmarks.survival", "--study", str(project.study_file), "--apart", "16"),
+        PYTHONPATH=str(Path(__file__).parents[1]),
+    )
+    assert code == 0, output
+    assert re.search(r"^Q-D-KD +nearest +3 ", output, re.MULTILINE)
+    assert re.search(r"^Q-D-KD: not refuted: nearest - stochastic \+.* over 3 seeds", output, re.MULTILINE)
+    beside = re.findall(r"^q_d_kd\S* +16 +([\d.]+) +(0\.\d+) +([\d.]+)$", output, re.MULTILINE)
+    assert len(beside) == 3
+    config = json.loads((project.root / "models/q_d/config.json").read_text())
+    for perplexity, surviving, mebibytes in beside:
+        # A rank of 16 holds part of an update of full rank, in two bytes a number beside codes that stay.
+        assert float(perplexity) > 1 and 0.2 < float(surviving) < 1
+        assert float(mebibytes) == pytest.approx(bytes_of_factors(config, rank=16) / 2**20, abs=1e-3)
+
+
+def bytes_of_factors(config: dict[str, Any], rank: int) -> int:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries, values = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    a_layer = 2 * (hidden + queries) + 2 * (hidden + values) + 3 * (hidden + inner)
+    return 2 * rank * a_layer * config["num_hidden_layers"]

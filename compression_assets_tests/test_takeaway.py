@@ -153,33 +153,30 @@ def artifact(
         store.publish(work, directory, asset=asset, fingerprint=name, created_at="now", inputs=inputs)
 
 
-def freed(study: Study, root: Path) -> set[str]:
-    return {str(item.path.relative_to(root)) for item in cleaning.unneeded(study, root)}
+def freed(study: Study, root: Path, readers: dict[str, list[str]]) -> set[str]:
+    return {str(item.path.relative_to(root)) for item in cleaning.unneeded(study, root, readers)}
 
 
-def test_cleaning_takes_masters_once_all_that_is_made_of_them_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cleaning_takes_masters_once_all_that_is_made_of_them_is_there(tmp_path: Path) -> None:
     study, store = load_study("smoke"), ArtifactStore(tmp_path)
     # What reads a model besides the next steps is not built here.
     steps = {"model_p_kd": ["final_p_kd_q"], "final_p": ["model_p_kd"], "model_kd_p": ["final_kd_p_q"]}
-    monkeypatch.setattr(cleaning, "_made_from", lambda _: steps)
     artifact(store, "base", "base_model", masters=False)
     artifact(store, "p", "final_p", "base")
     artifact(store, "p_kd", "model_p_kd", "p")
     artifact(store, "kd_p", "model_kd_p")
-    assert freed(study, tmp_path) == set()
+    assert freed(study, tmp_path, steps) == set()
     artifact(store, "p_kd_q", "final_p_kd_q", "p_kd", masters=False)
     artifact(store, "q_old", "final_q_old")
     artifact(store, "p_old", "model_p_old")
     (tmp_path / "models" / ".scratch-p_kd").mkdir()
     (tmp_path / "models" / ".scratch-q").mkdir()
-    assert freed(study, tmp_path) == {"models/p_kd/masters", "models/p_old", "models/.scratch-p_kd"}
+    assert freed(study, tmp_path, steps) == {"models/p_kd/masters", "models/p_old", "models/.scratch-p_kd"}
 
     before = store.manifest(tmp_path / "models" / "p_kd", "model_p_kd")
-    cleaning.free(tmp_path, cleaning.unneeded(study, tmp_path))
+    cleaning.free(tmp_path, cleaning.unneeded(study, tmp_path, steps))
     directory = tmp_path / "models" / "p_kd"
-    assert not (directory / "masters").exists() and freed(study, tmp_path) == set()
+    assert not (directory / "masters").exists() and freed(study, tmp_path, steps) == set()
     after = store.require(directory, "model_p_kd", "a test")
     assert before and after.data_version == before.data_version
     assert store.finished(directory, "p_kd", "model_p_kd")
@@ -189,16 +186,13 @@ def test_cleaning_takes_masters_once_all_that_is_made_of_them_is_there(
     assert (tmp_path / "models" / "q_old").is_dir()
 
 
-def test_masters_stay_while_a_child_is_missing_or_out_of_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masters_stay_while_a_child_is_missing_or_out_of_date(tmp_path: Path) -> None:
     study, store = load_study("smoke"), ArtifactStore(tmp_path)
-    monkeypatch.setattr(cleaning, "_made_from", lambda _: {"model_p_kd": ["final_p_kd_q", "diagnosis_p_kd"]})
+    steps = {"model_p_kd": ["final_p_kd_q"]}
     artifact(store, "p_kd", "model_p_kd")
     artifact(store, "p_kd_q", "final_p_kd_q", "p_kd")
-    assert freed(study, tmp_path) == set()
-    monkeypatch.setattr(cleaning, "_made_from", lambda _: {"model_p_kd": ["final_p_kd_q"]})
-    assert freed(study, tmp_path) == {"models/p_kd/masters"}
+    assert freed(study, tmp_path, {"model_p_kd": ["final_p_kd_q", "diagnosis_p_kd"]}) == set()
+    assert freed(study, tmp_path, steps) == {"models/p_kd/masters"}
     (store.root / "models" / "p_kd" / "model.safetensors").write_bytes(b"other")
     with (
         store.exclusive(tmp_path / "models" / "p_kd", "x"),
@@ -209,7 +203,7 @@ def test_masters_stay_while_a_child_is_missing_or_out_of_date(
         store.publish(
             work, tmp_path / "models" / "p_kd", asset="model_p_kd", fingerprint="2", created_at="now"
         )
-    assert freed(study, tmp_path) == set()
+    assert freed(study, tmp_path, steps) == set()
 
 
 def test_the_doctor_names_what_is_missing_and_no_secret(

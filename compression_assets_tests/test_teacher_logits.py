@@ -114,17 +114,7 @@ def test_top_k_store_lists_the_live_teacher_s_largest(bench: Bench) -> None:
     assert isinstance(targets, SparseTargets)
     p = torch.softmax(bench.logits(ROWS) / 2, 1)
     torch.testing.assert_close(targets.weights, p.gather(1, targets.ids), rtol=0.03, atol=1e-5)
-    assert targets.rest is not None
     torch.testing.assert_close(targets.rest, 1 - p.topk(8, 1).values.sum(1), rtol=5e-3, atol=1e-4)
-
-
-def test_sampled_store_stands_for_the_whole_distribution(bench: Bench) -> None:
-    bench.write(coding="sampled", k=4, samples=6)
-    targets = bench.open().batch(ROWS, 2.0, VOCABULARY)
-    assert isinstance(targets, SparseTargets)
-    assert targets.rest is None
-    assert targets.ids.shape[1] == 10
-    torch.testing.assert_close(targets.weights.sum(1), torch.ones(len(targets.ids)))
 
 
 def test_larger_teacher_vocabulary_is_cut_before_normalising(tmp_path: Path) -> None:
@@ -198,7 +188,7 @@ def _contents(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-@pytest.mark.parametrize("coding", ["hidden", "sampled"])
+@pytest.mark.parametrize("coding", ["hidden", "top_k"])
 def test_the_same_logits_are_the_same_files(bench: Bench, coding: str) -> None:
     metadata = bench.write(coding=coding)
     assert metadata["seconds"] > 0
@@ -212,8 +202,8 @@ def test_the_same_logits_are_the_same_files(bench: Bench, coding: str) -> None:
 
 
 def test_interrupted_run_keeps_whole_shards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled = {"coding": "sampled", "k": 4, "samples": 3}
-    bench.write(**sampled)
+    top_k = {"coding": "top_k", "k": 4}
+    bench.write(**top_k)
     expected = _contents(bench.output)
     made: list[range] = []
     shard = teacher_forward._shard
@@ -232,16 +222,16 @@ def test_interrupted_run_keeps_whole_shards(bench: Bench, monkeypatch: pytest.Mo
     def killed(output: str) -> None:
         bench.output, bench.report = bench.root / output, kill
         with pytest.raises(Killed):
-            bench.write(**sampled)
+            bench.write(**top_k)
         bench.report = no_report
         made.clear()
 
     killed("resumed")
-    bench.write(**sampled)
+    bench.write(**top_k)
     assert made == [range(8, 11)]
     assert _contents(bench.output) == expected
     killed("other")
-    bench.write(**sampled, teacher="another")
+    bench.write(**top_k, teacher="another")
     assert made == [range(4), range(4, 8), range(8, 11)]
 
 

@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from compression_assets.data import smoke_chat
 from compression_assets.errors import StudyError
 from compression_assets.sources.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer
 from compression_assets.text.batches import collate, length_buckets
 from compression_assets.text.chat import PLAIN_TEMPLATE, Message, plain_content, render, special_tokens
 from compression_assets.text.datasets import TokenDataset, TokenRow
+from scripts import smoke_chat
 
 TRICKY = [
     "<|im_start|>user",

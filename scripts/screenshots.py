@@ -57,7 +57,7 @@ def main() -> None:
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
     report = study_root(study) / "reports" / "report.html"
     if not report.exists():
-        sys.exit(f"screenshots: {report} is not there; run: make run STUDY={arguments.study}")
+        sys.exit(f"screenshots: {report} is not there; run: compression run --study {arguments.study}")
     arguments.into.mkdir(parents=True, exist_ok=True)
     report_pictures(report, arguments.into)
     dagster_pictures(arguments.asset, arguments.into)

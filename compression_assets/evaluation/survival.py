@@ -12,7 +12,6 @@ phi being the standard normal density, since E[u; u > t] = s · phi(t / s). It i
 bin, 1 where they are far above, and needs nothing of the training but s.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -156,16 +155,6 @@ def predict_surviving(codes: "torch.Tensor", absmax: "torch.Tensor", rms: float)
     return (kept * held).sum().item() / held.sum().item()
 
 
-def predict_for_grid(grid: "Mapping[str, Stored]", rms: float) -> float:
-    """The surviving share for a whole model on its grid, were the updates of every matrix of one size."""
-    sizes = {name: nf4.shape_of(parts).numel() for name, parts in grid.items()}
-    kept = (
-        sizes[name] * predict_surviving(nf4.block_codes(parts), nf4.block_absmax(parts), rms)
-        for name, parts in grid.items()
-    )
-    return sum(kept) / sum(sizes.values())
-
-
 def total(parts: "list[Survival]") -> Survival:
     """Many matrices as one: shares and sums weighted as if they were a single long one."""
     weights = sum(part.weights for part in parts)
@@ -190,15 +179,6 @@ def total(parts: "list[Survival]") -> Survival:
         half_bin=mean("half_bin"),
         beyond=mean("beyond"),
     )
-
-
-def adam_rms_bounds(learning_rates: "list[float]") -> tuple[float, float]:
-    """Root mean square that AdamW's updates add up to: (steps of random sign, steps of one sign).
-
-    A step of Adam is about the learning rate in size, whatever the gradient's. Weights that drift to and fro move by
-    sqrt(sum lr²), those always pushed the same way by sum lr; training lies between.
-    """
-    return sum(rate**2 for rate in learning_rates) ** 0.5, sum(learning_rates)
 
 
 def as_row(survival: Survival) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.sources.models import (
     DirectoryModel,
     GgufModel,
@@ -51,7 +51,7 @@ def config_of(source: ModelSource, downloads: Path, built: Path | None = None) -
         return _read(built / "config.json")
     raise StudyError(
         f"the shapes of {name} are not known without its config.json: run the study once to fetch it "
-        "(compression run --select base_model), or add them to compression_assets/data/known_models.json"
+        f"({next_command('run', '--select', 'base_model')}), or add them to compression_assets/data/known_models.json"
     )
 
 

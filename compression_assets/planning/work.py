@@ -50,5 +50,4 @@ def logits_bytes(recipe: TeacherLogitsRecipe, teacher: Config, student: Config, 
         return volume.content * VALUE_BYTES * vocabulary
     if recipe.coding == "hidden":
         return VALUE_BYTES * teacher["hidden_size"] * (volume.content + vocabulary)
-    samples = recipe.samples if recipe.coding == "sampled" else 0
-    return volume.content * stored_bytes(recipe.k, samples, vocabulary)
+    return volume.content * stored_bytes(recipe.k, vocabulary)

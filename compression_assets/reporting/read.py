@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.model import Study
@@ -83,7 +83,7 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
     models = rows("main", "models", "ORDER BY position")
     if not models:
         raise StudyError(
-            f"study {study.name} has no measured model yet, so there is nothing to report; run: make run"
+            f"study {study.name} has no measured model yet, so there is nothing to report; run: {next_command('run')}"
         )
     keys = [model["model"] for model in models]
     return ReportData(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.machine.locks import Waiting, locked, try_lock
 from compression_assets.store.fingerprints import file_sha256, fingerprint
 
@@ -155,13 +155,13 @@ class ArtifactStore:
         if manifest is None:
             raise StudyError(
                 f"{needed_by} needs {asset}, which is not built yet; build it and all it needs with: "
-                f"dagster asset materialize -m compression_assets --select '*{needed_by}'"
+                + next_command("run", "--select", f"*{asset}")
             )
         if manifest.failed_checks:
             raise StudyError(
                 f"{needed_by} needs {asset}, which failed its check {manifest.failed_checks[0]}; "
                 f"see {directory / MANIFEST}, then build it again with: "
-                f"dagster asset materialize -m compression_assets --select '{asset}'"
+                + next_command("run", "--select", asset)
             )
         if verify:
             self._refuse_damage(directory, manifest, asset, thorough=True)
@@ -296,4 +296,4 @@ def _scratch_root(directory: Path) -> Path:
 
 
 def _rebuild_hint(asset: str) -> str:
-    return f"rebuild it with: compression rebuild {asset}"
+    return f"rebuild it with: {next_command('rebuild', asset)}"

@@ -12,13 +12,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 
 if TYPE_CHECKING:
     import duckdb
 
 STAMP_TABLE = "derived_from"
 _WORK = ".deriving"
+_CONFINED: dict[str, Any] = {"enable_external_access": False, "lock_configuration": True}
+"""DuckDB settings of a reader: read-only alone still lets COPY, ATTACH and INSTALL touch other files."""
 
 
 class HeldOpen(StudyError):
@@ -32,19 +34,25 @@ class MetricsDatabase:
         self.file = Path(file)
 
     def query(self, sql: str, parameters: list[Any] | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """Column names and rows of a read-only query.
+        """Column names and rows of a query, which reads this database and nothing else.
 
-        Raises StudyError when the file does not exist yet or the statement is not valid, HeldOpen while somebody
-        writes to it.
+        Raises StudyError when the file does not exist yet, or the statement is not valid or returns no rows, HeldOpen
+        while somebody writes to it.
         """
         import duckdb
 
         if not self.file.exists():
-            raise StudyError(f"{self.file} does not exist yet: nothing has been measured; run: make demo")
+            raise StudyError(
+                f"{self.file} does not exist yet: nothing has been measured; run: {next_command('run')}"
+            )
         with closing(self._open()) as db:
             try:
                 result = db.execute(sql, parameters or [])
-                return [column[0] for column in result.description or []], result.fetchall()
+                if result is None or not result.description:
+                    raise StudyError(
+                        "the query is empty; write SQL that returns rows, such as: FROM leaderboard"
+                    )
+                return [column[0] for column in result.description], result.fetchall()
             except duckdb.Error as error:
                 raise StudyError(f"the query failed: {str(error).splitlines()[0]}") from error
 
@@ -101,7 +109,7 @@ class MetricsDatabase:
         import duckdb
 
         try:
-            return duckdb.connect(str(self.file), read_only=True)
+            return duckdb.connect(str(self.file), read_only=True, config=_CONFINED)
         except duckdb.Error as error:
             problem = str(error).splitlines()[0]
             if "lock" in problem.lower():

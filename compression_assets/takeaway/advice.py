@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from compression_assets.errors import next_command
 from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.tables import markdown, plain
 from compression_assets.takeaway.recommend import QUALITY, SIZE, Choice, Limits, Row, recommend
@@ -28,21 +29,25 @@ def _shown(choice: Choice, row: Row, limits: Limits) -> tuple[Any, ...]:
     return (*values, "yes" if row["model"] in choice.front else "", "" if limits.misses(row) else "yes")
 
 
-def how_to_take(model: str, study: str, directory: Path) -> list[str]:
-    """Commands and code for one model."""
-    return [
+def how_to_take(model: str, directory: Path) -> list[str]:
+    """Commands and code for one model of the study at hand."""
+    export = next_command("export", model, "--format", "hf")
+    lines = [
         f"directory: {directory}",
-        f'load:      AutoModelForCausalLM.from_pretrained("{directory}")',
-        f"export:    compression export {model} --format hf --study {study}    (or: --format gguf)",
-        f"make it:   compression run --select '*final_{model}' --study {study}" if model != "base" else "",
+        f"load:      AutoModelForCausalLM.from_pretrained({str(directory)!r})",
+        f"export:    {export}    (or: --format gguf)",
     ]
+    if model != "base":
+        lines.append(f"make it:   {next_command('run', '--select', f'*final_{model}')}")
+    return lines
 
 
-def as_text(choice: Choice, rows: list[dict[str, Any]], limits: Limits, study: str, models: Path) -> str:
+def as_text(choice: Choice, rows: list[dict[str, Any]], limits: Limits, models: Path) -> str:
+    """The table, the choice, and how to take it. models: directory of the study's models."""
     lines = [plain(COLUMNS, table(choice, rows, limits)), "", choice.why]
     if choice.model is not None:
-        lines += how_to_take(choice.model, study, models / choice.model)
-    return "\n".join(line for line in lines if line or line == "")
+        lines += how_to_take(choice.model, models / choice.model)
+    return "\n".join(lines)
 
 
 def as_markdown(choice: Choice, rows: list[dict[str, Any]], limits: Limits) -> str:

@@ -6,13 +6,13 @@ later step that would start from them asks for it to be made again.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.study.model import Study
-from compression_assets.study.names import TABLES, TEACHER_MODEL, model_key, relative_directory
+from compression_assets.study.names import TEACHER_MODEL, model_key, relative_directory
 from compression_assets.weights.checkpoints import FREED, MASTERS
 
 SCRATCH = ".scratch-"
@@ -29,10 +29,13 @@ class Freed:
     asset: str | None = None
 
 
-def unneeded(study: Study, root: Path) -> list[Freed]:
-    """What `free` would remove, largest first. Raises StudyError for a damaged manifest."""
+def unneeded(study: Study, root: Path, readers: Mapping[str, Sequence[str]]) -> list[Freed]:
+    """What `free` would remove, largest first. readers: asset -> assets with a directory of their own that read it.
+
+    Raises StudyError for a damaged manifest.
+    """
     store = ArtifactStore(root)
-    found = [*_masters(study, store), *_orphans(study, store), *_leftovers(store)]
+    found = [*_masters(study, store, readers), *_orphans(study, store), *_leftovers(store)]
     return sorted(found, key=lambda freed: -freed.bytes)
 
 
@@ -54,8 +57,7 @@ def free(root: Path, freed: list[Freed]) -> int:
     return sum(item.bytes for item in freed)
 
 
-def _masters(study: Study, store: ArtifactStore) -> Iterator[Freed]:
-    made_from = _made_from(study)
+def _masters(study: Study, store: ArtifactStore, readers: Mapping[str, Sequence[str]]) -> Iterator[Freed]:
     for node in study.nodes.values():
         asset = model_key(node)
         directory = store.root / relative_directory(asset)
@@ -64,7 +66,7 @@ def _masters(study: Study, store: ArtifactStore) -> Iterator[Freed]:
         manifest = store.manifest(directory, asset)
         if manifest is None:
             continue
-        missing = [child for child in made_from.get(asset, []) if not _is_made(store, child, asset)]
+        missing = [child for child in readers.get(asset, []) if not _is_made(store, child, asset)]
         if not missing:
             yield Freed(
                 directory / MASTERS,
@@ -73,21 +75,6 @@ def _masters(study: Study, store: ArtifactStore) -> Iterator[Freed]:
                 f"everything that is made from {asset} is there",
                 asset,
             )
-
-
-def _made_from(study: Study) -> dict[str, list[str]]:
-    """Asset -> the assets with a directory of their own that read it."""
-    from compression_assets.graph.build import build_defs
-
-    graph = build_defs(study).resolve_asset_graph()
-    return {
-        key.to_user_string(): [
-            child.to_user_string()
-            for child in graph.get(key).child_keys
-            if child.to_user_string() not in TABLES
-        ]
-        for key in graph.get_all_asset_keys()
-    }
 
 
 def _is_made(store: ArtifactStore, child: str, parent: str) -> bool:

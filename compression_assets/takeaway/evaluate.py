@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, DATASETS, QUESTION_SET, relative_directory
@@ -65,6 +65,6 @@ def _built(root: Path, study: Study, asset: str) -> Path:
     directory = root / relative_directory(asset)
     if not directory.is_dir():
         raise StudyError(
-            f"study {study.name} has no {asset} yet; make it with: compression run --select '*{asset}'"
+            f"study {study.name} has no {asset} yet; make it with: {next_command('run', '--select', f'*{asset}')}"
         )
     return directory

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.strict import near_match
 
 SIZE, QUALITY = "size_mib", "perplexity"
@@ -60,7 +60,9 @@ def recommend(rows: Sequence[Row], limits: Limits) -> Choice:
     """
     known = [row for row in rows if row.get(SIZE) is not None and row.get(QUALITY) is not None]
     if not known:
-        raise StudyError("nothing has been measured yet that could be recommended; run: compression run")
+        raise StudyError(
+            f"nothing has been measured yet that could be recommended; run: {next_command('run')}"
+        )
     for metric in (*limits.most, *limits.least):
         if metric not in known[0]:
             raise StudyError(

@@ -44,8 +44,7 @@ class DenseTargets:
 class SparseTargets:
     """The teacher's distribution at one temperature for n tokens, by a few entries each.
 
-    ids [n, k] int64 and weights [n, k] float; `rest` [n] is the probability of all other tokens together, or None
-    when the entries stand for the whole distribution (importance-weighted samples; ids may repeat).
+    ids [n, k] int64 and weights [n, k] float; `rest` [n] is the probability of all other tokens together.
     `constant` [n] is the teacher's own part of the divergence, sum of w log w.
     `vocabulary` is the vocabulary on which weights and rest sum to one.
     """
@@ -53,14 +52,17 @@ class SparseTargets:
     ids: "torch.Tensor"
     weights: "torch.Tensor"
     constant: "torch.Tensor"
-    rest: "torch.Tensor | None"
+    rest: "torch.Tensor"
     vocabulary: int
 
     def chunk(self, start: int, stop: int) -> "SparseTargets":
         """Targets of tokens start to stop."""
-        rest = None if self.rest is None else self.rest[start:stop]
         return SparseTargets(
-            self.ids[start:stop], self.weights[start:stop], self.constant[start:stop], rest, self.vocabulary
+            self.ids[start:stop],
+            self.weights[start:stop],
+            self.constant[start:stop],
+            self.rest[start:stop],
+            self.vocabulary,
         )
 
 
@@ -116,11 +118,11 @@ def head_loss(
     Softmax and sums are in float32 (float64 for float64 input), matrix products in the input's format.
 
     The KL is over the vocabulary that student and teacher share (the shorter of the two, both renormalised on it);
-    CE is over the student's whole vocabulary. With `SparseTargets` that have a rest, the KL is the one between
+    CE is over the student's whole vocabulary. With `SparseTargets` the KL is the one between
     distributions over k entries and one "rest" event: by the log-sum inequality never above the true KL. Its
     gradient is exact on the k entries and biased on the others: there it keeps the student's own shape, s_j (1 - r/S)
     with the teacher's rest r and the student's S, where the true one is s_j - p_j; the two differ by p_j - r s_j/S,
-    which sums to zero. With samples (no rest) the expectations of KL and gradient are the true ones.
+    which sums to zero.
     """
     import torch
 
@@ -242,11 +244,6 @@ def _sparse_kl(
     u = z.div(t).exp_() if t != 1 else z.exp()
     listed = u.gather(1, teacher.ids)
     log_listed = z.gather(1, teacher.ids) / t
-    if teacher.rest is None:
-        total = u.sum(1, keepdim=True)
-        u *= scale / total
-        kl = teacher.constant.to(z.dtype) - (p * (log_listed - total.log())).sum(1)
-        return kl.sum(), u.scatter_add_(1, teacher.ids, -scale * p)
     # The student's rest is summed without the listed entries: 1 - sum(listed) would cancel where it is small.
     u.scatter_(1, teacher.ids, 0)
     rest = u.sum(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)

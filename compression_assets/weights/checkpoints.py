@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.store.reports import Check
 from compression_assets.weights.files import (
     TOKENIZER_FILES,
@@ -52,7 +52,7 @@ def masters_or_published(directory: Path) -> Path:
         asset = (directory / FREED).read_text().strip()
         raise StudyError(
             f"the float32 masters of {directory} were freed, and this starts from them; make them again with: "
-            f"compression rebuild {asset}"
+            + next_command("rebuild", asset)
         )
     return directory / MASTERS if has_masters(directory) else directory
 

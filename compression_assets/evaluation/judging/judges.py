@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.embedding import described
 from compression_assets.evaluation.judging import embedding_judge, likelihood
 from compression_assets.evaluation.judging.asking import Asker, Backend
@@ -140,7 +140,8 @@ def dead_judge(asker: Asker, asset: str) -> StudyError:
     return StudyError(
         f"the judge {asker.backend.name} answered none of the first {asker.failures} questions "
         f"({asker.last_reason}); see that it runs, accepts the key and is named right in evaluation.judge.model, "
-        f"then run again: what it has answered before is kept, and `compression run --select '{asset}*'` goes on there"
+        "then run again: what it has answered before is kept, and it goes on there with: "
+        + next_command("run", "--select", f"{asset}*")
     )
 
 

@@ -106,7 +106,6 @@ def _logits(study: Study) -> dg.AssetsDefinition:
             temperature=temperature,
             vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
             teacher_fingerprint=teacher.data_version,
-            seed=study.seed,
             device=place.device,
             report=place.report,
             scratch=place.scratch,

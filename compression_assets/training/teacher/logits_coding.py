@@ -4,11 +4,6 @@ dense: the logits in bfloat16; serves any temperature.
 hidden: the hidden states that the logits are made of; needs nothing from here.
 top_k: the k largest probabilities at one temperature and the mass of the rest. Cheap and smooth, but the
     gradient on the unlisted tokens is biased (see `head_loss`).
-sampled: the same, and the rest is stood for by tokens drawn from it (Sparse Logit Sampling, arXiv 2503.16870: sampling
-    in proportion to the teacher's own probability makes all importance weights equal). Here the k largest are kept
-    exactly, which only takes variance away, and the draws are systematic: one uniform number a token spreads all of
-    its draws over the rest's cumulative mass. Expected counts are those of independent draws, so the estimate of the
-    gradient is unbiased; its noise falls faster.
 
 An id takes 2 bytes, and beyond 65,536 tokens 2 more bits (beyond 262,144 a byte). The largest log-probability and
 that of the rest take 2 bytes, as fixed point with a step of 1/1024 nat down to -64. The others take one byte each: the
@@ -32,36 +27,21 @@ LARGEST_GAP = 16.0
 
 def encode_top_k(logits: "torch.Tensor", k: int, temperature: float) -> "dict[str, torch.Tensor]":
     """Logits [n, V] to their k largest log-probabilities at `temperature` and log of the mass of the rest."""
-    return _encode(_log_probabilities(logits, temperature), k)[0]
-
-
-def encode_sampled(
-    logits: "torch.Tensor", k: int, samples: int, temperature: float, uniform: "torch.Tensor"
-) -> "dict[str, torch.Tensor]":
-    """As `encode_top_k`, and `samples` ids drawn from the rest, by one uniform number in [0, 1) a token [n]."""
     import torch
 
-    log_p = _log_probabilities(logits, temperature)
-    tensors, top = _encode(log_p, k)
-    rest = log_p.double().exp_().scatter_(1, top, 0)
-    cumulative = rest.cumsum_(1)
-    places = (
-        torch.arange(samples, device=logits.device, dtype=torch.float64) + uniform.double()[:, None]
-    ) / samples
-    # right=True: the first token whose cumulative mass is above the place, so one of no mass is never drawn.
-    drawn = torch.searchsorted(cumulative, places * cumulative[:, -1:], right=True).clamp_(
-        max=log_p.shape[1] - 1
-    )
-    tensors |= _pack_ids("samples", drawn, log_p.shape[1])
-    tensors["samples_log_p"] = log_p.gather(1, drawn).mean(1)
-    return tensors
+    log_p = (logits.float() / temperature).log_softmax(1)
+    k = min(k, log_p.shape[1])
+    values, ids = log_p.topk(k, 1)
+    # Summed over the unlisted tokens, not 1 minus the listed: that would cancel where the rest is small.
+    rest = log_p.scatter(1, ids, -torch.inf).logsumexp(1)
+    packed = {"first": _fixed(values[:, 0]), "gaps": _gap_codes(values), "rest": _fixed(rest)}
+    return _pack_ids(ids, log_p.shape[1]) | packed
 
 
-def stored_bytes(k: int, samples: int, vocabulary: int) -> int:
-    """Bytes a token of `encode_top_k` (samples 0) or `encode_sampled`."""
+def stored_bytes(k: int, vocabulary: int) -> int:
+    """Bytes a token of `encode_top_k`."""
     k = min(k, vocabulary)
-    tail = _id_bytes(samples, vocabulary) + 4 if samples else 0
-    return _id_bytes(k, vocabulary) + 2 + (k - 1) + 2 + tail
+    return _id_bytes(k, vocabulary) + 2 + (k - 1) + 2
 
 
 def _id_bytes(count: int, vocabulary: int) -> int:
@@ -70,40 +50,18 @@ def _id_bytes(count: int, vocabulary: int) -> int:
 
 
 def decode(tensors: "dict[str, torch.Tensor]", vocabulary: int) -> SparseTargets:
-    """Targets from what `encode_top_k` or `encode_sampled` made of n tokens."""
+    """Targets from what `encode_top_k` made of n tokens."""
     import torch
 
-    ids = _unpack_ids("ids", tensors)
+    ids = _unpack_ids(tensors)
     first, rest = (tensors[name].to(torch.float32)[:, None] / -STEPS_PER_NAT for name in ("first", "rest"))
     log_p = torch.cat((first, first - _gap(tensors["gaps"]).cumsum(1)), 1)
     log_p, log_rest = torch.cat((log_p, rest), 1).log_softmax(1).split((ids.shape[1], 1), 1)
     weights, rest_weight = log_p.exp(), log_rest[:, 0].exp()
     constant = (weights * log_p).sum(1)
-    if "samples_log_p" not in tensors:
-        constant += torch.where(rest_weight > 0, rest_weight * log_rest[:, 0], 0.0)
-        return SparseTargets(ids, weights, constant, rest_weight, vocabulary)
-    samples = _unpack_ids("samples", tensors)
-    shares = (rest_weight / samples.shape[1])[:, None].expand(samples.shape)
-    # A rest without mass may have drawn a token without mass; its weight of 0 must not meet a logarithm of 0.
-    constant += torch.where(rest_weight > 0, rest_weight * tensors["samples_log_p"], 0.0)
-    return SparseTargets(
-        torch.cat((ids, samples), 1), torch.cat((weights, shares), 1), constant, None, vocabulary
-    )
-
-
-def _log_probabilities(logits: "torch.Tensor", temperature: float) -> "torch.Tensor":
-    return (logits.float() / temperature).log_softmax(1)
-
-
-def _encode(log_p: "torch.Tensor", k: int) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
-    import torch
-
-    k = min(k, log_p.shape[1])
-    values, ids = log_p.topk(k, 1)
-    # Summed over the unlisted tokens, not 1 minus the listed: that would cancel where the rest is small.
-    rest = log_p.scatter(1, ids, -torch.inf).logsumexp(1)
-    packed = {"first": _fixed(values[:, 0]), "gaps": _gap_codes(values), "rest": _fixed(rest)}
-    return _pack_ids("ids", ids, log_p.shape[1]) | packed, ids
+    # A rest without mass: its weight of 0 must not meet a logarithm of 0.
+    constant += torch.where(rest_weight > 0, rest_weight * log_rest[:, 0], 0.0)
+    return SparseTargets(ids, weights, constant, rest_weight, vocabulary)
 
 
 def _fixed(log_p: "torch.Tensor") -> "torch.Tensor":
@@ -132,27 +90,27 @@ def _gap(codes: "torch.Tensor") -> "torch.Tensor":
     return codes.to(torch.float32).div_(255).square_().mul_(LARGEST_GAP)
 
 
-def _pack_ids(name: str, ids: "torch.Tensor", vocabulary: int) -> "dict[str, torch.Tensor]":
+def _pack_ids(ids: "torch.Tensor", vocabulary: int) -> "dict[str, torch.Tensor]":
     import torch
 
-    packed = {f"{name}_low": (ids & 0xFFFF).to(torch.int32).to(torch.uint16)}
+    packed = {"ids_low": (ids & 0xFFFF).to(torch.int32).to(torch.uint16)}
     high = ids >> 16
     if vocabulary > 1 << 18:
-        packed[f"{name}_high"] = high.to(torch.uint8)
+        packed["ids_high"] = high.to(torch.uint8)
     elif vocabulary > 1 << 16:
         four = torch.nn.functional.pad(high, (0, -ids.shape[1] % 4)).unflatten(1, (-1, 4))
-        packed[f"{name}_bits"] = (four << _shifts(ids)).sum(2).to(torch.uint8)
+        packed["ids_bits"] = (four << _shifts(ids)).sum(2).to(torch.uint8)
     return packed
 
 
-def _unpack_ids(name: str, tensors: "dict[str, torch.Tensor]") -> "torch.Tensor":
+def _unpack_ids(tensors: "dict[str, torch.Tensor]") -> "torch.Tensor":
     import torch
 
-    ids = tensors[f"{name}_low"].to(torch.int64)
-    if f"{name}_high" in tensors:
-        ids |= tensors[f"{name}_high"].to(torch.int64) << 16
-    if f"{name}_bits" in tensors:
-        bytes_ = tensors[f"{name}_bits"].to(torch.int64)[:, :, None]
+    ids = tensors["ids_low"].to(torch.int64)
+    if "ids_high" in tensors:
+        ids |= tensors["ids_high"].to(torch.int64) << 16
+    if "ids_bits" in tensors:
+        bytes_ = tensors["ids_bits"].to(torch.int64)[:, :, None]
         ids |= (bytes_ >> _shifts(ids) & 3).flatten(1)[:, : ids.shape[1]] << 16
     return ids
 

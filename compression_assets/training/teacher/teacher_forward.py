@@ -13,7 +13,7 @@ from compression_assets.text.batches import collate, length_buckets
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import DenseTargets
 from compression_assets.training.loop import body_and_head
-from compression_assets.training.teacher.logits_coding import encode_sampled, encode_top_k
+from compression_assets.training.teacher.logits_coding import encode_top_k
 from compression_assets.training.teacher.teacher_logits import (
     HEAD,
     TeacherLogitsRecipe,
@@ -39,7 +39,6 @@ def write_shards(
     recipe: TeacherLogitsRecipe,
     temperature: float,
     vocabulary: int | None,
-    seed: int,
     device: str,
     report: Report,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -47,7 +46,6 @@ def write_shards(
 
     Returns what the manifest says about them, and what this call measured of itself.
     """
-    import torch
 
     started = time.perf_counter()
     model, notes = load_teacher(teacher, recipe, device)
@@ -59,10 +57,8 @@ def write_shards(
         tokens = sum(dataset[row].n_predicted for row in rows)
         path = shard_path(output, index)
         if not is_whole(path):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            uniform = torch.rand(tokens, generator=generator)
             partial = path.with_suffix(".partial")
-            save_tensors(_shard(live, rows, recipe, temperature, size, uniform, done, report), partial)
+            save_tensors(_shard(live, rows, recipe, temperature, size, done, report), partial)
             to_disk(partial)
             partial.replace(path)
         done += tokens
@@ -158,7 +154,6 @@ def _shard(
     recipe: TeacherLogitsRecipe,
     temperature: float,
     vocabulary: int,
-    uniform: "torch.Tensor",
     done: int,
     report: Report,
 ) -> "dict[str, torch.Tensor]":
@@ -166,15 +161,11 @@ def _shard(
     import torch
 
     counts = [live.dataset[row].n_predicted for row in rows]
-    starts = [sum(counts[:position]) for position in range(len(counts))]
     pieces: dict[int, dict[str, torch.Tensor]] = {}
     fresh = 0
     for batch in length_buckets(TokenDataset([live.dataset[row] for row in rows]), recipe.batch_size, None):
         hidden = live.hidden([rows[position] for position in batch])
-        draws = torch.cat(
-            [uniform[starts[position] : starts[position] + counts[position]] for position in batch]
-        )
-        encoded = _encode(live, hidden, recipe, temperature, vocabulary, draws)
+        encoded = _encode(live, hidden, recipe, temperature, vocabulary)
         for position, piece in zip(
             batch, _split(encoded, [counts[position] for position in batch]), strict=True
         ):
@@ -200,7 +191,6 @@ def _encode(
     recipe: TeacherLogitsRecipe,
     temperature: float,
     vocabulary: int,
-    uniform: "torch.Tensor",
 ) -> "dict[str, torch.Tensor]":
     import torch
 
@@ -211,11 +201,8 @@ def _encode(
         logits = live.logits(hidden[start : start + ENCODED_AT_ONCE])[:, :vocabulary]
         if recipe.coding == "dense":
             part = {"logits": logits.to(torch.bfloat16)}
-        elif recipe.coding == "top_k":
-            part = encode_top_k(logits, recipe.k, temperature)
         else:
-            draws = uniform[start : start + ENCODED_AT_ONCE].to(logits.device)
-            part = encode_sampled(logits, recipe.k, recipe.samples, temperature, draws)
+            part = encode_top_k(logits, recipe.k, temperature)
         parts.append({name: tensor.cpu() for name, tensor in part.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "logits.json"
 HEAD = "head.safetensors"
-ONE_TEMPERATURE = ("top_k", "sampled")
+ONE_TEMPERATURE = ("top_k",)
 
 
 class TeacherLogitsRecipe(Strict):
@@ -38,14 +38,12 @@ class TeacherLogitsRecipe(Strict):
     top_k: the k largest and the mass of the rest, for the temperature it was made at. With the default k every measured
     cosine with the exact gradient is above 0.99 at temperature 1, in 120 bytes a token of a vocabulary of 151,936
     (benchmarks/RESULTS.md). At temperature 2 no small k does it; take hidden.
-    sampled: top_k and `samples` draws from the rest (unbiased), for the temperature it was made at.
     load_in_8bit: run the teacher through bitsandbytes' LLM.int8 (threshold 6.0, the paper's); CUDA only, elsewhere
     it is left out and noted in the manifest.
     """
 
-    coding: Literal["dense", "hidden", "top_k", "sampled"] = "top_k"
-    k: int = Field(default=36, ge=1, description="largest probabilities kept (top_k and sampled)")
-    samples: int = Field(default=32, ge=1, description="draws from the rest (sampled only)")
+    coding: Literal["dense", "hidden", "top_k"] = "top_k"
+    k: int = Field(default=36, ge=1, description="largest probabilities kept (top_k only)")
     batch_size: int = Field(default=16, ge=1, description="rows in one forward pass of the teacher")
     rows_per_shard: int = Field(
         default=256, ge=1, description="an interrupted run goes on after its last whole shard"
@@ -62,7 +60,6 @@ def write_teacher_logits(
     temperature: float,
     teacher_fingerprint: str,
     vocabulary: int | None = None,
-    seed: int = 0,
     device: str = "cpu",
     report: Report = no_report,
     scratch: Path | None = None,
@@ -73,7 +70,7 @@ def write_teacher_logits(
     distributions are the same bytes.
 
     vocabulary: the student's vocabulary; the teacher's logits beyond it are dropped before anything is normalised.
-    teacher_fingerprint: what identifies the teacher's weights. seed: of the draws of `sampled`.
+    teacher_fingerprint: what identifies the teacher's weights.
     scratch: where shards are kept until all are there; whole ones that an interrupted call with the same arguments
     left are used again. None: nothing is kept. `output` and `scratch` lie on one disk, so that moving costs nothing.
     """
@@ -86,14 +83,13 @@ def write_teacher_logits(
         "recipe": recipe.model_dump(mode="json"),
         "coding": recipe.coding,
         "temperature": temperature if recipe.coding in ONE_TEMPERATURE else None,
-        "seed": seed if recipe.coding == "sampled" else None,
         "student_vocabulary": vocabulary,
     }
     _clear(output)
     if scratch is not None:
         _keep_if_same(scratch, identity)
     made, measured = write_shards(
-        teacher, dataset, scratch or output, recipe, temperature, vocabulary, seed, device, report
+        teacher, dataset, scratch or output, recipe, temperature, vocabulary, device, report
     )
     for file in [] if scratch is None else [*scratch.glob("shard-*.safetensors"), *scratch.glob(HEAD)]:
         shutil.move(file, output / file.name)

@@ -1,4 +1,4 @@
-"""Writes smoke_chat.jsonl, the short conversations of the smoke study. Run: python smoke_chat.py
+"""Writes the short conversations of the smoke study, data/smoke_chat.jsonl. Run: python scripts/smoke_chat.py
 
 Only templates and word lists written for this project; a fixed seed, so the file is the same every time.
 """
@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-FILE = Path(__file__).with_suffix(".jsonl")
+FILE = Path(__file__).parents[1] / "compression_assets" / "data" / "smoke_chat.jsonl"
 COUNT = 150
 SEED = 20
 
