@@ -20,11 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.prompts import prompt_tokens, question_prompt, stop_tokens
 from compression_assets.sources.questions import JsonlQuestions, read_questions
+from compression_assets.text.chat_template import load_chat_template
 from compression_assets.text.questions import select_questions
 from compression_assets.weights.checkpoints import quiet
 
@@ -52,12 +53,12 @@ def main() -> None:
 class Benchmark:
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+        template = load_chat_template(options.model)
         self.model = self.load()
-        self.stop = stop_tokens(self.tokenizer, self.model)
+        self.stop = stop_tokens(template, self.model)
         asked = select_questions(read_questions(SOURCE, Path()), options.questions, seed=0)
-        texts = [question_prompt(self.tokenizer, one.question, one.context) for one in asked]
-        self.prompts = [prompt_tokens(self.tokenizer, text) for text in texts]
+        texts = [question_prompt(template, one.question, one.context) for one in asked]
+        self.prompts = [prompt_tokens(template, text) for text in texts]
 
     def load(self) -> AutoModelForCausalLM:
         with quiet():

@@ -39,7 +39,7 @@ def main() -> None:
     print("## Distillation from the store\n")
     print(
         f"One optimiser step (forward, backward, AdamW) of the demo's base model on two rows of its distillation set, "
-        f"{pair.n_tokens} tokens, {pair.n_predicted} of them content; one thread, bfloat16 with float32 masters. "
+        f"{pair.n_tokens} tokens, {pair.n_trained} of them trained; one thread, bfloat16 with float32 masters. "
         "The larger teacher is a random Llama of twice the student's parameters.\n"
     )
     model = load_full_precision(demo() / "models" / "base")
@@ -54,7 +54,7 @@ def main() -> None:
     plain = seconds["plain cross-entropy"]
     rows = [(n, spread(s), spread(ratios(s, plain))) for n, s in seconds.items()]
     print(table(("", "processor s", "/ plain"), rows))
-    flop = 6 * (body * pair.n_tokens + head * pair.n_predicted)
+    flop = 6 * (body * pair.n_tokens + head * pair.n_trained)
     share = [flop / second / peak for second in plain]
     padding = _padding(whole, recipe)
     targets = Targets()
@@ -146,7 +146,7 @@ class _Steps:
 def _forward(live: Any) -> None:
     """All of a teacher's answer: hidden states and logits."""
     targets = live.batch([0, 1], TEMPERATURE, live.head.weight.shape[0])
-    targets.read(0, live.dataset.n_predicted)
+    targets.read(0, live.dataset.n_trained)
 
 
 def _teachers(pair: TokenDataset, scratch: Path) -> tuple[dict[str, Any], str]:

@@ -43,7 +43,7 @@ def main() -> None:
     teacher = _outputs("teacher")[1]
     students = [_outputs(name) for name in STUDENTS]
     exact = {"dense": DenseTargets(lambda i, j: teacher[i:j].bfloat16().float(), teacher.shape[1])}
-    default = TeacherLogitsRecipe()
+    default = TeacherLogitsRecipe(coding="top_k")
     for temperature in [float(argument) for argument in sys.argv[1:]] or CODINGS:
         compare = _Comparison(teacher, students, temperature)
         rows: list[list[object]] = []

@@ -131,6 +131,8 @@ def check() -> None:
         f"study {study.name}: {len(study.nodes)} models for the orderings {orderings}; "
         f"results go to {study_root(study)}"
     )
+    for warning in study.warnings:
+        print(f"warning: {warning}")
 
 
 @_command("plan --study my_study.yaml --device a6000", "plan --study demo --measure")

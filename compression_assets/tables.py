@@ -3,6 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+LONGEST = 200
+"""Characters of a value that somebody else wrote, in a message."""
+
+
+def shortened(value: Any) -> str:
+    """A value as text of at most `LONGEST` characters: an image inside a message made a message of 3 MB."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
 
 def shown(value: Any) -> str:
     """A cell: three decimals for a number, '–' for what is not measured."""

@@ -114,7 +114,7 @@ def rewritten(
     without: tuple[str, ...] = (),
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A copy of a GGUF file with some metadata set or left out and some tensors added."""
+    """A copy of a GGUF file with some metadata set or left out and some tensors added or replaced."""
     reader = gguf.GGUFReader(source)
     fields = {
         name: (field.contents(), field.types)
@@ -130,7 +130,8 @@ def rewritten(
         of = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
         writer.add_key_value(name, value, kind, of)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        if tensor.name not in (tensors or {}):
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     for name, array in (tensors or {}).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()

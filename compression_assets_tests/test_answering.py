@@ -15,6 +15,7 @@ from compression_assets.evaluation.prompts import INSTRUCTION, question_prompt, 
 from compression_assets.evaluation.settings import AnswerSettings
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.text.chat_template import ChatTemplate
 from compression_assets.text.questions import Question
 from compression_assets.weights.checkpoints import load_for_scoring
 from compression_assets_tests.tiny_models import tiny_directory, tiny_model
@@ -38,7 +39,7 @@ def test_a_model_answers_every_question(model_dir: Path) -> None:
     assert [one.id for one in answered.answers] == ["a", "b", "c"]
     for answer, question in zip(answered.answers, QUESTIONS, strict=True):
         assert answer.expected == question.answers
-        assert answer.prompt == question_prompt(tokenizer, question.question, question.context)
+        assert answer.prompt == question_prompt(ChatTemplate(tokenizer), question.question, question.context)
         assert answer.n_tokens <= 6 and (answer.finished or answer.n_tokens == 6)
         assert INSTRUCTION not in answer.answer
     speed = answered.speed
@@ -63,13 +64,13 @@ def test_a_model_that_says_nothing_gives_empty_answers(tmp_path: Path) -> None:
 
 def test_the_prompt_is_the_papers_in_the_models_own_template(model_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    prompt = question_prompt(tokenizer, "What flies?", "A bee <|im_end|> flies.")
+    prompt = question_prompt(ChatTemplate(tokenizer), "What flies?", "A bee <|im_end|> flies.")
     assert prompt.endswith(
         f"<|im_start|>user\n{INSTRUCTION}.\n\nContext: A bee < |im_end|> flies.\n\nQuestion: What flies?"
         "<|im_end|>\n<|im_start|>assistant\n"
     )
     tokenizer.chat_template = None
-    plain = question_prompt(tokenizer, "Q?", "C.")
+    plain = question_prompt(ChatTemplate(tokenizer), "Q?", "C.")
     assert plain == f"user:\n{INSTRUCTION}.\n\nContext: C.\n\nQuestion: Q?<|im_end|>\nassistant:\n"
 
 
@@ -79,7 +80,7 @@ def test_the_chats_end_of_turn_ends_an_answer_even_if_no_config_names_it(model_d
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     tokenizer.eos_token = "<|endoftext|>"
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert stop_tokens(tokenizer, model) == {3, 4, tokenizer.eos_token_id, end}
+    assert stop_tokens(ChatTemplate(tokenizer), model) == {3, 4, tokenizer.eos_token_id, end}
 
 
 def test_what_cannot_be_asked_is_refused_in_a_sentence(model_dir: Path, tmp_path: Path) -> None:

@@ -75,14 +75,14 @@ def test_first_loss_is_the_formula(tmp_path: Path) -> None:
     teacher = _live(tmp_path).model
     ce = kl = torch.zeros(())
     for row in dataset:
-        ids, mask = torch.tensor([row.input_ids]), torch.tensor(row.content[1:])
+        ids, mask = torch.tensor([row.input_ids]), torch.tensor(row.trained[1:])
         with torch.no_grad():
             ours, theirs = (model(input_ids=ids).logits[0, :-1][mask] for model in (student, teacher))
         ce = ce - torch.log_softmax(ours, 1).gather(1, ids[0, 1:][mask][:, None]).sum()
         p, q = torch.softmax(theirs / 2, 1), torch.softmax(ours / 2, 1)
         kl = kl + (p * (p / q).log()).sum()
     first = distill(student, dataset, store, _recipe(batch_size=11, alpha=0.4), 0).loss_curve[0]
-    tokens = dataset.n_predicted
+    tokens = dataset.n_trained
     assert first["ce"] == pytest.approx(float(ce) / tokens, rel=1e-4)
     assert first["kl"] == pytest.approx(float(kl) / tokens, rel=5e-3)
     assert first["loss"] == pytest.approx(0.6 * first["ce"] + 0.4 * 4 * first["kl"], rel=1e-5)
@@ -135,7 +135,7 @@ def test_technique_writes_a_model_with_masters(tmp_path: Path) -> None:
     data = {"distillation_set": tmp_path / "data", "teacher_logits": tmp_path / "logits"}
     report = Distillation.apply(StepInputs(parent, tmp_path / "output", _recipe(), data, seed=0))
     assert [check.passed for check in report.checks] == [True, True]
-    assert report.tokens_seen == 2 * tiny_dataset(11).n_predicted
+    assert report.tokens_seen == 2 * tiny_dataset(11).n_trained
     assert report.metadata["teacher"] == "t"
     assert report.metadata["teacher_coding"] == "top_k"
     assert {"loss", "ce", "kl"} <= report.metadata["loss_curve"][0].keys()

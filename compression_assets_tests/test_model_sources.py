@@ -24,7 +24,9 @@ from compression_assets.sources.models import ModelSource, check_model_source, f
 from compression_assets.sources.random_model import SPECIAL_TOKENS, byte_tokenizer
 from compression_assets.sources.written import Loaded
 from compression_assets.store.fingerprints import file_sha256
-from compression_assets.text.chat import Message, render
+from compression_assets.text.chat import render
+from compression_assets.text.chat_template import ChatTemplate
+from compression_assets.text.conversation import Message
 from compression_assets.weights import checkpoints
 from compression_assets_tests.made_wheels import put_wheel
 
@@ -128,7 +130,8 @@ def test_directory_becomes_bf16_with_the_same_weights(
         json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
         == tokenizer.eos_token_id
     )
-    assert render(tokenizer, [Message("user", "hi"), Message("assistant", "ho")], 99)[1].count(True) == 4
+    rendered = render(ChatTemplate(tokenizer), [Message("user", "hi"), Message("assistant", "ho")], 99)
+    assert rendered.content.count(True) == 4
 
 
 def test_missing_pad_and_template_and_wrong_eos_are_set_and_noted(

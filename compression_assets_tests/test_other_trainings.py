@@ -43,7 +43,7 @@ def no_teacher() -> Any:
 
 def cross_entropy(logits: torch.Tensor, row: Any) -> torch.Tensor:
     targets = torch.tensor(row.input_ids[1:])
-    counts = torch.tensor(row.content[1:])
+    counts = torch.tensor(row.trained[1:])
     return torch.nn.functional.cross_entropy(logits[0, :-1][counts], targets[counts], reduction="sum")
 
 

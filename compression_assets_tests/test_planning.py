@@ -136,7 +136,7 @@ def test_tokens_and_logits_by_hand(tmp_path: Path) -> None:
     assert plan.row("teacher_logits").size == 24_576 * 1_152 + 49_152 * 1_152
     volume = work.volumes(study)["distillation"]
     weights = shapes.linear_parameters(known_models()["HuggingFaceTB/SmolLM2-135M"])
-    lower = 6 * (volume.tokens * weights + volume.content * 49_152 * 576)
+    lower = 6 * (volume.tokens * weights + volume.trained * 49_152 * 576)
     assert lower < plan.row("final_kd").flops < 1.4 * lower
 
 

@@ -156,13 +156,13 @@ def test_gradients_pass_rounding_as_if_it_were_not_there(tmp_path: Path) -> None
         master = masters[name].detach()
         return nearest_values(master, grid[name]) if name in grid else master.bfloat16().float()
 
-    tokens = sum(row.n_predicted for row in data)
+    tokens = sum(row.n_trained for row in data)
     for entry in done:
         for name, parameter in model.named_parameters():
             parameter.data, parameter.grad = stored(name), None
         divergence = torch.zeros(())
         for row in data:
-            ids, content = torch.tensor([row.input_ids]), torch.tensor(row.content[1:])
+            ids, content = torch.tensor([row.input_ids]), torch.tensor(row.trained[1:])
             ours = model(ids).logits[0, :-1][content].log_softmax(-1)
             with torch.no_grad():
                 theirs = teacher(ids).logits[0, :-1][content].log_softmax(-1)

@@ -217,6 +217,23 @@ def test_an_untrusted_judge_is_named_and_marked(data: ReportData) -> None:
     assert "G-Eval †" in leaderboard(judged).tables[0].columns
 
 
+def test_what_a_template_refuses_and_what_runs_on_is_said(data: ReportData) -> None:
+    assert "refuses them" not in " ".join(caveats(data))
+    one = {"id": "17", "where": "chat.jsonl, line 18", "reason": "no system role"}
+    manifests = {
+        directory: replace(manifest, metadata=manifest.metadata | {"refused": 30, "refusals": [one]})
+        if directory.startswith("data/evaluation")
+        else manifest
+        for directory, manifest in data.manifests.items()
+    }
+    said = " ".join(caveats(replace(data, manifests=manifests)))
+    assert "30 conversations were left out of evaluation_set because" in said
+    assert "chat.jsonl, line 18 (id 17), …. The first: no system role" in said
+    kept, lost = ({"end_of_turn": {"value": value, "unit": "0..1", "n": 200}} for value in (0.2, 0.09))
+    said = " ".join(caveats(replace(data, metrics={"base": kept, "q": kept, "kd": lost})))
+    assert "answers run to their limit: KD 0.0900 (end_of_turn; the base has 0.2000)" in said
+
+
 def test_pareto_front() -> None:
     points = [(1.0, 9.0), (2.0, 5.0), (3.0, 5.0), (3.0, 7.0), (4.0, 1.0)]
     assert pareto_front(points, low_y=True) == [True, True, False, False, True]

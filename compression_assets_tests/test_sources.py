@@ -16,7 +16,7 @@ from compression_assets.errors import StudyError
 from compression_assets.sources.chat import ChatSource, check_chat_source, read_conversations
 from compression_assets.sources.wheels import WheelFile, fetch_member, fetch_wheel
 from compression_assets.store.fingerprints import file_sha256
-from compression_assets.text.chat import Message
+from compression_assets.text.conversation import Message
 from compression_assets_tests.made_wheels import put_wheel
 from scripts import smoke_chat
 

@@ -184,6 +184,49 @@ def test_stores_of_whole_distributions_serve_several_temperatures(tmp_path: Path
     assert "teacher_logits.coding 'top_k' serves one temperature, and the recipes have 2.0, 4.0" in message
 
 
+@pytest.mark.parametrize(
+    ("settings", "temperature", "warns"),
+    [
+        ({}, 2.0, ""),
+        ({}, 1.0, ""),
+        ({"coding": "dense"}, 4.0, ""),
+        ({"coding": "top_k"}, 1.0, ""),
+        ({"coding": "top_k", "k": 24}, 1.0, "takes k: 36 (k is 24)"),
+        ({"coding": "top_k"}, 2.0, "takes k: 4096 (k is 36)"),
+        ({"coding": "top_k", "k": 4096}, 2.0, ""),
+        ({"coding": "top_k", "k": 9999}, 4.0, "was measured at no k"),
+    ],
+)
+def test_a_coding_that_does_not_fit_the_temperature_is_warned_of(
+    tmp_path: Path, settings: dict[str, Any], temperature: float, warns: str
+) -> None:
+    study = load(tmp_path, ("teacher_logits", settings), ("techniques/KD/temperature", temperature))
+    assert study.teacher_logits.coding == settings.get("coding", "hidden")
+    if not warns:
+        assert study.warnings == []
+        return
+    (warning,) = study.warnings
+    assert f"at a distillation temperature of {temperature:g}" in warning and warns in warning
+
+
+def test_check_says_what_it_warns_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compression_assets import cli
+
+    for settings, warned in (({}, 0), ({"coding": "top_k"}, 1)):
+        monkeypatch.setenv("COMPRESSION_STUDY", str(study_file(tmp_path, ("teacher_logits", settings))))
+        monkeypatch.setattr("sys.argv", ["compression", "check"])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        assert capsys.readouterr().out.count("\nwarning: teacher_logits.coding 'top_k'") == warned
+
+
+def test_sizes_of_a_coding_need_its_name(tmp_path: Path) -> None:
+    message = refusal(study_file(tmp_path, ("teacher_logits", {"k": 64})))
+    assert "k belongs to coding: top_k" in message
+
+
 def test_two_hundred_orderings_load(tmp_path: Path) -> None:
     letters = [format(number, "08b").replace("0", "P-").replace("1", "KD-") for number in range(200)]
     path = study_file(tmp_path, ("orderings", [text + "Q" for text in letters]))

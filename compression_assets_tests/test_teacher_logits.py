@@ -70,7 +70,7 @@ class Bench:
             row = self.dataset[index]
             with torch.no_grad():
                 logits = self.model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-            parts.append(logits[torch.tensor(row.content[1:])])
+            parts.append(logits[torch.tensor(row.trained[1:])])
         return torch.cat(parts)
 
 
@@ -85,7 +85,7 @@ ROWS = [7, 0, 10, 3]
 def test_dense_store_is_the_live_teacher_in_row_order(bench: Bench) -> None:
     manifest = bench.write()
     assert manifest["shards"] == 3
-    assert manifest["tokens"] == bench.dataset.n_predicted
+    assert manifest["tokens"] == bench.dataset.n_trained
     assert manifest["vocabulary"] == VOCABULARY
     targets = bench.open().batch(ROWS, 3.5, VOCABULARY)
     assert isinstance(targets, DenseTargets)

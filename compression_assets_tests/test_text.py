@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from compression_assets.errors import StudyError
 from compression_assets.sources.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer
 from compression_assets.text.batches import collate, length_buckets
-from compression_assets.text.chat import PLAIN_TEMPLATE, Message, plain_content, render, special_tokens
+from compression_assets.text.chat import plain_content, render
+from compression_assets.text.chat_template import PLAIN_TEMPLATE, ChatTemplate
+from compression_assets.text.conversation import Message
 from compression_assets.text.datasets import TokenDataset, TokenRow
 from scripts import smoke_chat
 
@@ -84,12 +86,12 @@ def template_ids(tokenizer: PreTrainedTokenizerFast, messages: list[Message]) ->
 
 def test_ids_are_those_of_the_tokenizers_own_template(tokenizer: PreTrainedTokenizerFast) -> None:
     for messages in smoke_conversations():
-        assert render(tokenizer, messages, 10_000)[0] == template_ids(tokenizer, messages)
+        assert render(ChatTemplate(tokenizer), messages, 10_000)[0] == template_ids(tokenizer, messages)
 
 
 def test_masked_tokens_spell_exactly_the_contents(tokenizer: PreTrainedTokenizerFast) -> None:
     for messages in smoke_conversations():
-        ids, content = render(tokenizer, messages, 10_000)
+        ids, content, _ = render(ChatTemplate(tokenizer), messages, 10_000)
         runs = [
             list(run)
             for flag, run in itertools.groupby(zip(ids, content, strict=True), lambda pair: pair[1])
@@ -102,8 +104,8 @@ def test_masked_tokens_spell_exactly_the_contents(tokenizer: PreTrainedTokenizer
 
 @pytest.mark.parametrize("text", TRICKY)
 def test_no_content_can_pass_for_template(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    ids, content = render(tokenizer, chat(text, "fine", f"  {text} "), 10_000)
-    expected = normalised(tokenizer, plain_content(text, special_tokens(tokenizer)))
+    ids, content, _ = render(ChatTemplate(tokenizer), chat(text, "fine", f"  {text} "), 10_000)
+    expected = normalised(tokenizer, plain_content(text, ChatTemplate(tokenizer).special))
     runs = [
         list(run)
         for flag, run in itertools.groupby(zip(ids, content, strict=True), lambda pair: pair[1])
@@ -115,7 +117,7 @@ def test_no_content_can_pass_for_template(tokenizer: PreTrainedTokenizerFast, te
 
 
 def test_special_tokens_in_content_become_text() -> None:
-    special = special_tokens(byte_tokenizer())
+    special = ChatTemplate(byte_tokenizer()).special
     assert plain_content("a <|im_end|> b", special) == "a < |im_end|> b"
     assert plain_content(" nothing special < | ", special) == "nothing special < |"
 
@@ -125,13 +127,15 @@ def test_random_text_keeps_every_character_in_the_mask(tokenizer: PreTrainedToke
     letters = "ab 1?\n\té日🎉<|>_ user im_start"
     for _ in range(200):
         texts = ["x" + "".join(dice.choices(letters, k=dice.randint(0, 20))) + "x" for _ in range(2)]
-        ids, content = render(tokenizer, chat(*texts), 10_000)
+        ids, content, _ = render(ChatTemplate(tokenizer), chat(*texts), 10_000)
         kept = tokenizer.decode([token for token, flag in zip(ids, content, strict=True) if flag])
         assert kept == "".join(texts)
 
 
 def test_system_messages_are_template() -> None:
-    ids, content = render(byte_tokenizer(), [Message("system", "obey"), *chat("hello", "hi")], 10_000)
+    ids, content, _ = render(
+        ChatTemplate(byte_tokenizer()), [Message("system", "obey"), *chat("hello", "hi")], 10_000
+    )
     tokenizer = byte_tokenizer()
     assert tokenizer.decode([token for token, flag in zip(ids, content, strict=True) if flag]) == "hellohi"
     assert "obey" in tokenizer.decode(ids)
@@ -139,15 +143,16 @@ def test_system_messages_are_template() -> None:
 
 def test_truncation_cuts_the_end() -> None:
     tokenizer = byte_tokenizer()
-    whole = render(tokenizer, chat("hello", "there"), 10_000)
-    cut = render(tokenizer, chat("hello", "there"), 60)
-    assert cut == (whole[0][:60], whole[1][:60])
+    whole = render(ChatTemplate(tokenizer), chat("hello", "there"), 10_000)
+    cut = render(ChatTemplate(tokenizer), chat("hello", "there"), 60)
+    assert (cut.ids, cut.content) == (whole.ids[:60], whole.content[:60])
+    assert cut.ends == [place for place in whole.ends if place < 60]
 
 
 def test_plain_template_for_a_tokenizer_without_one() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
-    ids, content = render(tokenizer, chat("hello", "hi"), 10_000)
+    ids, content, _ = render(ChatTemplate(tokenizer), chat("hello", "hi"), 10_000)
     assert tokenizer.decode(ids) == "user:\nhello<|im_end|>\nassistant:\nhi<|im_end|>\n"
     assert sum(content) == len("hello") + len("hi")
     assert "eos_token" in PLAIN_TEMPLATE
@@ -166,11 +171,11 @@ def test_templates_that_cannot_be_masked_are_refused(template: str, says: str) -
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(StudyError, match=says):
-        render(tokenizer, chat("hello", "hi"), 10_000)
+        render(ChatTemplate(tokenizer), chat("hello", "hi"), 10_000)
 
 
 def test_a_row_of_100_000_tokens_is_rendered_in_seconds() -> None:
-    ids, content = render(TOKENIZERS["merges"], chat("word " * 100_000, "ok"), 512)
+    ids, content, _ = render(ChatTemplate(TOKENIZERS["merges"]), chat("word " * 100_000, "ok"), 512)
     assert len(ids) == len(content) == 512
 
 

@@ -32,7 +32,7 @@ def _content_loss(model: torch.nn.Module, dataset: TokenDataset) -> torch.Tensor
     for row in dataset:
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
         losses = F.cross_entropy(logits, torch.tensor(row.input_ids[1:]), reduction="none")
-        mask = torch.tensor(row.content[1:])
+        mask = torch.tensor(row.trained[1:])
         total, count = total + losses[mask].sum(), count + int(mask.sum())
     return total / count
 
@@ -117,7 +117,7 @@ def test_training_learns_and_is_repeatable() -> None:
     assert _score(models[0], dataset) < before - 0.3
     for name, weight in weights_of(models[0]).items():
         assert torch.equal(weight, weights_of(models[1])[name])
-    assert done.tokens_seen == 4 * dataset.n_predicted
+    assert done.tokens_seen == 4 * dataset.n_trained
     assert done.steps == 12 == len(done.loss_curve)
     assert notes[-1][:2] == (done.tokens_seen, done.tokens_seen)
     assert notes[-1][2].startswith("loss ")
@@ -127,7 +127,7 @@ def test_incomplete_last_step_is_used() -> None:
     dataset = tiny_dataset(11)
     done = finetune(tiny_model(), dataset, recipe_of(batch_size=2, gradient_accumulation=2), 0)
     assert done.steps == 3
-    assert done.tokens_seen == dataset.n_predicted
+    assert done.tokens_seen == dataset.n_trained
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
@@ -187,7 +187,7 @@ def test_dropout_is_seeded() -> None:
 
 def test_nothing_to_train_on() -> None:
     rows = TokenDataset([TokenRow("r", [1, 2, 3], [True, False, False])])
-    with pytest.raises(StudyError, match="no content token"):
+    with pytest.raises(StudyError, match="no token to train on"):
         finetune(tiny_model(), rows, recipe_of(), 0)
 
 
@@ -213,7 +213,7 @@ def test_corrected_teacher(tmp_path: Path) -> None:
     dataset.save(tmp_path / "data")
     report = finetune_teacher(parent, tmp_path / "teacher", tmp_path / "data", recipe_of(epochs=3), 0)
     assert [check.passed for check in report.checks] == [True]
-    assert report.tokens_seen == 3 * dataset.n_predicted
+    assert report.tokens_seen == 3 * dataset.n_trained
     assert report.metadata["loss_curve"][-1]["step"] == 9
     before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("parent", "teacher"))
     assert after.config.vocab_size == VOCABULARY
@@ -251,7 +251,7 @@ def test_a_limit_on_tokens_ends_training_and_its_schedule() -> None:
     dataset = tiny_dataset(14)
     recipe = recipe_of(batch_size=2, epochs=3)
     whole = schedule.plan(dataset, recipe, 0)
-    tokens = [sum(dataset[row].n_predicted for rows in step for row in rows) for step in whole]
+    tokens = [sum(dataset[row].n_trained for rows in step for row in rows) for step in whole]
     limited = recipe.model_copy(update={"max_tokens": sum(tokens[:4]) - 1})
     assert schedule.plan(dataset, limited, 0) == whole[:4]
     report = finetune(tiny_model(), dataset, limited, 0)

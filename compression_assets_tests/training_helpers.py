@@ -37,14 +37,18 @@ def tiny_model(
 
 
 def tiny_dataset(rows: int = 12, seed: int = 0, longest: int = 20) -> TokenDataset:
-    """Rows of random tokens below VOCABULARY - 4: three of template, then about three in four are content."""
-    chance = random.Random(seed)
+    """Rows of random tokens below VOCABULARY - 4: three of template, then about three in four are content.
+
+    Half of the others end a message.
+    """
+    chance, ending = random.Random(seed), random.Random(seed)
     made = []
     for index in range(rows):
         length = chance.randint(8, longest)
         ids = [chance.randrange(VOCABULARY - 4) for _ in range(length)]
         content = [place >= 3 and chance.random() < 0.75 for place in range(length)]
-        made.append(TokenRow(f"row-{index}", ids, content))
+        ends = [place for place in range(3, length) if not content[place] and ending.random() < 0.5]
+        made.append(TokenRow(f"row-{index}", ids, content, ends))
     return TokenDataset(made)
 
 

@@ -18,6 +18,7 @@ from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import AnswerSettings
 from compression_assets.store.reports import Report, no_report
+from compression_assets.text.chat_template import TemplateSettings, load_chat_template
 from compression_assets.text.questions import Question
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ def answer_questions(
     seed: int,
     device: str = "cpu",
     report: Report = no_report,
+    template_settings: TemplateSettings | None = None,
 ) -> Answered:
     """Let a model directory, whoever made it, answer questions; a model that says nothing gives empty answers.
 
     StudyError for fewer questions than the settings ask for, and for a prompt that the model has no room for.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from compression_assets.evaluation.prompts import prompt_tokens, question_prompt, stop_tokens
     from compression_assets.machine.precision import compute_dtype
@@ -85,11 +86,11 @@ def answer_questions(
 
     asked = _first(questions, settings.questions)
     model = load_for_scoring(model_dir, device, compute_dtype(device))
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
-    prompts = [question_prompt(tokenizer, question.question, question.context) for question in asked]
-    tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
+    template = load_chat_template(model_dir, template_settings)
+    prompts = [question_prompt(template, question.question, question.context) for question in asked]
+    tokens = [prompt_tokens(template, prompt) for prompt in prompts]
     _refuse_too_long(model, tokens, settings.max_new_tokens, asked)
-    stop = stop_tokens(tokenizer, model)
+    stop = stop_tokens(template, model)
     first_token_seconds = time_to_first_token(model, tokens[:FIRST_TOKEN_PROMPTS])
     started = time.perf_counter()
     generated = generate(
@@ -110,7 +111,7 @@ def answer_questions(
             context=question.context,
             expected=question.answers,
             prompt=prompt,
-            answer=tokenizer.decode(new.tokens, skip_special_tokens=True).strip(),
+            answer=template.tokenizer.decode(new.tokens, skip_special_tokens=True).strip(),
             n_tokens=new.n_tokens,
             finished=new.finished,
         )

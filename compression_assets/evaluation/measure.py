@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compression_assets.evaluation.distance import no_distance
+from compression_assets.evaluation.end_of_turn import measure_end_of_turn, no_end_of_turn
 from compression_assets.evaluation.footprint import measure_footprint
 from compression_assets.evaluation.perplexity import load_scored, score
 from compression_assets.evaluation.rows import MetricRow, Sample
@@ -46,15 +47,17 @@ def measure(
     footprint = measure_footprint(model_dir, base_dir)
     if not same_tokens(model_dir, base_dir):
         row = MetricRow("perplexity", None, "1", 0, higher_is_better=False, note=OTHER_TOKENIZER)
-        return Measured([row, *no_distance(OTHER_TOKENIZER), *footprint], [], None, 0, precision)
+        rows = [row, *no_distance(OTHER_TOKENIZER), no_end_of_turn(OTHER_TOKENIZER), *footprint]
+        return Measured(rows, [], None, 0, precision)
     dataset, batch_size = TokenDataset.load(dataset_dir), settings.perplexity.batch_size
     model = load_scored(model_dir, device)
     base = model if model_dir == base_dir else load_scored(base_dir, device)
     result = score(model, dataset, batch_size, report, base)
+    end_row, end_samples = measure_end_of_turn(model, dataset, batch_size, report)
     assert result.distance is not None
     return Measured(
-        [*result.rows(), *result.distance.rows(), *footprint],
-        [*result.samples(), *result.distance.samples()],
+        [*result.rows(), *result.distance.rows(), end_row, *footprint],
+        [*result.samples(), *result.distance.samples(), *end_samples],
         result.perplexity,
         result.vocabulary,
         precision,

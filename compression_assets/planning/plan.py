@@ -36,13 +36,15 @@ STEP_OVERHEAD = {"cpu": 2.0, "cuda": 25.0}
 """Seconds of a step besides work and files; on CUDA each has a process that imports torch."""
 USABLE = 0.95
 """Of a device's memory: the rest is taken by its context and by fragmentation."""
+FINER_DTYPES = ("float32", "float16")
+"""Releases whose digits are kept in masters."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One model (or the teacher's logits). size: bytes of its weights file, or of the logits. disk: of its directory.
 
-    memory: peak bytes of the step that makes it, None if unknown. tokens: content tokens trained on.
+    memory: peak bytes of the step that makes it, None if unknown. tokens: those trained on.
     """
 
     asset: str
@@ -148,7 +150,9 @@ class _Planner:
 
     def _fetched(self, asset: str, config: Config) -> Row:
         size = shapes.file_bytes(config)
-        disk = size + TOKENIZER_BYTES * config["vocab_size"]
+        finer = asset == BASE_MODEL and (config.get("dtype") or config.get("torch_dtype")) in FINER_DTYPES
+        masters = shapes.file_bytes(config, everywhere(FP32())) if finer else 0
+        disk = size + masters + TOKENIZER_BYTES * config["vocab_size"]
         return Row(
             asset=asset,
             technique="fetched",
@@ -282,4 +286,4 @@ class _Planner:
             notes.append(
                 f"the arithmetic of {', '.join(untold)} is not in the hours: its technique cannot tell it"
             )
-        return [*notes, "downloads are not in the hours"]
+        return [*notes, *self.study.warnings, "downloads are not in the hours"]

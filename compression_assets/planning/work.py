@@ -30,7 +30,7 @@ def _prepared(split: str, root: Path | None) -> Volume | None:
     if manifest is None:
         return None
     found = manifest.metadata
-    return Volume(found["rows"], found["tokens"], found["predicted_tokens"], measured=True)
+    return Volume(found["rows"], found["tokens"], found["trained_tokens"], measured=True)
 
 
 def _asked(study: Study, split: str) -> Volume:
@@ -44,10 +44,10 @@ def _asked(study: Study, split: str) -> Volume:
 
 
 def logits_bytes(recipe: TeacherLogitsRecipe, teacher: Config, student: Config, volume: Volume) -> int:
-    """Bytes of the stored distributions over a split's content tokens."""
+    """Bytes of the stored distributions over a split's trained tokens."""
     vocabulary = min(teacher["vocab_size"], student["vocab_size"])
     if recipe.coding == "dense":
-        return volume.content * VALUE_BYTES * vocabulary
+        return volume.trained * VALUE_BYTES * vocabulary
     if recipe.coding == "hidden":
-        return VALUE_BYTES * teacher["hidden_size"] * (volume.content + vocabulary)
-    return volume.content * stored_bytes(recipe.k, vocabulary)
+        return VALUE_BYTES * teacher["hidden_size"] * (volume.trained + vocabulary)
+    return volume.trained * stored_bytes(recipe.k, vocabulary)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import combinations
+from typing import Any
 
+from compression_assets.evaluation.end_of_turn import METRIC, unlearned
 from compression_assets.reporting.read import ReportData
 
 JUDGED = ("g_eval", "correctness", "relevance", "prompt_alignment")
@@ -19,6 +21,8 @@ def caveats(data: ReportData) -> list[str]:
         *_intervals(data),
         *_few_items(data),
         *_failures(data),
+        *_refused(data),
+        *_runs_on(data),
         *_one_seed(data),
         *_in_domain(data),
         *_other_scale(data),
@@ -113,6 +117,34 @@ def _failures(data: ReportData) -> Iterator[str]:
         yield (
             f"{sum(models.values())} scores of {name} are missing ({', '.join(map(data.name, models))})"
             f"{f': {note}' if note else ''}; the table samples.{one} has the reason for each item."
+        )
+
+
+def _refused(data: ReportData) -> Iterator[str]:
+    """One sentence for all splits of one source, which were cut together."""
+    splits: dict[str, list[str]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for directory, manifest in data.manifests.items():
+        if manifest.metadata.get("refused"):
+            source = str(manifest.metadata["refusals"])
+            splits.setdefault(source, []).append(directory.partition("/")[2])
+            about[source] = manifest.metadata
+    for source, names in splits.items():
+        count, named = about[source]["refused"], about[source]["refusals"]
+        places = ", ".join(f"{one['where']} (id {one['id']})" for one in named)
+        yield (
+            f"{count:,} conversations were left out of {', '.join(names)} because the chat template refuses them: "
+            f"{places}{', …' if count > len(named) else ''}. The first: {named[0]['reason']}"
+        )
+
+
+def _runs_on(data: ReportData) -> Iterator[str]:
+    low = unlearned({model: data.value(model, METRIC) for model in data.models}, "base")
+    if low:
+        named = ", ".join(f"{data.name(model)} {value:.4f}" for model, value in low.items())
+        yield (
+            f"Trained to go on where messages end, so that answers run to their limit: {named} ({METRIC}; the base has "
+            f"{data.value('base', METRIC):.4f})."
         )
 
 

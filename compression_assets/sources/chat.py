@@ -22,7 +22,8 @@ from compression_assets.sources.rows import (
     stripped_text,
 )
 from compression_assets.sources.wheels import WheelFile, fetch_member
-from compression_assets.text.chat import ROLES, Conversation, Message
+from compression_assets.tables import shortened
+from compression_assets.text.conversation import ROLES, Conversation, Message
 
 
 class HubChat(HubRows):
@@ -113,7 +114,7 @@ def _read_chitchat(path: Path) -> Iterator[Conversation]:
             said = [(message["sender"], message["text"]) for turn in row["messages"] for message in turn]
         except (KeyError, TypeError) as error:
             raise StudyError(
-                f"{path}, conversation {key!r}: not in chitchat's format ({error!r})."
+                f"{path}, conversation {key!r}: not in chitchat's format ({shortened(repr(error))})."
             ) from error
         turns = [
             {"role": "user" if sender == said[0][0] else "assistant", "content": text}
@@ -134,11 +135,13 @@ def _conversation(row: Any, where: str, key: str) -> Conversation:
             merged[-1] = Message(message.role, f"{merged[-1].content}\n{message.content}")
         else:
             merged.append(message)
-    return Conversation(str(row.get("prompt_id") or key), tuple(merged))
+    return Conversation(str(row.get("prompt_id") or key), tuple(merged), where)
 
 
 def _message(turn: Any, where: str) -> Message:
     role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
     if role not in ROLES:
-        raise StudyError(f"{where}: a message has the role {role!r}; allowed are {', '.join(ROLES)}.")
+        raise StudyError(
+            f"{where}: a message has the role {shortened(repr(role))}; allowed are {', '.join(ROLES)}."
+        )
     return Message(role, stripped_text(content, "a message's content", where))

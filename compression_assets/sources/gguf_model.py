@@ -11,6 +11,7 @@ from compression_assets.sources import model_files, tokenizer_setup
 from compression_assets.sources.gguf_metadata import Metadata, check_tensors, read_metadata
 from compression_assets.sources.gguf_rope import rope_parameters
 from compression_assets.sources.gguf_tokenizer import read_tokenizer
+from compression_assets.sources.saving import save_model
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.samples import TEXTS
 
@@ -28,16 +29,20 @@ CONFIG = {
 }
 """transformers' name of a setting -> GGUF's, all of them needed."""
 
+FINER = (0, 1)
+"""`general.file_type` of files in float32 and float16 (llama.cpp, enum llama_ftype), of which bfloat16 loses digits."""
 
-def write(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
+
+def write(path: Path, output_dir: Path, dtype: str, masters: bool) -> dict[str, Any]:
     """Write the model of a file into `output_dir`; returns the facts of `fetch_model`.
 
-    Raises StudyError, one sentence naming the file, for what is not read.
+    masters: as there. Raises StudyError, one sentence naming the file, for what is not read.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     metadata = read_metadata(path)
+    masters = masters and metadata.values.get("general.file_type") in FINER
     settings = config_settings(path, metadata)
     tokenizer = read_tokenizer(metadata, path)
     with model_files.explained(path), _alone(path) as folder:
@@ -47,7 +52,7 @@ def write(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
             folder,
             gguf_file=path.name,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32 if masters else getattr(torch, dtype),
             quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
             output_loading_info=True,
@@ -55,8 +60,7 @@ def write(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     model_files.check_loaded(model, loading, path)
     check_tensors(path, metadata, _tensor_names(model))
     notes = tokenizer_setup.prepare(tokenizer, model, path)
-    model.save_pretrained(output_dir, max_shard_size="1TB")
-    tokenizer.save_pretrained(output_dir)
+    notes += save_model(model, tokenizer, output_dir, dtype, masters)
     _check_saved_tokenizer(tokenizer, output_dir, path)
     return {
         "kind": "gguf",

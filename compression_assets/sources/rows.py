@@ -14,6 +14,7 @@ from pydantic import StringConstraints
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
+from compression_assets.tables import shortened
 
 SHIPPED = re.compile(r"package:([A-Za-z0-9_-]+\.jsonl)")
 
@@ -110,7 +111,7 @@ def stripped_text(value: Any, name: str, where: str) -> str:
     name: what the value is, such as "a message's content".
     """
     if not isinstance(value, str):
-        raise StudyError(f"{where}: {name} is {value!r}, not a text.")
+        raise StudyError(f"{where}: {name} is {shortened(repr(value))}, not a text.")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -5,6 +5,7 @@ from pydantic import Field
 from compression_assets.sources.chat import ChatSource
 from compression_assets.sources.questions import QuestionSettings
 from compression_assets.strict import Strict
+from compression_assets.text.chat_template import TemplateSettings
 from compression_assets.text.splits import SplitSize
 
 
@@ -26,16 +27,18 @@ class SplitSizes(Strict):
         return {name: size for name in type(self).model_fields if (size := getattr(self, name)) is not None}
 
 
-class Data(Strict):
+class Data(TemplateSettings):
     """chat: where conversations come from. evaluation_chat: those of the evaluation split, if from elsewhere.
 
     questions: reading-comprehension questions in SQuAD's schema, for the asset question_set.
 
     max_length: tokens of a rendered conversation, template included; the rest is cut off.
+    max_refused: share of a source's conversations that the chat template may refuse; these are left out and named.
     """
 
     chat: ChatSource
     evaluation_chat: ChatSource | None = None
     questions: QuestionSettings | None = None
     max_length: int = Field(ge=8)
+    max_refused: float = Field(default=0.05, ge=0, le=1)
     splits: SplitSizes

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.model_files import first_line
-from compression_assets.text.chat import PLAIN_TEMPLATE, special_tokens
+from compression_assets.text.chat_template import ChatTemplate, ids_of, plain_template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 def prepare(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path: Path) -> list[str]:
@@ -24,7 +24,7 @@ def prepare(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path
         tokenizer.pad_token = tokenizer.eos_token
         notes.append(f"pad token set to the end token {tokenizer.eos_token!r}")
     if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.chat_template = plain_template(tokenizer)
         notes.append("no chat template: plain 'role:' lines are used")
     tokenizer.padding_side = "right"
     # Would rewrite "a ." to "a." when decoding, so that a decoded text is not what was generated.
@@ -51,14 +51,14 @@ def _check_usable(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel"
 
 def _can_occur(tokenizer: "PreTrainedTokenizerFast", text: str) -> bool:
     """Whether a token can come out of a conversation: special ones never do unless the template writes them."""
-    special = set(special_tokens(tokenizer))
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     templates = tokenizer.chat_template or ""
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     return text not in special or text in named or text in str(templates)
 
 
 def _set_end(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path: Path) -> list[str]:
-    ends = _ids(model.config.eos_token_id) or _ids(model.generation_config.eos_token_id)
+    ends = ids_of(model.config.eos_token_id) or ids_of(model.generation_config.eos_token_id)
     if tokenizer.eos_token_id is None and not ends:
         raise StudyError(
             f"neither the config nor the tokenizer of {path} names an end token: set eos_token_id in config.json."
@@ -66,7 +66,7 @@ def _set_end(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", pat
     if not ends:
         model.config.eos_token_id = tokenizer.eos_token_id
         return [f"the config's end token set to the tokenizer's, {tokenizer.eos_token!r}"]
-    if tokenizer.eos_token_id in ends + _ids(model.generation_config.eos_token_id):
+    if tokenizer.eos_token_id in ends + ids_of(model.generation_config.eos_token_id):
         return []
     text = tokenizer.convert_ids_to_tokens(ends[0])
     if text is None:
@@ -80,12 +80,13 @@ def _set_end(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", pat
 def _set_generation(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path: Path) -> list[str]:
     generation = model.generation_config
     generation.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.eos_token_id not in _ids(generation.eos_token_id):
-        ends = [tokenizer.eos_token_id, *_ids(generation.eos_token_id)]
+    if tokenizer.eos_token_id not in ids_of(generation.eos_token_id):
+        ends = [tokenizer.eos_token_id, *ids_of(generation.eos_token_id)]
         generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    notes = _stop_at_the_chats_end(tokenizer, generation)
     try:
         generation.validate(strict=True)
-        return []
+        return notes
     except ValueError:
         # Older models give a temperature without saying that it is for sampling, which cannot be saved.
         generation.do_sample = True
@@ -95,10 +96,19 @@ def _set_generation(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedMode
         raise StudyError(
             f"the generation_config.json of {path} is invalid ({first_line(error)}): correct it."
         ) from error
-    return ["do_sample switched on in the generation config, whose sampling settings need it"]
+    return [*notes, "do_sample switched on in the generation config, whose sampling settings need it"]
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
+def _stop_at_the_chats_end(tokenizer: "PreTrainedTokenizerFast", generation: "GenerationConfig") -> list[str]:
+    """Let the model stop at the token with which its template ends an answer, which training teaches it to say."""
+    try:
+        end = ChatTemplate(tokenizer).end_token()
+    except StudyError:
+        # Said again, and as an error, when conversations are rendered.
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    ends = ids_of(generation.eos_token_id)
+    if end is None or end in ends:
+        return []
+    generation.eos_token_id = [*ends, end]
+    text = tokenizer.convert_ids_to_tokens(end)
+    return [f"generation stops at {text!r} as well, with which the chat template ends an answer"]

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import duckdb
 
 LEADERBOARD_METRICS = (
-    *("g_eval", "prompt_alignment", "clarity", "size_mib", "perplexity", "compression_ratio"),
+    *("g_eval", "prompt_alignment", "clarity", "size_mib", "perplexity", "end_of_turn", "compression_ratio"),
     *("exact_match", "f1", "answer_words", "correctness", "relevance", "fluency", "coherence", "readability"),
     *("kl_to_base", "top_1_agreement"),
     *("tokens_per_second", "time_to_first_token", "parameters"),

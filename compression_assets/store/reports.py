@@ -34,7 +34,7 @@ MISSING = "missing"
 class StepReport:
     """What a step says about itself. Everything in `metadata` is JSON-serialisable; NaN is not.
 
-    tokens_seen: predicted content tokens trained on, over all epochs (0 for a step that does not train).
+    tokens_seen: tokens of content and message ends trained on, over all epochs (0 for a step that does not train).
     Reserved metadata keys: "loss_curve" (list of dicts), "layers" (list of dicts, one a layer).
     """
 

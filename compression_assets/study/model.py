@@ -35,7 +35,7 @@ from compression_assets.study.sweeps import Sweep, expanded
 from compression_assets.techniques.registry import technique
 from compression_assets.techniques.technique import Reads
 from compression_assets.training.finetuning import FinetuneRecipe
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, coding_doubt
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 
@@ -215,6 +215,14 @@ class Study(Strict):
     def distillation_temperature(self) -> float:
         """The temperature at which students distil; the plain recipe's where `coding: dense` serves several."""
         return self._temperatures()[0]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What can run and is hardly meant, a sentence each."""
+        if not self.distils:
+            return []
+        found = (coding_doubt(self.teacher_logits, temperature) for temperature in self._temperatures())
+        return [sentence for sentence in found if sentence]
 
     def recipe(self, token: str) -> Any:
         """The recipe of a step token, an instance of its technique's Recipe. StudyError if the study has none."""

@@ -52,7 +52,9 @@ def _of_answers(
     settings, clarity = study.evaluation.answers, study.evaluation.clarity
     assert settings is not None
     questions = read_question_set(_built(root, study, QUESTION_SET))
-    answered = answer_questions(directory, questions, settings, study.seed, device)
+    answered = answer_questions(
+        directory, questions, settings, study.seed, device, template_settings=study.data
+    )
     rows, samples = measure_answers(answered.answers)
     rows, samples = [*answered.rows(), *rows], [*answered.samples(), *samples]
     if clarity is not None and clarity.fluency_model == "base":

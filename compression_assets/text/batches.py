@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Batch:
     """Right-padded rows: `input_ids` and `attention_mask` int64 [B, L], `predicts` bool [B, L].
 
-    `predicts[b, t]` is true iff token t+1 of row b exists and is content, so that the logits at
-    position t take part in a loss or metric with target `input_ids[b, t + 1]`.
+    `predicts[b, t]` is true iff token t+1 of row b exists and is content (or, for training, ends a message), so that
+    the logits at position t take part in a metric or loss with target `input_ids[b, t + 1]`.
     """
 
     input_ids: "torch.Tensor"
@@ -51,8 +51,8 @@ def length_buckets(dataset: TokenDataset, batch_size: int, seed: int | None) -> 
     return batches
 
 
-def collate(rows: Sequence[TokenRow], pad_id: int) -> Batch:
-    """Pad rows on the right with `pad_id` into one `Batch` on the CPU."""
+def collate(rows: Sequence[TokenRow], pad_id: int, trained: bool = False) -> Batch:
+    """Pad rows on the right with `pad_id` into one `Batch` on the CPU; it predicts content, or all that is trained."""
     import torch
 
     longest = max(len(row.input_ids) for row in rows)
@@ -63,5 +63,6 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> Batch:
         length = len(row.input_ids)
         input_ids[index, :length] = torch.tensor(row.input_ids, dtype=torch.int64)
         attention_mask[index, :length] = 1
-        predicts[index, : max(length - 1, 0)] = torch.tensor(row.content[1:], dtype=torch.bool)
+        wanted = row.trained if trained else row.content
+        predicts[index, : max(length - 1, 0)] = torch.tensor(wanted[1:], dtype=torch.bool)
     return Batch(input_ids, attention_mask, predicts)

@@ -8,22 +8,24 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pydantic import PositiveInt, model_validator
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
-from compression_assets.text.chat import CONTENT_ROLES, Conversation, render
+from compression_assets.text.chat import render, rendered_text
+from compression_assets.text.chat_template import ChatTemplate
+from compression_assets.text.conversation import CONTENT_ROLES, Conversation
 from compression_assets.text.datasets import TokenDataset, TokenRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from compression_assets.text.refusals import Refusals
 
 
 class SplitSize(Strict):
-    """Either at least so many predicted content tokens, or exactly so many conversations."""
+    """Either at least so many predicted content tokens, or exactly so many conversations.
+
+    What ends a message is not counted, so that a split holds the same conversations whatever the template.
+    """
 
     tokens: PositiveInt | None = None
     conversations: PositiveInt | None = None
@@ -50,35 +52,42 @@ class Splits(dict[str, TokenDataset]):
     """Split name -> dataset, with what was left out.
 
     counts: conversations read ("read"), left out as duplicates ("duplicates") or because of `exclude`
-    ("excluded"), left out because nothing but template fits in max_length ("without_content"), and
-    used ("used"). A row's id is the hash of its conversation's normalised content.
+    ("excluded"), left out because nothing but template fits in max_length ("without_content") or because the chat
+    template refuses them ("refused"), and used ("used"). A row's id is the hash of its conversation's normalised
+    content. refusals: which conversations were refused, and why.
     """
 
     counts: Counter[str]
+    refusals: Refusals
 
 
 def make_splits(
     conversations: Iterable[Conversation],
-    tokenizer: "PreTrainedTokenizerFast",
+    template: ChatTemplate,
     sizes: Mapping[str, SplitSize],
     max_length: int,
     seed: int,
     exclude: Collection[str] = (),
+    max_refused: float = 0.0,
 ) -> Splits:
     """Fill the splits named in `sizes`, in that order, each conversation used at most once.
 
     Conversations are taken in the order of a seeded hash of their content and cut to `max_length`
     tokens; only as many are tokenised as are needed. Two conversations are duplicates if their contents
     are equal after NFKC, case folding and collapsing white space, or if their rows hold the same content
-    tokens. `exclude` holds `content_hashes` of splits made from another source. StudyError when the
-    source runs out.
+    tokens. `exclude` holds `content_hashes` of splits made from another source. Conversations that the template
+    refuses are left out; all of them are tried, so that nothing depends on which are drawn. StudyError when the source
+    runs out, and when more than `max_refused` (a share of the conversations) or all are refused.
     """
     counts: Counter[str] = Counter()
-    rows = _rows(_ordered(conversations, seed, exclude, counts), tokenizer, max_length, exclude, counts)
+    refusals = Refusals(max_refused)
+    ordered = _accepted(_ordered(conversations, seed, exclude, counts), template, refusals)
+    rows = _rows(ordered, template, max_length, exclude, counts, refusals)
     splits = Splits()
     for name, size in sizes.items():
         splits[name] = _fill(name, size, rows, counts)
-    splits.counts = counts
+    counts["refused"] = len(refusals)
+    splits.counts, splits.refusals = counts, refusals
     return splits
 
 
@@ -127,19 +136,35 @@ def _ordered(
     return sorted(unique.items(), key=lambda item: hashlib.sha256(f"{seed}:{item[0]}".encode()).digest())
 
 
+def _accepted(
+    ordered: Iterable[tuple[str, Conversation]], template: ChatTemplate, refusals: Refusals
+) -> list[tuple[str, Conversation]]:
+    """Those that the template renders. StudyError as `Refusals.require_few`."""
+    accepted = []
+    for key, conversation in ordered:
+        with refusals.noted(conversation):
+            rendered_text(template, conversation.messages)
+            accepted.append((key, conversation))
+    refusals.require_few(len(accepted) + len(refusals))
+    return accepted
+
+
 def _rows(
-    ordered: Iterable[tuple[str, Conversation]],
-    tokenizer: "PreTrainedTokenizerFast",
+    ordered: Sequence[tuple[str, Conversation]],
+    template: ChatTemplate,
     max_length: int,
     exclude: Collection[str],
     counts: Counter[str],
+    refusals: Refusals,
 ) -> Iterator[TokenRow]:
     seen: set[str] = set()
     for key, conversation in ordered:
-        try:
-            row = TokenRow(key, *render(tokenizer, conversation.messages, max_length))
-        except StudyError as error:
-            raise StudyError(f"conversation {conversation.id!r}: {error}") from error
+        row = None
+        # Whether content became a special token is known from tokens alone, so of the conversations drawn.
+        with refusals.noted(conversation):
+            row = TokenRow(key, *render(template, conversation.messages, max_length))
+        if row is None:
+            continue
         tokens = _token_hash(row)
         if row.n_predicted == 0:
             counts["without_content"] += 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FinetuneRecipe(TrainingRecipe):
-    """Cross-entropy on message content. Defaults: the paper's post-pruning fine-tuning (authors' scripts)."""
+    """Cross-entropy on what messages say and on their ends. Defaults: the paper's, after pruning (authors' scripts)."""
 
     epochs: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=5e-5, gt=0)

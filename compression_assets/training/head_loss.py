@@ -73,7 +73,7 @@ class Teacher(Protocol):
     """Whatever can say a teacher's targets for rows of a dataset, in the order of `hidden[predicts]`."""
 
     def batch(self, rows: list[int], temperature: float, vocabulary: int, device: str) -> Targets:
-        """Targets of the predicted content tokens of these rows at a temperature, for a student's vocabulary."""
+        """Targets of the trained tokens of these rows at a temperature, for a student's vocabulary."""
         ...
 
 
@@ -81,7 +81,7 @@ class Teacher(Protocol):
 class LossWeights:
     """(1 - alpha) * CE + alpha * T^2 * KL(teacher || student at T), each summed over tokens and divided by `tokens`.
 
-    `tokens` is the number of predicted content tokens of the whole optimiser step, so that the losses of its
+    `tokens` is the number of trained tokens of the whole optimiser step, so that the losses of its
     micro-batches add up to the mean over its tokens (Hinton et al. 2015 for the T^2).
     """
 

@@ -3,7 +3,7 @@
 Here are accumulation and the watch over divergence. The order of batches and the learning rate are in `schedule`, the
 loss's mathematics in `head_loss`, the optimiser step in `masters`, saving and resuming in `resuming`.
 
-transformers' Trainer and accelerate were looked at first. They cannot average over the content tokens of an
+transformers' Trainer and accelerate were looked at first. They cannot average over the trained tokens of an
 accumulated step with a loss that is computed from hidden states and hands back its own gradients, nor keep float32
 masters beside bfloat16 weights on a CPU, so the loop is written here.
 """
@@ -45,7 +45,7 @@ class TrainingReport:
     """What a run did. JSON-safe: no value is NaN or infinite.
 
     loss_curve: one entry a step with step, loss, ce, kl (nats a token; kl only when distilling), lr, grad_norm.
-    tokens_seen: predicted content tokens, over all epochs. padding: share of padding in the tokens computed.
+    tokens_seen: tokens of content and message ends, over all epochs. padding: share of padding in the tokens computed.
     """
 
     loss_curve: list[dict[str, float]]
@@ -80,11 +80,12 @@ def train(
     as_stored: AsStored | None = None,
     at_end: Callable[["PreTrainedModel"], None] | None = None,
 ) -> TrainingReport:
-    """Train a float32 causal language model in place on a dataset's content tokens; it comes back in float32.
+    """Train a float32 causal language model in place; it comes back in float32.
 
-    The loss of a step is the mean over all predicted content tokens of its rows, however they are split into
-    forward passes. Same seed, same device, same weights: bit for bit on a CPU. as_stored: the weights that forward and
-    backward passes compute with, see `MasterWeights`. at_end: called at the end with the model while it still has
+    It learns each message's content and the tokens that end it: left out, their probability would fall everywhere, and
+    the model would not stop. The loss of a step is the mean over all these tokens of its rows, however they are split
+    into forward passes. Same seed, same device, same weights: bit for bit on a CPU. as_stored: the weights that forward
+    and backward passes compute with, see `MasterWeights`. at_end: called with the model while it still has
     these weights.
 
     When memory runs out in a step, its forward passes take half the rows from there on and there are twice as many:
@@ -96,7 +97,7 @@ def train(
 
     steps = plan(dataset, recipe, seed)
     run = _Run(model.to(device), dataset, recipe, distil, device, len(steps), as_stored)
-    total = sum(dataset[row].n_predicted for step in steps for rows in step for row in rows)
+    total = sum(dataset[row].n_trained for step in steps for rows in step for row in rows)
     longest = max(len(row.input_ids) for row in dataset)
     with (
         torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]),
@@ -180,7 +181,7 @@ class _Run:
 
     def step(self, index: int, batches: list[list[int]]) -> None:
         """One optimiser step over some forward passes."""
-        tokens = sum(self.dataset[row].n_predicted for rows in batches for row in rows)
+        tokens = sum(self.dataset[row].n_trained for rows in batches for row in rows)
         weights = LossWeights(tokens)
         if self.distil is not None:
             weights = LossWeights(tokens, self.distil.alpha, self.distil.temperature)
@@ -226,7 +227,7 @@ class _Run:
 
     def _forward_backward(self, rows: list[int], weights: LossWeights) -> tuple[float, float, float]:
         """Loss share and sums of CE and KL of one forward pass; gradients are added to the masters'."""
-        batch = collate([self.dataset[row] for row in rows], pad_id=0)
+        batch = collate([self.dataset[row] for row in rows], pad_id=0, trained=True)
         self.computed += batch.input_ids.numel()
         self.real += int(batch.attention_mask.sum())
         batch = batch.to(self.device)

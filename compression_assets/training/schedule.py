@@ -18,7 +18,7 @@ class TrainingRecipe(Strict):
     rate rises over `warmup_steps` (the first step already has 1/warmup of it), then falls linearly to 0.
     optimizer: moments in float32 (8 bytes a parameter) or in 8 bits by bitsandbytes (2 bytes), the latter paged out to
     the host's memory where CUDA runs short of its own. max_tokens: training ends with the step that reaches so many
-    content tokens, the schedule with it, so that two steps of a study can be given the same budget.
+    tokens (of content and message ends), the schedule with it, so that two steps can be given the same budget.
     """
 
     epochs: int = Field(ge=1)
@@ -37,16 +37,16 @@ class TrainingRecipe(Strict):
 
 
 def plan(dataset: TokenDataset, recipe: TrainingRecipe, seed: int) -> list[list[list[int]]]:
-    """Steps of forward passes of row indices, in the order of training; rows without a content token are left out."""
+    """Steps of forward passes of row indices, in the order of training; rows with nothing to learn are left out."""
     steps = []
     for epoch in range(recipe.epochs):
         batches = length_buckets(dataset, recipe.batch_size, seed * 1_000 + epoch)
-        kept = [[row for row in batch if dataset[row].n_predicted] for batch in batches]
+        kept = [[row for row in batch if dataset[row].n_trained] for batch in batches]
         kept = [batch for batch in kept if batch]
         size = recipe.gradient_accumulation
         steps += [kept[start : start + size] for start in range(0, len(kept), size)]
     if not steps:
-        raise StudyError("the dataset has no content token to train on: check its source and max_length.")
+        raise StudyError("the dataset has no token to train on: check its source and max_length.")
     return steps if recipe.max_tokens is None else _within(dataset, steps, recipe.max_tokens)
 
 
@@ -54,11 +54,11 @@ def _within(dataset: TokenDataset, steps: list[list[list[int]]], max_tokens: int
     """The steps up to the one that reaches `max_tokens`. StudyError when all of them together do not."""
     tokens = 0
     for index, step in enumerate(steps):
-        tokens += sum(dataset[row].n_predicted for rows in step for row in rows)
+        tokens += sum(dataset[row].n_trained for rows in step for row in rows)
         if tokens >= max_tokens:
             return steps[: index + 1]
     raise StudyError(
-        f"max_tokens is {max_tokens:,}, but all epochs have {tokens:,} content tokens: raise epochs, or ask for fewer"
+        f"max_tokens is {max_tokens:,}, but all epochs have {tokens:,} tokens to learn: raise epochs, or ask for fewer"
     )
 
 

@@ -9,11 +9,14 @@ from compression_assets.weights.shapes import Config, linear_parameters
 
 @dataclass(frozen=True)
 class Volume:
-    """A split: its conversations, tokens with template, and predicted content tokens. measured: read from disk."""
+    """A split: its conversations, tokens with template, and tokens that training learns. measured: read from disk.
+
+    Before the split is there, what ends messages is not known and not in `trained`: up to a tenth of short chats.
+    """
 
     rows: int
     tokens: int
-    content: int
+    trained: int
     measured: bool = False
 
     @property
@@ -24,12 +27,12 @@ class Volume:
 def epochs_of(recipe: TrainingRecipe, volume: Volume) -> float:
     """Passes over the data, a limit on tokens included."""
     limit = recipe.max_tokens
-    return min(recipe.epochs, limit / volume.content) if limit and volume.content else recipe.epochs
+    return min(recipe.epochs, limit / volume.trained) if limit and volume.trained else recipe.epochs
 
 
 def tokens_of(recipe: TrainingRecipe, volume: Volume) -> int:
-    """Content tokens trained on."""
-    return int(volume.content * epochs_of(recipe, volume))
+    """Content and message ends trained on, over all epochs."""
+    return int(volume.trained * epochs_of(recipe, volume))
 
 
 def forward_flops(config: Config, volume: Volume) -> float:
@@ -41,8 +44,8 @@ def forward_flops(config: Config, volume: Volume) -> float:
 
 
 def head_flops(config: Config, volume: Volume) -> float:
-    """The output layer over a split's content tokens, the only ones that logits are made for."""
-    return 2.0 * volume.content * config["vocab_size"] * config["hidden_size"]
+    """The output layer over a split's trained tokens, the only ones that logits are made for."""
+    return 2.0 * volume.trained * config["vocab_size"] * config["hidden_size"]
 
 
 def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> float:

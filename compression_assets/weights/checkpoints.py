@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from compression_assets.errors import StudyError, next_command
 from compression_assets.store.reports import Check
 from compression_assets.weights.files import (
+    NAMED_TEMPLATES,
     TOKENIZER_FILES,
     Named,
     read_tensors,
@@ -272,6 +273,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in found:
         shutil.copyfile(file, target / file.name)
+    if (source / NAMED_TEMPLATES).is_dir():
+        shutil.copytree(source / NAMED_TEMPLATES, target / NAMED_TEMPLATES, dirs_exist_ok=True)
 
 
 def copy_generation_config(source: Path, target: Path) -> None:

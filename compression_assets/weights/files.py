@@ -29,6 +29,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+NAMED_TEMPLATES = "additional_chat_templates"
+"""Folder of the chat templates of a tokenizer that has several, the default one aside."""
 
 
 def weight_files(directory: Path) -> list[Path]:

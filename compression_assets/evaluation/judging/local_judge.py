@@ -18,6 +18,8 @@ from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.prompts import CASE_MARKS
 from compression_assets.evaluation.judging.replies import SCALE, VERDICTS, JudgeError, Reply, Shape
 from compression_assets.store.code_fingerprints import code_fingerprint
+from compression_assets.text.chat_template import ChatTemplate
+from compression_assets.text.conversation import Message
 
 if TYPE_CHECKING:
     import torch
@@ -155,8 +157,8 @@ class _Reader:
         """Token ids before and after a user's message; without a chat template, what begins a text and a new line."""
         if not self._tokenizer.chat_template:
             return list(self._tokenizer("").input_ids), self._plain("\n")
-        message = [{"role": "user", "content": _SLOT}]
-        text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        # Not the tokenizer's own call: a template that writes today's date would ask another question every day.
+        text = ChatTemplate(self._tokenizer).text([Message("user", _SLOT)], reply=True)
         before, _, after = text.partition(_SLOT)
         return self._plain(before), self._plain(after)
 

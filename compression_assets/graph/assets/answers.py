@@ -56,6 +56,7 @@ def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettin
             study.seed,
             place.device,
             place.report,
+            study.data,
         )
         write_answers(answered.answers, place.output)
         write_speed(answered.speed, place.output)
@@ -74,7 +75,7 @@ def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettin
         model,
         PART,
         measure,
-        settings={PART: settings.model_dump(mode="json")},
+        settings={PART: settings.model_dump(mode="json"), **study.data.template_settings()},
         code=("compression_assets.evaluation.answering", *format_code(study, model.path)),
         inputs=(asset, QUESTION_SET),
         # Greedy answers are the same whatever the seed.

@@ -27,6 +27,11 @@ DESCRIPTIONS = {
     "evaluation": "Held-out conversations over which every model's perplexity is measured.",
 }
 CHECK = "splits_disjoint"
+SHOWN = (
+    *("rows", "tokens", "predicted_tokens", "trained_tokens", "message_ends", "content_share"),
+    *("template", "refused", "refusals"),
+)
+"""Of a split's manifest, for Dagster."""
 
 
 def dataset_assets(study: Study) -> dg.AssetsDefinition:
@@ -72,7 +77,7 @@ def split_artifact(study: Study, split: str) -> Artifact:
 def _split_metadata(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
     directory = storage.artifacts.root / relative_directory(manifest.asset)
     sql = f"SELECT * FROM {parquet_literal(directory / 'rows.parquet')} LIMIT 5"
-    shown = {key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")}
+    shown = {key: manifest.metadata[key] for key in SHOWN}
     return {**shown, "sql": dg.MetadataValue.md(markdown_code(sql))}
 
 

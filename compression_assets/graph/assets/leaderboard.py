@@ -4,6 +4,8 @@ from typing import Any
 
 import dagster as dg
 
+from compression_assets.evaluation.end_of_turn import METRIC, unlearned
+from compression_assets.evaluation.measured import ROWS, read_rows
 from compression_assets.graph.assets.report_asset import Outcome, report_asset, warning
 from compression_assets.graph.resources import StudyStorage
 from compression_assets.reporting.database import refresh
@@ -12,9 +14,11 @@ from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.study.leaderboard_models import leaderboard_models, measurements
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
+from compression_assets.study.orderings import BASE
 from compression_assets.tables import markdown
 
 SAME_PRECISION = "same_precision"
+ENDS_ITS_TURNS = "ends_its_turns"
 
 
 def leaderboard_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -50,7 +54,7 @@ def _leaderboard(study: Study) -> dg.AssetsDefinition:
                 "sql": dg.MetadataValue.md("`SELECT * FROM leaderboard`"),
                 "database": dg.MetadataValue.path(str(storage.database.file)),
             },
-            checks=(_same_precision(study, storage),),
+            checks=(_same_precision(study, storage), _ends_its_turns(study, storage)),
         )
 
     return report_asset(
@@ -59,7 +63,7 @@ def _leaderboard(study: Study) -> dg.AssetsDefinition:
         compute,
         deps=measurements(study),
         description="One row a model, named as in the paper's Table 1: DuckDB view leaderboard.",
-        checks=(SAME_PRECISION,),
+        checks=(SAME_PRECISION, ENDS_ITS_TURNS),
     )
 
 
@@ -74,3 +78,19 @@ def _same_precision(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
         found.setdefault(manifest.metadata["precision"], []).append(model.key)
     detail = "; ".join(f"{precision}: {', '.join(models)}" for precision, models in found.items())
     return warning(SAME_PRECISION, len(found) <= 1, detail)
+
+
+def _ends_its_turns(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
+    """A warning when training has taught a model to go on where a message ends."""
+    values: dict[str, float | None] = {}
+    for model in leaderboard_models(study):
+        file = storage.artifacts.root / relative_directory(model.asset("metrics")) / ROWS
+        if not file.is_file():  # not measured yet
+            continue
+        rows = read_rows(file)
+        values[model.key] = next((row.value for row in rows if row.metric == METRIC), None)
+    low = unlearned(values, BASE)
+    named = ", ".join(f"{model} {value:.4f}" for model, value in low.items())
+    reference = values.get(BASE)
+    detail = "the base is not measured" if reference is None else f"the base's is {reference:.4f}"
+    return warning(ENDS_ITS_TURNS, not low, f"{METRIC} below half of the base's: {named or 'none'}; {detail}")

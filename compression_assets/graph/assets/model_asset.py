@@ -54,10 +54,12 @@ def released_model_asset(
     description: str,
     tags: dict[str, str],
     fits: Callable[[Path], None] = lambda _: None,
+    masters: bool = False,
 ) -> dg.AssetsDefinition:
     """A model as somebody released it, written as a bfloat16 model directory.
 
     fits: raises StudyError for a directory of a model that cannot go through the study.
+    masters: keep the digits of a release in float32 or float16 for the steps that start from it.
     """
 
     def build(place: BuildContext) -> StepReport:
@@ -67,7 +69,7 @@ def released_model_asset(
         if isinstance(source, HubModel):
             # Before its weights, which may take an hour.
             fits(download_description(source, place.storage.downloads))
-        metadata = fetch_model(source, place.output, place.storage.downloads)
+        metadata = fetch_model(source, place.output, place.storage.downloads, masters=masters)
         fits(place.output)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 

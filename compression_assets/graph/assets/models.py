@@ -36,6 +36,7 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
         description="The student before any compression, in bfloat16.",
         tags={"stage": "base", "depth": "0"},
         fits=partial(refuse_directory, study, "base_model"),
+        masters=True,
     )
     external = [
         released_model_asset(

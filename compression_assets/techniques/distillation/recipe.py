@@ -18,7 +18,7 @@ class TeacherRecipe(TrainingRecipe):
 
 
 class DistillationRecipe(TeacherRecipe):
-    """(1 - alpha) * CE + alpha * T^2 * KL(teacher || student), mean over content tokens. Defaults: the paper's.
+    """(1 - alpha) * CE + alpha * T^2 * KL(teacher || student), mean over the tokens trained. Defaults: the paper's.
 
     The paper's text gives no temperature; its authors' README says 4.0, their script 2.0. Learning rate: script 1e-4,
     README 2e-5.

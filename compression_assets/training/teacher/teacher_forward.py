@@ -54,7 +54,7 @@ def write_shards(
     shards = shard_rows(dataset, recipe)
     done = 0
     for index, rows in enumerate(shards):
-        tokens = sum(dataset[row].n_predicted for row in rows)
+        tokens = sum(dataset[row].n_trained for row in rows)
         path = shard_path(output, index)
         if not is_whole(path):
             partial = path.with_suffix(".partial")
@@ -62,7 +62,7 @@ def write_shards(
             to_disk(partial)
             partial.replace(path)
         done += tokens
-        report(done, dataset.n_predicted, f"shard {index + 1} of {len(shards)}")
+        report(done, dataset.n_trained, f"shard {index + 1} of {len(shards)}")
     if recipe.coding == "hidden":
         save_tensors(_head(live, size), output / HEAD)
     stored = total_bytes(shard_path(output, index) for index in range(len(shards)))
@@ -72,7 +72,7 @@ def write_shards(
         "chat_template": _digest(teacher, CHAT_TEMPLATE),
         "shards": len(shards),
         "bytes": stored,
-        "bytes_per_token": round(stored / max(1, dataset.n_predicted), 1),
+        "bytes_per_token": round(stored / max(1, dataset.n_trained), 1),
         "dtype": str(compute_dtype(device)).removeprefix("torch."),
         "notes": notes,
     }
@@ -120,15 +120,15 @@ class LiveTeacher:
     def batch(
         self, rows: list[int], temperature: float, vocabulary: int, device: str = "cpu"
     ) -> DenseTargets:
-        """Targets of the predicted content tokens of these rows; logits are made when a chunk is read."""
+        """Targets of the trained tokens of these rows; logits are made when a chunk is read."""
         hidden = self.hidden(rows)
         return DenseTargets(lambda start, stop: self.logits(hidden[start:stop]), self.head.weight.shape[0])
 
     def hidden(self, rows: list[int]) -> "torch.Tensor":
-        """Last hidden states [n, d] at the positions that predict content."""
+        """Last hidden states [n, d] at the positions that predict a trained token."""
         import torch
 
-        batch = collate([self.dataset[row] for row in rows], pad_id=0)
+        batch = collate([self.dataset[row] for row in rows], pad_id=0, trained=True)
         self.computed += batch.input_ids.numel()
         self.real += int(batch.attention_mask.sum())
         batch = batch.to(self.device)
@@ -160,7 +160,7 @@ def _shard(
     """The encoded distributions of a range of rows, in their order, whatever order they were computed in."""
     import torch
 
-    counts = [live.dataset[row].n_predicted for row in rows]
+    counts = [live.dataset[row].n_trained for row in rows]
     pieces: dict[int, dict[str, torch.Tensor]] = {}
     fresh = 0
     for batch in length_buckets(TokenDataset([live.dataset[row] for row in rows]), recipe.batch_size, None):
@@ -171,7 +171,7 @@ def _shard(
         ):
             pieces[position] = piece
         fresh += hidden.shape[0]
-        report(done + fresh, live.dataset.n_predicted, "teacher forward")
+        report(done + fresh, live.dataset.n_trained, "teacher forward")
     return {
         name: torch.cat([pieces[position][name] for position in range(len(counts))]) for name in pieces[0]
     }

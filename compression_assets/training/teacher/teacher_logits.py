@@ -10,9 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Report, no_report
@@ -27,28 +27,52 @@ if TYPE_CHECKING:
 MANIFEST = "logits.json"
 HEAD = "head.safetensors"
 ONE_TEMPERATURE = ("top_k",)
+LEAST_K = ((1.0, 36), (2.0, 4096))
+"""(Temperature, least k whose gradient has a cosine of 0.99 there); a lower temperature is no harder."""
 
 
 class TeacherLogitsRecipe(Strict):
     """How the teacher's distributions are kept.
 
+    hidden: the teacher's last hidden states, 2 bytes a dimension, and its output layer once. Exact at any temperature,
+    in a fraction of the bytes of logits, for one more matrix product in each step.
     dense: bfloat16 logits, 2 bytes a vocabulary entry, for any temperature.
-    hidden: the teacher's last hidden states, 2 bytes a dimension, and its output layer once. The same distributions for
-    any temperature in a fraction of the bytes, for one more matrix product in each step.
     top_k: the k largest and the mass of the rest, for the temperature it was made at. With the default k every measured
     cosine with the exact gradient is above 0.99 at temperature 1, in 120 bytes a token of a vocabulary of 151,936
-    (benchmarks/RESULTS.md). At temperature 2 no small k does it; take hidden.
+    (benchmarks/RESULTS.md). At temperature 2 no small k does it; `compression check` warns.
     load_in_8bit: run the teacher through bitsandbytes' LLM.int8 (threshold 6.0, the paper's); CUDA only, elsewhere
     it is left out and noted in the manifest.
     """
 
-    coding: Literal["dense", "hidden", "top_k"] = "top_k"
+    coding: Literal["dense", "hidden", "top_k"] = "hidden"
     k: int = Field(default=36, ge=1, description="largest probabilities kept (top_k only)")
     batch_size: int = Field(default=16, ge=1, description="rows in one forward pass of the teacher")
     rows_per_shard: int = Field(
         default=256, ge=1, description="an interrupted run goes on after its last whole shard"
     )
     load_in_8bit: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_have_their_coding(self) -> Self:
+        if "k" in self.model_fields_set and "coding" not in self.model_fields_set:
+            raise ValueError("k belongs to coding: top_k; name that as coding")
+        return self
+
+
+def coding_doubt(recipe: TeacherLogitsRecipe, temperature: float) -> str | None:
+    """Why a student's gradient at a temperature is not known to keep a cosine of 0.99 with the exact one, or None.
+
+    As measured (benchmarks/RESULTS.md): the worst of the gradients with respect to logits, hidden states and output
+    weights, between a model of 135 M parameters and its pruned form.
+    """
+    if recipe.coding in ("dense", "hidden"):
+        return None
+    at = f"teacher_logits.coding '{recipe.coding}' at a distillation temperature of {temperature:g}"
+    enough = next((k for highest, k in LEAST_K if temperature <= highest), None)
+    if enough is not None and recipe.k >= enough:
+        return None
+    measured = f"takes k: {enough} (k is {recipe.k})" if enough else "was measured at no k"
+    return f"{at}: a gradient with a cosine of 0.99 {measured}; write coding: hidden, which is exact"
 
 
 def write_teacher_logits(
@@ -93,7 +117,7 @@ def write_teacher_logits(
     )
     for file in [] if scratch is None else [*scratch.glob("shard-*.safetensors"), *scratch.glob(HEAD)]:
         shutil.move(file, output / file.name)
-    manifest = identity | {"tokens": dataset.n_predicted, "rows": len(dataset)} | made
+    manifest = identity | {"tokens": dataset.n_trained, "rows": len(dataset)} | made
     _write_json(output / MANIFEST, manifest)
     return manifest | measured
 
@@ -115,7 +139,7 @@ class TeacherLogits:
     def __init__(self, directory: Path, manifest: dict[str, Any], dataset: TokenDataset) -> None:
         self.directory, self.manifest = directory, manifest
         recipe = TeacherLogitsRecipe.model_validate(manifest["recipe"])
-        counts = [row.n_predicted for row in dataset]
+        counts = [row.n_trained for row in dataset]
         shards = shard_rows(dataset, recipe)
         self._first_rows = [rows.start for rows in shards]
         self._offsets = [[0, *accumulate(counts[row] for row in rows)] for rows in shards]
@@ -163,7 +187,7 @@ class TeacherLogits:
             )
 
     def batch(self, rows: list[int], temperature: float, vocabulary: int, device: str = "cpu") -> Targets:
-        """Targets of the predicted content tokens of these rows, row after row: the order of `hidden[predicts]`."""
+        """Targets of the trained tokens of these rows, row after row: the order of `hidden[predicts]`."""
         self.require(temperature, vocabulary)
         parts = [self._row(row) for row in rows]
         if self.manifest["coding"] == "dense":
