@@ -15,6 +15,7 @@ import click
 from compression_assets.errors import StudyError, next_command
 
 if TYPE_CHECKING:
+    from compression_assets.evaluation.rows import MetricRow
     from compression_assets.store.metrics_db import MetricsDatabase
 
 INTERRUPTED = 130
@@ -183,7 +184,21 @@ def run(select: str | None, ordering: str | None) -> int:
     started = time.monotonic()
     succeeded = run_study(select, ordering)
     print(f"{'done' if succeeded else 'failed'} after {time.monotonic() - started:.0f} s")
+    if succeeded:
+        _print_answer()
     return 0 if succeeded else 1
+
+
+def _print_answer() -> None:
+    """What the study says by now, or why it says nothing: a run may have been of a part that measures nothing."""
+    from compression_assets.reporting.answer import answer
+    from compression_assets.study.places import current_study, study_root
+
+    study = current_study()
+    try:
+        print(f"\n{answer(study, study_root(study), _database())}")
+    except StudyError as error:
+        print(f"no answer yet: {error}")
 
 
 @_command("rebuild final_p_kd_q")
@@ -195,16 +210,24 @@ def rebuild(assets: tuple[str, ...]) -> int:
     return 0 if run_study(rebuild=assets) else 1
 
 
-@_command("leaderboard", "leaderboard --study my_study.yaml")
-def leaderboard() -> None:
-    """Print the leaderboard beside the paper's Table 1."""
-    from compression_assets.reporting.leaderboard import doubts, read_leaderboard
-    from compression_assets.tables import plain
+@_command("leaderboard", "leaderboard --all", "leaderboard --csv")
+@click.option("--all", "everything", is_flag=True, help="Every metric, a table a group.")
+@click.option("--csv", "form", flag_value="csv", help="Every metric as CSV, in full precision.")
+@click.option("--json", "form", flag_value="json", help="The same as JSON.")
+def leaderboard(everything: bool, form: str | None) -> None:
+    """Print the leaderboard."""
+    from compression_assets.reporting.leaderboard import leaderboard_csv, leaderboard_json, leaderboard_text
+    from compression_assets.reporting.read import read_results
+    from compression_assets.study.places import current_study, study_root
 
-    database = _database()
-    print(plain(*read_leaderboard(database, paper=True)))
-    for sentence in doubts(database):
-        print(sentence)
+    study = current_study()
+    results = read_results(study, study_root(study), _database())
+    if form == "csv":
+        print(leaderboard_csv(results))
+    elif form == "json":
+        print(leaderboard_json(results))
+    else:
+        print(leaderboard_text(results, everything=everything))
 
 
 @_command(
@@ -256,8 +279,10 @@ def recommend(
     from compression_assets.takeaway.recommend import parse_limits
 
     limits = parse_limits(max_size, max_perplexity, most, least)
-    choice, rows = advise(_database(), limits)
-    print(as_text(choice, rows, limits, study_root(current_study()) / "models"))
+    study = current_study()
+    root = study_root(study)
+    choice, limits, results = advise(study, root, _database(), limits)
+    print(as_text(choice, limits, results, root / "models"))
     return 0 if choice.model else 1
 
 
@@ -292,7 +317,6 @@ def evaluate(directory: Path) -> None:
     """
     from compression_assets.machine.runtime import prepare_process
     from compression_assets.machine.workers import cuda_devices
-    from compression_assets.reporting.leaderboard import with_half_width
     from compression_assets.study.places import current_study, storage_root, study_root
     from compression_assets.tables import plain
     from compression_assets.takeaway.evaluate import evaluate_directory
@@ -301,10 +325,21 @@ def evaluate(directory: Path) -> None:
     study = current_study()
     device = "cuda" if cuda_devices() else "cpu"
     rows = evaluate_directory(study, study_root(study), directory, storage_root() / ".downloads", device)
-    table = [
-        (row.metric, with_half_width(row.value, row.lo, row.hi), row.unit, row.n, row.note) for row in rows
-    ]
+    table = [(row.metric, _figure(row), row.unit, row.n, row.note) for row in rows]
     print(plain(["metric", "value", "unit", "n", "note"], table))
+
+
+def _figure(row: "MetricRow") -> str | None:
+    from compression_assets.evaluation.metrics import metric
+    from compression_assets.reporting.leaderboard import with_interval
+    from compression_assets.tables import decimals
+
+    if row.value is None:
+        return None
+    interval = None if row.lo is None or row.hi is None else (row.lo, row.hi)
+    return with_interval(
+        row.value, interval, decimals([row.value], metric(row.metric).digits, interval or ())
+    )
 
 
 @_command("clean --dry-run")

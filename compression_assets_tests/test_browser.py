@@ -19,7 +19,11 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 if why := why_no_browser():
     pytest.skip(why, allow_module_level=True)
 
-SCREENS = {"wide": {"width": 1400, "height": 900}, "narrow": {"width": 375, "height": 800}}
+SCREENS = {
+    "wide": {"width": 1400, "height": 900},
+    "middle": {"width": 768, "height": 900},
+    "narrow": {"width": 375, "height": 800},
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,17 @@ def test_the_report_is_drawn(chromium: Any, finished_study: Project, screen: str
         assert box["height"] > 100
     ink, paper = (brightness(page, what) for what in ("color", "backgroundColor"))
     assert (ink < 60 and paper > 200) if scheme == "light" else (ink > 200 and paper < 60)
+    # The answer stands on the first screen, and labels of charts can be read.
+    lead = page.locator("#answer .lead").bounding_box()
+    assert lead["y"] + lead["height"] < SCREENS[screen]["height"]
+    labels = page.eval_on_selector_all(
+        "#answer svg text", "labels => labels.map(label => label.getBoundingClientRect().height)"
+    )
+    assert min(labels) > 8
+    # Marks are brighter than the page in the dark, and darker in the light.
+    shade = page.evaluate("getComputedStyle(document.querySelector('#answer g[data-key] use')).fill")
+    light = sum(map(int, re.findall(r"\d+", shade)[:3])) / 3
+    assert (light < 120) if scheme == "light" else (light > 120)
     # Text of charts follows the page.
     assert page.evaluate("getComputedStyle(document.querySelector('svg text')).fill") == page.evaluate(
         "getComputedStyle(document.body).color"
@@ -64,7 +79,7 @@ def test_numbers_on_the_page_are_the_databases(chromium: Any, finished_study: Pr
     page = chromium.new_page()
     page.goto((finished_study.root / "reports" / "report.html").as_uri())
     shown = page.eval_on_selector_all(
-        "table[data-table=leaderboard] td[data-value]",
+        "table[data-table=answer] td[data-value]",
         "cells => cells.map(cell => [cell.dataset.key, Number(cell.dataset.value), cell.innerText])",
     )
     values = {key: (value, text) for key, value, text in shown}
@@ -72,7 +87,7 @@ def test_numbers_on_the_page_are_the_databases(chromium: Any, finished_study: Pr
     assert rows
     for model, perplexity, size in rows:
         assert values[f"{model}.perplexity"][0] == perplexity
-        written = values[f"{model}.perplexity"][1].split(" ")[0].replace(",", "")
+        written = values[f"{model}.perplexity"][1].split()[0].replace(",", "")
         assert written == f"{perplexity:.{len(written.partition('.')[2])}f}"
         assert values[f"{model}.size_mib"][0] == size
     # Markers stand where their values are: lower perplexity, lower on the chart.

@@ -12,9 +12,6 @@ from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import StatisticsSettings
 from compression_assets.evaluation.statistics import with_intervals
 from compression_assets.reporting.database import database_of, left_out, refresh
-from compression_assets.reporting.leaderboard import read_leaderboard
-from compression_assets.reporting.paper_table import read_paper_table
-from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.store.metrics_schema import LEADERBOARD_METRICS
 from compression_assets.store.tables import write_table
 from compression_assets.study.model import Study
@@ -183,15 +180,3 @@ def test_a_damaged_or_earlier_database_is_derived_anew(study: Study, root: Path)
         read(root, "SELECT 1")
     assert refresh(study, root) == ""
     assert read(root, "SELECT perplexity FROM leaderboard") == [(3.0,)]
-
-
-def test_what_is_printed_has_half_widths_and_the_papers_figures(study: Study, root: Path) -> None:
-    measure(
-        root, "metrics_base", [row("perplexity", 2.0, lo=1.5, hi=2.5), row("size_mib", None, note="none")]
-    )
-    refresh(study, root)
-    theirs = next(one["perplexity"] for one in read_paper_table() if one["model"] == "base")
-    assert read_leaderboard(MetricsDatabase(database_of(root).file), paper=True) == (
-        ["ordering", "perplexity", "paper"],
-        [("base", "2.000 ±0.500", theirs)],
-    )

@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from compression_assets import cli
+from compression_assets.study.files import load_study
+from compression_assets.study.places import CLAIM
+from compression_assets_tests.made_results import as_if_made_by
 from compression_assets_tests.project import Project
 from compression_assets_tests.test_commands import understood
 
@@ -122,7 +125,13 @@ def storage(finished_study: Project, tmp_path_factory: pytest.TempPathFactory) -
     """A storage in which smoke, demo and a study of one's own are finished: copies of one another, by name."""
     root = tmp_path_factory.mktemp("documents")
     for name in ("smoke", "demo", "my_study"):
-        shutil.copytree(finished_study.root, root / name, copy_function=shutil.copy2)
+        shutil.copytree(
+            finished_study.root,
+            root / name,
+            copy_function=shutil.copy2,
+            ignore=shutil.ignore_patterns(CLAIM),
+        )
+    as_if_made_by(load_study("demo"), root / "demo")
     shutil.copy(ROOT / "storage" / "dagster.yaml", root)
     own = finished_study.study_file.read_text().replace("name: tiny", "name: my_study")
     (root / "my_study.yaml").write_text(own)

@@ -11,11 +11,11 @@ from compression_assets.evaluation.judging.calibration import planted_cases
 from compression_assets.evaluation.judging.prompts import METRICS
 from compression_assets.graph.build import build_defs
 from compression_assets.planning.costs import expected_seconds
-from compression_assets.reporting.database import database_of, refresh
-from compression_assets.reporting.leaderboard import doubts, read_leaderboard
+from compression_assets.reporting.database import database_of
+from compression_assets.reporting.leaderboard import leaderboard_text
+from compression_assets.reporting.read import read_results
 from compression_assets.study.files import load_study
 from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
-from compression_assets_tests.measured_study import measure, row, small_study
 from compression_assets_tests.project import Project, changed
 
 KEY = "PLANTED-KEY-77ab31"
@@ -70,28 +70,14 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
     repaired = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
     assert repaired == {**metrics, "prompt_alignment": 1.0}
 
-    database = database_of(project.root)
-    assert "g_eval †" in read_leaderboard(database)[0]
-    assert doubts(database)[0].startswith(f"† g_eval is UNTRUSTED: m at {server.url}/v1 puts 0%")
+    results = read_results(load_study(project.study_file), project.root, database_of(project.root))
+    said = leaderboard_text(results, everything=True)
+    assert "G-Eval †" in said and f"† g_eval is UNTRUSTED: m at {server.url}/v1 puts 0%" in said.replace(
+        "\n ", ""
+    )
     assert KEY not in output + again
     texts = [file.read_bytes() for file in project.storage.rglob("*") if file.is_file()]
     assert texts and not any(KEY.encode() in text for text in texts)
-
-
-def test_only_untrusted_columns_are_marked(tmp_path: Path) -> None:
-    notes = {
-        "g_eval": "UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%); 1 failed",
-        "prompt_alignment": "1 of 3 items were not judged",
-        "judge_trusted": "judge: m",
-    }
-    root = tmp_path / "study"
-    measure(root, "metrics_base", [row(name, 0.5, note) for name, note in notes.items()])
-    refresh(small_study(tmp_path, "P"), root)
-    database = database_of(root)
-    assert read_leaderboard(database)[0] == ["ordering", "g_eval †", "prompt_alignment"]
-    assert doubts(database) == [
-        "† g_eval is UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%)"
-    ]
 
 
 def test_a_judge_with_a_model_of_its_own_has_an_asset_for_it(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The report: its numbers are the database's, it needs no network, and it says what it cannot."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,17 +9,24 @@ from pathlib import Path
 import pytest
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.metrics import JUDGE, METRICS
+from compression_assets.evaluation.metrics import metric as metric_of
 from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.charts import largest_rise
+from compression_assets.reporting.choosing import Limits, choose
+from compression_assets.reporting.comparisons import comparisons
 from compression_assets.reporting.database import database_of, refresh
-from compression_assets.reporting.making import best_model, by_layer
-from compression_assets.reporting.page import fingerprint_of, render, write_report
+from compression_assets.reporting.headline import the_answer
+from compression_assets.reporting.judge import calibration
+from compression_assets.reporting.making import by_layer
+from compression_assets.reporting.metric_tables import every_metric
+from compression_assets.reporting.page import fingerprint_of, make_page, render, write_report
 from compression_assets.reporting.parts import Page as PageOf
-from compression_assets.reporting.parts import Section, significant, with_half_width
-from compression_assets.reporting.quality import calibration, comparisons, sample_answers, why_it_breaks
+from compression_assets.reporting.parts import Section, Table, number
 from compression_assets.reporting.read import ReportData, read_report_data
-from compression_assets.reporting.results import PAPER_METRICS, leaderboard, pareto_front
+from compression_assets.reporting.sample_answers import sample_answers
 from compression_assets.reporting.seeds import over_seeds
+from compression_assets.reporting.survival import why_it_breaks
 from compression_assets.store.tables import write_table
 from compression_assets.study.files import load_study
 from compression_assets_tests.project import Project
@@ -87,7 +93,7 @@ def test_every_number_of_the_leaderboard_is_the_databases(finished_study: Projec
     compared = 0
     for model in models:
         for metric, value in finished_study.query(f"SELECT metric, value FROM metrics.{model}"):
-            if metric == "parameters" or value is None:
+            if value is None or metric_of(metric).group == JUDGE:
                 continue
             assert set(numbers[f"{model}.{metric}"]) == {value}
             compared += 1
@@ -107,7 +113,7 @@ def test_costs_and_losses_are_the_manifests(data: ReportData, html: str) -> None
 def test_every_model_is_in_the_charts(data: ReportData, html: str) -> None:
     marks = Page(html).marks
     assert marks["pareto_perplexity"] == set(data.models)
-    assert marks["beside_paper"] >= {*data.models, *(f"{model}.second" for model in data.models)}
+    assert marks["answer"] >= {*data.models, *(f"{model}.second" for model in data.models)}
     assert {name.split(".")[0] for name in marks["steps"]} == {
         ordering.text for ordering in data.study.parsed_orderings if "-" in ordering.text
     }
@@ -129,6 +135,7 @@ def test_the_page_needs_nothing_else(html: str) -> None:
 
 def test_every_section_is_there(html: str) -> None:
     expected = [
+        "answer",
         "limits",
         "leaderboard",
         "size",
@@ -145,7 +152,7 @@ def test_every_section_is_there(html: str) -> None:
 
 @pytest.mark.parametrize("section", [why_it_breaks, comparisons, calibration, sample_answers])
 def test_a_section_without_data_says_so(data: ReportData, section: Callable[[ReportData], Section]) -> None:
-    bare = replace(data, tables={name: [] for name in data.tables}, answers={})
+    bare = replace(data, tables={name: [] for name in data.tables}, answers={}, comparisons=[])
     empty = section(bare)
     assert empty.missing
     assert (empty.charts, empty.tables, empty.exhibits) == ((), (), ())
@@ -203,18 +210,24 @@ def test_overlapping_intervals_are_named(data: ReportData) -> None:
     assert "1 of 45 pairs of models (P and Q)" in " ".join(caveats(with_rows(data, **apart)))
 
 
-def test_an_untrusted_judge_is_named_and_marked(data: ReportData) -> None:
-    row = {"metric": "g_eval", "value": 0.5, "unit": "1", "n": 24, "higher_is_better": True}
-    judged = replace(
+def judged(data: ReportData, note: str) -> ReportData:
+    """The data with a G-Eval of 0.5 for every model."""
+    row = {
+        "value": 0.5,
+        "lo": 0.4,
+        "hi": 0.6,
+        "unit": "0..1",
+        "n": 24,
+        "n_failed": 0,
+        "note": note,
+        "part": "judged",
+    }
+    return replace(
         data,
-        metrics={model: {**known, "g_eval": row} for model, known in data.metrics.items()},
-        tables={
-            **data.tables,
-            "judge_calibration": [{"metric": "g_eval", "judge": "tiny", "trusted": False}],
+        metrics={
+            model: {**known, "g_eval": {**row, "metric": "g_eval"}} for model, known in data.metrics.items()
         },
     )
-    assert "failed its calibration (tiny)" in " ".join(caveats(judged))
-    assert "G-Eval †" in leaderboard(judged).tables[0].columns
 
 
 def test_what_a_template_refuses_and_what_runs_on_is_said(data: ReportData) -> None:
@@ -234,27 +247,25 @@ def test_what_a_template_refuses_and_what_runs_on_is_said(data: ReportData) -> N
     assert "answers run to their limit: KD 0.0900 (end_of_turn; the base has 0.2000)" in said
 
 
-def test_pareto_front() -> None:
-    points = [(1.0, 9.0), (2.0, 5.0), (3.0, 5.0), (3.0, 7.0), (4.0, 1.0)]
-    assert pareto_front(points, low_y=True) == [True, True, False, False, True]
-    assert pareto_front(points, low_y=False) == [True, False, False, False, False]
+def test_an_untrusted_judge_is_named_and_marked_wherever_its_scores_are_shown(data: ReportData) -> None:
+    pairs = [
+        {"metric": "g_eval", "model_a": "base", "model_b": "kd", "n": 24, "difference": 0.1}
+        | {"significant": True, "better": "base"}
+    ]
+    doubted = replace(judged(data, "UNTRUSTED: tiny judged none"), comparisons=pairs)
+    assert "G-Eval" in " ".join(caveats(doubted)) and "failed its own test" in " ".join(caveats(doubted))
+    (table,) = [table for table in every_metric(doubted).tables if table.key == "judged"]
+    assert "G-Eval †" in [text for text, _ in table.groups] and "NOT to be trusted" in table.caption
+    (matrix,) = comparisons(doubted).tables
+    assert "G-Eval †" in matrix.caption and "failed its own test" in matrix.caption
+    trusted = replace(judged(data, ""), comparisons=pairs)
+    assert "failed its own test" not in comparisons(trusted).tables[0].caption
+    assert "G-Eval" not in trusted.untrusted
 
 
 def test_where_an_order_breaks() -> None:
     assert largest_rise([(0, 10.0), (1, 20.0), (3, 15.0), (4, 60.0)]) == ((3, 15.0), (4, 60.0))
     assert largest_rise([(0, 10.0), (1, 9.0)]) is None
-
-
-def test_the_best_model_is_among_the_smallest(data: ReportData) -> None:
-    best = best_model(data)
-    ratio = {model: data.metrics[model]["compression_ratio"]["value"] for model in data.models}
-    assert best is not None
-    assert ratio[best] > 0.98 * max(ratio.values())
-    assert data.value(best, "perplexity") == min(
-        data.metrics[model]["perplexity"]["value"]
-        for model in data.models
-        if ratio[model] > 0.98 * max(ratio.values())
-    )
 
 
 def test_layers_are_averaged_by_number() -> None:
@@ -268,26 +279,18 @@ def test_layers_are_averaged_by_number() -> None:
     assert by_layer([{"layer": 2, "e": 7.0}], "e") == [(2.0, 7.0)]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (46.178, "46.2"), (5886.01, "5,886"), (0.09386, "0.0939"), (1.0, "1"), (1e-7, "0.000000")],
-)
-def test_numbers_are_written_without_powers(value: float, text: str) -> None:
-    assert significant(value) == text
-    assert "e" not in significant(math.pi * 1e6)
-
-
-@pytest.mark.parametrize(
-    ("figures", "text"),
-    [
-        ((49.73, 42.9, 56.9), "49.7 ± 7.0"),
-        ((0.005155, 0.0045, 0.0058), "0.00515 ± 0.00065"),
-        ((301.76, 250.0, 358.2), "302 ± 54"),
-        ((0.5, 0.5, 0.5), "0.5 ± 0"),
-    ],
-)
-def test_a_figure_has_the_decimals_of_its_interval(figures: tuple[float, float, float], text: str) -> None:
-    assert with_half_width(*figures) == text
+def test_a_column_has_even_decimals_and_its_intervals_both_ends() -> None:
+    rows = [
+        [number(49.73, "a", 3, (42.91, 56.9)), number(0.0045, "b", 2), number(48.0, "c")],
+        [number(301.76, "a"), number(0.009, "b", 2), number(None, "c")],
+    ]
+    table = Table("", ["x", "y", "z"], rows)
+    assert [[cell.text for cell in row] for row in table.written] == [
+        ["49.7", "0.0045", "48"],
+        ["301.8", "0.0090", "–"],
+    ]
+    assert table.written[0][0].below == "[42.9, 56.9]"
+    assert table.numeric == [True, True, True]
 
 
 def test_seeds_are_summed_where_there_are_several(data: ReportData) -> None:
@@ -296,8 +299,47 @@ def test_seeds_are_summed_where_there_are_several(data: ReportData) -> None:
     rows = [{"ordering": "base", "n": 1, **about}, {"ordering": "KD", "n": 3, **about}]
     section = over_seeds(replace(data, tables={**data.tables, "leaderboard_seeds": rows}))
     assert section is not None
-    assert [[cell.text for cell in row] for row in section.tables[0].rows] == [["KD", "3", "40.0 ± 2.5", "1"]]
+    (row,) = section.tables[0].written
+    assert [cell.text for cell in row] == ["KD", "3", "40.00", "1"] and row[2].below == "[37.50, 42.50]"
 
 
-def test_the_papers_columns_are_all_known() -> None:
-    assert set(PAPER_METRICS) == {"perplexity", "size_mib", "g_eval", "prompt_alignment", "clarity"}
+def test_no_table_but_the_matrices_has_more_than_eight_columns(data: ReportData) -> None:
+    for section in make_page(data).sections:
+        for table in section.tables:
+            if not table.key.startswith("comparisons."):
+                assert len(table.columns) <= 8, table.key
+                assert all(len(row) == len(table.columns) for row in table.rows)
+                assert sum(count for _, count in table.groups) in (0, len(table.columns))
+
+
+def test_the_first_section_answers(data: ReportData) -> None:
+    section = the_answer(data)
+    best = choose(data.rows, Limits()).model
+    assert best is not None
+    assert section.lead.startswith(f"{data.name(best)} has the best perplexity of 6 equally small models")
+    (table,) = section.tables
+    ranked = [row[0].text for row in table.rows]
+    by_perplexity = sorted(data.models, key=lambda model: data.value(model, "perplexity") or 0)
+    assert ranked == [data.name(model) for model in by_perplexity]
+    assert ranked[table.marked or 0] == data.name(best)
+
+
+def test_matrices_say_what_is_longer_and_nothing_collapses_into_a_line(data: ReportData) -> None:
+    def pair(metric: str, difference: float, significant: bool) -> dict[str, object]:
+        about = {"metric": metric, "model_a": "base", "model_b": "kd", "n": 60, "difference": difference}
+        return about | {"significant": significant, "better": None}
+
+    words = replace(data, comparisons=[pair("answer_words", 25.9, True), pair("f1", 0.1, False)])
+    section = comparisons(words)
+    (matrix,) = section.tables
+    assert matrix.caption.startswith("Length (words), neither way is better: 1 of 1 pairs can be told apart")
+    assert matrix.written[0][1].text == "↓ -25.9", "KD's answers are shorter than the base's"
+    assert section.points == ["No pair of models is told apart in F1 (n = 60)."]
+
+
+def test_the_registry_says_what_the_rows_say(data: ReportData) -> None:
+    for rows in data.metrics.values():
+        for name, row in rows.items():
+            assert name in METRICS, f"{name} needs a line in evaluation/metrics.py"
+            assert METRICS[name].higher_is_better == row["higher_is_better"], name
+            assert METRICS[name].unit == row["unit"], name

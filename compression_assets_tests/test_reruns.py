@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from compression_assets.study.places import CLAIM
 from compression_assets_tests.project import Project, changed
 
 pytestmark = pytest.mark.timeout(700)
@@ -42,7 +43,12 @@ def copy(finished: Project, tmp_path: Path) -> Project:
     """A finished study of this test's own."""
     project = Project(tmp_path, orderings=ORDERINGS, evaluation=PERPLEXITY_ALONE)
     shutil.rmtree(project.storage)
-    shutil.copytree(finished.storage, project.storage, copy_function=shutil.copy2)
+    shutil.copytree(
+        finished.storage,
+        project.storage,
+        copy_function=shutil.copy2,
+        ignore=shutil.ignore_patterns(CLAIM),
+    )
     return project
 
 

@@ -16,67 +16,10 @@ from compression_assets.takeaway import cleaning
 from compression_assets.takeaway.doctor import Finding, _keys, as_text, examine
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.takeaway.model_card import model_card
-from compression_assets.takeaway.recommend import Limits, pareto_front, parse_limits, recommend
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints
 from compression_assets_tests.tiny_models import tiny_directory
-
-
-def row(model: str, size: float, perplexity: float | None, f1: float | None = None) -> dict[str, Any]:
-    return {"model": model, "ordering": model.upper(), "size_mib": size, "perplexity": perplexity, "f1": f1}
-
-
-ROWS = [
-    row("base", 100, 20, 0.5),
-    row("kd", 100, 15, 0.4),
-    row("p", 70, 30, 0.3),
-    row("q", 40, 22, 0.4),
-    row("p_q", 30, 45, 0.1),
-    row("q_p", 30, 60, None),
-    row("new", 10, None),
-]
-
-
-def test_the_front_is_what_nothing_beats_in_both() -> None:
-    beaten = {
-        a["model"]
-        for a in ROWS[:-1]
-        for b in ROWS[:-1]
-        if b["size_mib"] <= a["size_mib"]
-        and b["perplexity"] <= a["perplexity"]
-        and (b["size_mib"], b["perplexity"]) != (a["size_mib"], a["perplexity"])
-    }
-    front = [found["model"] for found in pareto_front(ROWS[:-1])]
-    assert front == ["p_q", "q", "kd"] and set(front) == {r["model"] for r in ROWS[:-1]} - beaten
-
-
-@pytest.mark.parametrize(
-    ("limits", "model", "why"),
-    [
-        (Limits(), "q", "least size times perplexity"),
-        (parse_limits(80, None, (), ()), "q", "the best perplexity of the 4"),
-        (parse_limits(35, None, (), ()), "p_q", "the best perplexity of the 2"),
-        (parse_limits(None, 25, (), ()), "q", "the smallest model of the 3"),
-        (parse_limits(None, 60, (), ("f1=0.45",)), "base", "the smallest model of the 1"),
-        (parse_limits(35, None, (), ("f1=0.2",)), None, "nearest is q: its size_mib is 40, above 35"),
-        (parse_limits(5, 5, (), ()), None, "no model is within these limits"),
-    ],
-)
-def test_the_choice_under_limits(limits: Limits, model: str | None, why: str) -> None:
-    choice = recommend(ROWS, limits)
-    assert choice.model == model and why in choice.why
-
-
-def test_limits_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(StudyError, match="'f2=x' cannot be read"):
-        parse_limits(None, None, (), ("f2=x",))
-    with pytest.raises(
-        StudyError, match="no metric 'perplexty' in the leaderboard: did you mean 'perplexity'"
-    ):
-        recommend(ROWS, parse_limits(None, None, ("perplexty=3",), ()))
-    with pytest.raises(StudyError, match="nothing has been measured"):
-        recommend([ROWS[-1]], Limits())
 
 
 def test_a_model_card_tells_where_a_model_comes_from() -> None:
@@ -90,11 +33,13 @@ def test_a_model_card_tells_where_a_model_comes_from() -> None:
     step |= {"device": "cpu", "data_version": "a" * 64, "recipe": {}}
     pruned = step | {"asset": "final_p", "technique": "P", "recipe": {"ratio": 0.3}, "tokens_seen": 400}
     metric = {"metric": "perplexity", "value": 12.5, "lo": 11.0, "hi": 14.0, "unit": "1", "n": 99}
-    card = model_card(
-        "p", "P", "demo", {"origin": "x/y@z", "license": "Apache-2.0"}, [step, pruned], [metric]
-    )
+    judged = metric | {"metric": "g_eval", "note": "UNTRUSTED: x judged none"}
+    about = {"origin": "x/y@z", "license": "Apache-2.0"}
+    card = model_card("p", "P", "demo", about, [step, pruned], [metric, judged], "60 %")
+    assert "| G-Eval † |" in card and "† G-Eval is UNTRUSTED: x judged none." in card
+    assert "60 % interval" in card and "perplexity †" not in card
     assert card.startswith('---\nlicense: apache-2.0\nbase_model: "x/y@z"\n')
-    assert "base → P" in card and '`{"ratio": 0.3}`' in card and "11.000 to 14.000" in card
+    assert "base → P" in card and '`{"ratio": 0.3}`' in card and "11 to 14" in card
 
 
 @pytest.mark.parametrize(("architecture", "quantized"), [("llama", False), ("qwen2", True)])

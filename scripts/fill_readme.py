@@ -1,4 +1,4 @@
-"""Writes a study's leaderboard, with its date, machine and limits, between the markers of Markdown files.
+"""Writes a study's answer and ranked orders, with their date, device and limits, between the markers of Markdown files.
 
 Usage: python scripts/fill_readme.py [--study STUDY] [FILE …]   (default: the demo, into README.md and docs/results.md)
 """
@@ -8,11 +8,12 @@ import re
 import sys
 from pathlib import Path
 
+from compression_assets.reporting.answer import answer_of
 from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.database import up_to_date
-from compression_assets.reporting.page import machine
+from compression_assets.reporting.headline import ranked
+from compression_assets.reporting.page import measured_on
 from compression_assets.reporting.read import ReportData, read_report_data
-from compression_assets.reporting.results import leaderboard_table
 from compression_assets.study.files import load_study
 from compression_assets.study.places import study_root
 from compression_assets.tables import markdown
@@ -23,14 +24,15 @@ BETWEEN = re.compile(r"(<!-- leaderboard -->\n).*?(<!-- /leaderboard -->)", re.D
 
 
 def text(data: ReportData) -> str:
-    """The table, what it rests on, and what it cannot say."""
-    table = leaderboard_table(data)
+    """The answer, the ranked table, what it rests on, and what it cannot say."""
+    found = answer_of(data)
+    table = ranked(data, found)
     date = max(manifest.created_at for manifest in data.manifests.values())[:10]
-    rows = [[cell.text for cell in row] for row in table.rows]
+    rows = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in table.written]
     limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
     return (
-        f"Study `{data.study.name}`, measured {date} on {machine()}. {table.caption}\n\n"
-        f"{markdown(table.columns, rows)}\n\nWhat these figures cannot say:\n\n{limits}\n"
+        f"Study `{data.study.name}`, measured {date} on {measured_on(data)}. {' '.join(found.sentences)}\n\n"
+        f"{markdown(table.full_columns, rows)}\n\n{table.caption}\n\nWhat these figures cannot say:\n\n{limits}\n"
     )
 
 

@@ -14,7 +14,7 @@ from compression_assets.study.places import current_study, dagster_home, study_r
 from compression_assets_tests.browser import browser, dagster_dev, why_no_browser
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = {"leaderboard": "report.png", "steps": "report_steps.png", "size": "report_size.png"}
+SECTIONS = {"answer": "report.png", "steps": "report_steps.png", "size": "report_size.png"}
 
 PAGES = {"/assets/{asset}": "dagster_asset.png", "/asset-groups": "dagster_graph.png"}
 

@@ -1,4 +1,4 @@
-"""What the answers of one model are worth without a judge: SQuAD scores, length, clarity and its parts."""
+"""What the answers of one model are worth without a judge: SQuAD scores, length, repetition, clarity and its parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from compression_assets.evaluation.answers import Answer
 from compression_assets.evaluation.clarity import measure_clarity
 from compression_assets.evaluation.embedding import described, embedder
+from compression_assets.evaluation.repetition import distinct_2, repeated_4_grams
 from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import ClaritySettings
 from compression_assets.evaluation.squad import exact_match, f1
@@ -15,7 +16,8 @@ PARTS = ("clarity", "fluency", "coherence", "readability")
 
 
 def measure_answers(answers: Sequence[Answer]) -> tuple[list[MetricRow], list[Sample]]:
-    """exact_match and f1 (SQuAD v1), answer_words (white-space separated) and answer_tokens, the end included."""
+    """exact_match and f1 (SQuAD v1), answer_words (white-space separated) and answer_tokens (the end included),
+    repeated_4_grams and distinct_2 (`repetition`)."""
     samples = []
     for answer in answers:
         values = {
@@ -23,6 +25,8 @@ def measure_answers(answers: Sequence[Answer]) -> tuple[list[MetricRow], list[Sa
             "f1": f1(answer.answer, answer.expected),
             "answer_words": float(len(answer.answer.split())),
             "answer_tokens": float(answer.n_tokens),
+            "repeated_4_grams": repeated_4_grams(answer.answer),
+            "distinct_2": distinct_2(answer.answer),
         }
         samples += [Sample(metric, answer.id, value) for metric, value in values.items()]
     rows = [
@@ -30,6 +34,8 @@ def measure_answers(answers: Sequence[Answer]) -> tuple[list[MetricRow], list[Sa
         mean_row("f1", samples, higher_is_better=True),
         mean_row("answer_words", samples, higher_is_better=None, unit="words"),
         mean_row("answer_tokens", samples, higher_is_better=None, unit="tokens"),
+        mean_row("repeated_4_grams", samples, higher_is_better=False),
+        mean_row("distinct_2", samples, higher_is_better=True),
     ]
     return rows, samples
 

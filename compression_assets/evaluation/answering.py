@@ -1,31 +1,28 @@
-"""Asking one model directory the study's questions: prompts in, answers and speed out.
+"""Asking one model directory the study's questions: prompts in, answers out.
 
-How tokens are generated belongs to `generation`, how the true 4-bit model compares to `four_bit`.
+How tokens are generated belongs to `generation`, how fast to `speed`, how the true 4-bit model compares to `four_bit`.
 
 Precision policy, as for perplexity: weights in the compute dtype, NF4 ones exactly dequantized to it.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.answers import Answer, Speed
+from compression_assets.evaluation.answers import Answer
 from compression_assets.evaluation.four_bit import Agreement, compare_with_four_bit
 from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import AnswerSettings
+from compression_assets.evaluation.speed import Speed, measure_speed
 from compression_assets.store.reports import Report, no_report
 from compression_assets.text.chat_template import TemplateSettings, load_chat_template
 from compression_assets.text.questions import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FIRST_TOKEN_PROMPTS = 5
-"""Prompts whose time to the first token is taken, after one to warm up."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +34,12 @@ class Answered:
     four_bit: Agreement | None
 
     def rows(self) -> list[MetricRow]:
-        """tokens_per_second and time_to_first_token (seconds); answers_finished: the share that ended by itself.
+        """The rows of `speed`, and answers_finished: the share of answers that ended by themselves.
 
         Of a quantized model also how far its 4-bit forward pass agrees with the weights that it answered through.
         """
-        speed = self.speed
         return [
-            MetricRow(
-                "tokens_per_second",
-                speed.tokens_per_second,
-                "tokens/s",
-                speed.new_tokens,
-                higher_is_better=True,
-            ),
-            MetricRow(
-                "time_to_first_token",
-                speed.time_to_first_token,
-                "s",
-                len(speed.first_token_seconds),
-                higher_is_better=False,
-            ),
+            *self.speed.rows(),
             mean_row("answers_finished", self.samples(), higher_is_better=True),
             *(self.four_bit.rows() if self.four_bit else []),
         ]
@@ -78,11 +61,11 @@ def answer_questions(
 
     StudyError for fewer questions than the settings ask for, and for a prompt that the model has no room for.
     """
-    import torch
 
     from compression_assets.evaluation.prompts import prompt_tokens, question_prompt, stop_tokens
     from compression_assets.machine.precision import compute_dtype
     from compression_assets.weights.checkpoints import is_quantized, load_for_scoring
+    from compression_assets.weights.formats.layout import format_of
 
     asked = _first(questions, settings.questions)
     model = load_for_scoring(model_dir, device, compute_dtype(device))
@@ -91,8 +74,6 @@ def answer_questions(
     tokens = [prompt_tokens(template, prompt) for prompt in prompts]
     _refuse_too_long(model, tokens, settings.max_new_tokens, asked)
     stop = stop_tokens(template, model)
-    first_token_seconds = time_to_first_token(model, tokens[:FIRST_TOKEN_PROMPTS])
-    started = time.perf_counter()
     generated = generate(
         model,
         tokens,
@@ -103,7 +84,6 @@ def answer_questions(
         seed,
         report,
     )
-    seconds = time.perf_counter() - started
     answers = [
         Answer(
             id=question.id,
@@ -117,28 +97,9 @@ def answer_questions(
         )
         for question, prompt, new in zip(asked, prompts, generated, strict=True)
     ]
-    speed = Speed(
-        new_tokens=sum(answer.n_tokens for answer in answers),
-        seconds=seconds,
-        first_token_seconds=first_token_seconds,
-        batch_size=settings.batch_size,
-        device=device,
-        precision=str(model.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-    )
+    speed = measure_speed(model, tokens, format_of(model_dir), device)
     four_bit = compare_with_four_bit(model, model_dir, tokens, device) if is_quantized(model_dir) else None
     return Answered(answers, speed, four_bit)
-
-
-def time_to_first_token(model: "PreTrainedModel", prompts: Sequence[list[int]]) -> tuple[float, ...]:
-    """Wall seconds from each prompt's tokens to its first new one, each prompt alone, warmed up on the first."""
-    seconds = []
-    for prompt in [prompts[0], *prompts]:
-        started = time.perf_counter()
-        # The token is an int on the host when this returns, so an asynchronous device has finished as well.
-        generate(model, [prompt], set(), max_new_tokens=1)
-        seconds.append(time.perf_counter() - started)
-    return tuple(seconds[1:])
 
 
 def _first(questions: Sequence[Question], count: int | None) -> Sequence[Question]:

@@ -1,10 +1,10 @@
 """Clarity of an answer: the mean of fluency, coherence and readability, each in 0..1 (arXiv 2511.19495, section 3).
 
 - fluency = 1 / (1 + ln perplexity), the perplexity of the answer alone under a fixed language model that is the same
-  for every model judged. It falls as perplexity rises: 1 at perplexity 1, one half at e, 0.18 at 100, never below 0.
-  The paper gives no formula. This one needs no ceiling above which all answers would look alike, and its logarithm is
-  the mean log-likelihood, so that a change of a nat counts alike whatever model scores. The first token is predicted
-  from the token that separates documents, so that an answer of one token has a perplexity too.
+  for every model judged. A loop is likely under any language model, so it rewards degeneration: see `repetition`. It
+  falls as perplexity rises: 1 at perplexity 1, one half at e, 0.18 at 100, never below 0. The paper gives no formula.
+  This one needs no ceiling above which all answers would look alike. The first token is predicted from the token that
+  separates documents, so that an answer of one token has a perplexity too.
 - coherence = cosine of the sentence embeddings of answer and context; a negative one counts as 0.
 - readability = Flesch reading ease, clipped to 0..100, over 100. Syllables are counted by hyphenation.
 

@@ -2,8 +2,9 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -65,12 +66,38 @@ def _sentence_transformer(directory: Path, device: str) -> Embed:
     )
 
     def embed(texts: Sequence[str]) -> "np.ndarray":
-        vectors: np.ndarray = model.encode(
-            list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+        pieces = [windows(text, model.tokenizer, model.max_seq_length) for text in texts]
+        vectors = model.encode(
+            [piece for found in pieces for piece in found],
+            batch_size=BATCH,
+            normalize_embeddings=True,
+            show_progress_bar=False,
         )
-        return vectors
+        return mean_of_windows(vectors, list(map(len, pieces)))
 
     return embed
+
+
+def windows(text: str, tokenizer: Any, room: int | None) -> list[str]:
+    """A text cut, between tokens, into as few parts of like length as the model reads whole (`room` tokens each).
+
+    sentence-transformers would leave out what goes beyond: 256 word pieces for all-MiniLM-L6-v2.
+    """
+    room = (room or 512) - 2  # for the tokens that begin and end what is read
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = [end for _, end in places["offset_mapping"]]
+    count = max(1, -(-len(ends) // room))
+    cuts = [0, *(ends[len(ends) * part // count - 1] for part in range(1, count)), len(text)]
+    return [text[start:end] for start, end in pairwise(cuts)]
+
+
+def mean_of_windows(vectors: "np.ndarray", counts: Sequence[int]) -> "np.ndarray":
+    """[windows, dimensions] -> [texts, dimensions]: the mean of each text's windows, of length 1 again."""
+    import numpy as np
+
+    starts = np.cumsum([0, *counts[:-1]])
+    sums = np.add.reduceat(vectors, starts, axis=0)
+    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(vectors.dtype)
 
 
 def _directory(source: HubModel | DirectoryModel | WheelModel, cache_dir: Path) -> Path:

@@ -12,7 +12,7 @@ from compression_assets.strict import Strict
 
 
 class PerplexitySettings(Strict):
-    """batch_size: conversations scored at once; it changes speed, and the result by rounding only."""
+    """batch_size: conversations scored at once; it changes speed, and the result by the rounding of sums."""
 
     batch_size: int = Field(default=8, ge=1)
 
@@ -35,8 +35,8 @@ class AnswerSettings(Strict):
 
     questions: how many of the question set are answered, from its beginning; all of them when left out.
     max_new_tokens: an answer that is not finished by then is cut off. temperature: 0 takes the likeliest token each
-    time; above it answers are drawn, by the study's seed. batch_size: answers generated together; it changes speed, and
-    answers by rounding only.
+    time; above it answers are drawn, by the study's seed. batch_size: answers generated together; it changes speed and,
+    by rounding, answers: in bfloat16 only 4 of 6 were the same in a batch of 64 as alone.
     """
 
     questions: PositiveInt | None = None

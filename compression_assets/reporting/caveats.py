@@ -5,20 +5,34 @@ from itertools import combinations
 from typing import Any
 
 from compression_assets.evaluation.end_of_turn import METRIC, unlearned
-from compression_assets.reporting.read import ReportData
+from compression_assets.evaluation.metrics import JUDGED, SPEED, in_order, metric
+from compression_assets.reporting.read import Results, Row
+from compression_assets.tables import significant
 
-JUDGED = ("g_eval", "correctness", "relevance", "prompt_alignment")
 FEW = 100
 """Items under which a mean is called small."""
 
+NAMED = 6
+"""Pairs of models that a sentence names before it counts the rest."""
 
-def caveats(data: ReportData) -> list[str]:
+PAPER_PARAMETERS = 3_085_938_688
+"""Of Qwen2.5-3B, which the paper compresses."""
+PAPER_TOKENS = 20_000_000
+"""Of the paper's distillation: 20,786 conversations of UltraChat of some 500 tokens, twice (the authors' scripts)."""
+OF_THE_SAME_ORDER = 2
+"""Models and budgets that differ by less than this factor are compared without a warning."""
+
+
+def caveats(data: Results) -> list[str]:
     """Sentences, the gravest first."""
     return [
         *_meaningless(data),
+        *_outdated(data),
+        *_damaged(data),
         *_unfinished(data),
         *_judge(data),
         *_intervals(data),
+        *_clear_but_wrong(data),
         *_few_items(data),
         *_failures(data),
         *_refused(data),
@@ -29,39 +43,41 @@ def caveats(data: ReportData) -> list[str]:
     ]
 
 
-def _meaningless(data: ReportData) -> Iterator[str]:
+def _meaningless(data: Results) -> Iterator[str]:
     if data.study.base_model.kind == "random":
         yield "The base model has random weights: the graph ran, but none of these numbers means anything."
 
 
-def _unfinished(data: ReportData) -> Iterator[str]:
+def _outdated(data: Results) -> Iterator[str]:
+    by_reason: dict[str, list[str]] = {}
+    for model, why in data.outdated.items():
+        by_reason.setdefault(why, []).append(data.name(model))
+    for why, models in by_reason.items():
+        yield f"Figures of {', '.join(models)} are left out ({why}): run the study again."
+
+
+def _damaged(data: Results) -> Iterator[str]:
+    for what, why in data.damaged.items():
+        yield f"{what} is left out, since it cannot be read ({why}): run the study again."
+
+
+def _unfinished(data: Results) -> Iterator[str]:
     absent = [ordering.text for ordering in data.study.parsed_orderings if ordering.key not in data.metrics]
     if absent:
-        yield f"Not measured yet: {', '.join(absent)}. Every ranking below is among the others only."
+        yield f"Not measured yet: {', '.join(absent)}. Every ranking is among the others only."
 
 
-def untrusted_metrics(data: ReportData) -> dict[str, str]:
-    """Metric -> judge, for metrics on which the judge failed its calibration."""
-    return {
-        row["metric"]: str(row["judge"]) for row in data.tables["judge_calibration"] if not row["trusted"]
-    }
+def _judge(data: Results) -> Iterator[str]:
+    judged = in_order({name for name in data.measured if metric(name).group == JUDGED})
+    failed = [metric(name).title for name in judged if name in data.untrusted]
+    if failed:
+        yield f"{', '.join(failed)} come from a judge that failed its own test: do not rank models by them."
+    untested = [metric(name).title for name in judged if name not in data.untrusted]
+    if untested and "judge_accuracy" not in data.measured:
+        yield f"{', '.join(untested)} come from a judge that took no test."
 
 
-def _judge(data: ReportData) -> Iterator[str]:
-    judged = [name for name in JUDGED if any(data.value(model, name) is not None for model in data.models)]
-    calibrated = {row["metric"] for row in data.tables["judge_calibration"]}
-    untrusted = untrusted_metrics(data)
-    if failed := [name for name in judged if name in untrusted]:
-        judges = ", ".join(sorted({untrusted[name] for name in failed}))
-        yield (
-            f"{', '.join(failed)} come from a judge that failed its calibration ({judges}): "
-            "do not rank models by them."
-        )
-    if unknown := [name for name in judged if name not in calibrated]:
-        yield f"{', '.join(unknown)} come from a judge whose calibration is not known."
-
-
-def _intervals(data: ReportData) -> Iterator[str]:
+def _intervals(data: Results) -> Iterator[str]:
     known = {model: interval for model in data.models if (interval := data.interval(model, "perplexity"))}
     if not known:
         yield "No intervals have been computed: small differences between models may be chance."
@@ -73,38 +89,61 @@ def _intervals(data: ReportData) -> Iterator[str]:
         if known[one][0] <= known[other][1] and known[other][0] <= known[one][1]
     ]
     if overlapping:
-        named = "; ".join(f"{data.name(one)} and {data.name(other)}" for one, other in overlapping[:6])
-        more = f"; and {len(overlapping) - 6} more" if len(overlapping) > 6 else ""
         yield (
-            f"The 95 % intervals of perplexity overlap for {len(overlapping)} of {len(pairs)} pairs of models "
-            f"({named}{more}): their order is not settled by these intervals.{_sharper(data)}"
+            f"The {data.confidence} intervals of perplexity overlap for {len(overlapping)} of {len(pairs)} pairs of "
+            f"models ({_named(data, overlapping)}): these intervals do not settle their order.{_sharper(data)}"
         )
 
 
-def _sharper(data: ReportData) -> str:
+def _sharper(data: Results) -> str:
     """What the paired comparisons add, if they were made."""
-    rows = [row for row in data.tables["comparisons"] if row["metric"] == "perplexity"]
+    rows = [row for row in data.comparisons if row["metric"] == "perplexity"]
     if not rows:
         return ""
-    open_pairs = sum(row["better"] is None for row in rows)
+    open_pairs = sum(not row["significant"] for row in rows)
     return f" Compared item by item, {open_pairs} of {len(rows)} pairs stay undecided."
 
 
-def _few_items(data: ReportData) -> Iterator[str]:
-    few: dict[str, int] = {}
-    for rows in data.metrics.values():
-        for name, row in rows.items():
-            if row["unit"] not in ("MiB", "parameters", "1 or 0") and 1 < row["n"] < FEW:
-                few[name] = min(row["n"], few.get(name, row["n"]))
+def _named(data: Results, pairs: list[tuple[str, str]]) -> str:
+    named = "; ".join(f"{data.name(one)} and {data.name(other)}" for one, other in pairs[:NAMED])
+    return named + (f"; and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")
+
+
+def _clear_but_wrong(data: Results) -> Iterator[str]:
+    """Pairs of which one is significantly clearer and the other significantly more often right."""
+    better: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in data.comparisons:
+        if row["metric"] in ("clarity", "f1") and row["better"] is not None:
+            better.setdefault((row["model_a"], row["model_b"]), {})[row["metric"]] = row
+    opposite = [
+        (str(rows["clarity"]["better"]), str(rows["f1"]["better"]))
+        for rows in better.values()
+        if len(rows) == 2 and rows["clarity"]["better"] != rows["f1"]["better"]
+    ]
+    if opposite:
+        yield (
+            f"Clarity and F1 point opposite ways for {len(opposite)} pairs of models (clearer, but less often right: "
+            f"{_named(data, opposite)}): fluency rewards likely words, loops among them; see the repeated 4-grams."
+        )
+
+
+def _few_items(data: Results) -> Iterator[str]:
+    few: dict[tuple[int, str], list[str]] = {}
+    for name in in_order(data.measured):
+        known = metric(name)
+        counts = [items[name] for items in data.items.values() if name in items]
+        if not known.items or known.group == SPEED or not counts or min(counts) >= FEW:
+            continue
+        few.setdefault((min(counts), known.items), []).append(known.title)
     if few:
-        by_count: dict[int, list[str]] = {}
-        for name, n in few.items():
-            by_count.setdefault(n, []).append(name)
-        listed = "; ".join(f"{', '.join(names)} (n = {n})" for n, names in sorted(by_count.items()))
-        yield f"Few items stand behind {listed}."
+        listed = "; ".join(
+            f"{n} {items if n != 1 else items.removesuffix('s')} ({', '.join(titles)})"
+            for (n, items), titles in sorted(few.items())
+        )
+        yield f"Few items stand behind some figures: {listed}."
 
 
-def _failures(data: ReportData) -> Iterator[str]:
+def _failures(data: Results) -> Iterator[str]:
     """One sentence a metric, however many models lack items of it."""
     failed: dict[str, dict[str, int]] = {}
     for model, rows in data.metrics.items():
@@ -115,12 +154,12 @@ def _failures(data: ReportData) -> Iterator[str]:
         one = next(iter(models))
         note = data.metrics[one][name].get("note")
         yield (
-            f"{sum(models.values())} scores of {name} are missing ({', '.join(map(data.name, models))})"
+            f"{sum(models.values())} scores of {metric(name).title} are missing ({', '.join(map(data.name, models))})"
             f"{f': {note}' if note else ''}; the table samples.{one} has the reason for each item."
         )
 
 
-def _refused(data: ReportData) -> Iterator[str]:
+def _refused(data: Results) -> Iterator[str]:
     """One sentence for all splits of one source, which were cut together."""
     splits: dict[str, list[str]] = {}
     about: dict[str, dict[str, Any]] = {}
@@ -138,7 +177,7 @@ def _refused(data: ReportData) -> Iterator[str]:
         )
 
 
-def _runs_on(data: ReportData) -> Iterator[str]:
+def _runs_on(data: Results) -> Iterator[str]:
     low = unlearned({model: data.value(model, METRIC) for model in data.models}, "base")
     if low:
         named = ", ".join(f"{data.name(model)} {value:.4f}" for model, value in low.items())
@@ -148,8 +187,12 @@ def _runs_on(data: ReportData) -> Iterator[str]:
         )
 
 
-def _one_seed(data: ReportData) -> Iterator[str]:
-    seeds = {manifest.seed for manifest in data.manifests.values() if manifest.seed is not None}
+def _one_seed(data: Results) -> Iterator[str]:
+    seeds = {
+        manifest.seed
+        for manifest in data.manifests.values()
+        if manifest.seed is not None and manifest.technique
+    }
     if len(seeds) == 1:
         yield (
             f"Every model was trained once, with seed {seeds.pop()}: intervals cover the choice of test items, "
@@ -157,18 +200,42 @@ def _one_seed(data: ReportData) -> Iterator[str]:
         )
 
 
-def _in_domain(data: ReportData) -> Iterator[str]:
+def _in_domain(data: Results) -> Iterator[str]:
     base, distilled = data.value("base", "perplexity"), data.value("kd", "perplexity")
-    if base is not None and distilled is not None and distilled < base:
+    same_source = data.study.data.evaluation_chat is None
+    if same_source and base is not None and distilled is not None and distilled < base:
         yield (
-            "KD alone lowers perplexity below the base because it trains on the same kind of text as the test: "
-            "that is adaptation, not a gain from compression."
+            "KD alone lowers perplexity below the base because it trains on conversations from the same source as "
+            "the test: that is adaptation, not a gain from compression."
         )
 
 
-def _other_scale(data: ReportData) -> Iterator[str]:
-    if data.paper and data.study.name != "paper":
-        yield (
-            "The paper compressed Qwen2.5-3B with a training budget hundreds of times larger: compare directions and "
-            "ratios to the base, not values."
+def _other_scale(data: Results) -> Iterator[str]:
+    """How far the study is from the paper's model and budget, where that is far."""
+    if not data.paper:
+        return
+    parameters = data.value("base", "parameters")
+    tokens = max(
+        (m.tokens_seen for m in data.manifests.values() if (m.technique or "").partition(":")[0] == "KD"),
+        default=0,
+    )
+    differences = []
+    if parameters and _far(parameters, PAPER_PARAMETERS):
+        differences.append(
+            f"a model of {significant(PAPER_PARAMETERS / 1e6)} M parameters ({_here(parameters / 1e6)} M)"
         )
+    if tokens and _far(tokens, PAPER_TOKENS):
+        differences.append(f"some {PAPER_TOKENS / 1e6:.0f} M tokens of distillation ({tokens:,} here)")
+    if differences:
+        yield (
+            f"The paper's figures are of {' and '.join(differences)}: compare directions and multiples of the base, "
+            "not values."
+        )
+
+
+def _here(value: float) -> str:
+    return f"here {significant(value)}"
+
+
+def _far(one: float, other: float) -> bool:
+    return max(one / other, other / one) >= OF_THE_SAME_ORDER

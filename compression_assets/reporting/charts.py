@@ -43,17 +43,23 @@ def plain_log_axis(axis: Any) -> None:
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_y: bool) -> "Figure":
-    """One marker a model, names beside them; those on the Pareto front are joined and filled."""
-    figure, axes = new_figure(3.9)
+    """A strip for each size, from small to large and not to scale; models of one size stand side by side in it.
+
+    Markers on the Pareto front are filled and joined.
+    """
+    figure, axes = new_figure(4.1)
     ax = axes[0][0]
+    sizes = sorted({point.x for point in points})
+    places = _places(points, sizes)
     for index, point in enumerate(points):
+        x = places[point.key]
         style = series_style(index) | {"linestyle": "none"}
         face = style["color"] if point.on_front else "none"
         if point.interval:
-            ax.plot([point.x, point.x], point.interval, color=style["color"], linewidth=1)
-        (line,) = ax.plot([point.x], [point.y], markerfacecolor=face, markersize=8, label=point.name, **style)
+            ax.plot([x, x], point.interval, color=style["color"], linewidth=1)
+        (line,) = ax.plot([x], [point.y], markerfacecolor=face, markersize=8, label=point.name, **style)
         mark(line, point.key, f"{point.name}: {y_label} {point.y:.4g}, {x_label} {point.x:.4g}")
-    front = sorted((point.x, point.y) for point in points if point.on_front)
+    front = sorted((places[point.key], point.y) for point in points if point.on_front)
     ax.plot(
         [x for x, _ in front],
         [y for _, y in front],
@@ -62,13 +68,28 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_y: bool)
         linestyle=(0, (4, 3)),
         zorder=0,
     )
+    for between in range(1, len(sizes)):
+        ax.axvline(between - 0.5, color=INK, alpha=0.15, linewidth=0.6)
+    ax.set_xticks(range(len(sizes)), [f"{size:,.4g}" for size in sizes])
+    ax.set_xlim(-0.5, len(sizes) - 0.5)
+    ax.grid(axis="x", visible=False)
     if log_y:
         ax.set_yscale("log")
         plain_log_axis(ax.yaxis)
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
+
+
+def _places(points: Sequence[Point], sizes: Sequence[float]) -> dict[str, float]:
+    """Key -> where it stands on the axis: the place of its size, and beside others of that size by their value."""
+    places = {}
+    for strip, size in enumerate(sizes):
+        own = sorted((point for point in points if point.x == size), key=lambda point: point.y)
+        for order, point in enumerate(own, start=1):
+            places[point.key] = strip - 0.4 + 0.8 * order / (len(own) + 1)
+    return places
 
 
 def dots(
@@ -77,12 +98,12 @@ def dots(
     names: tuple[str, str],
     *,
     logarithmic: bool,
-    line: float = 1.0,
-    intervals: Sequence[tuple[float, float]] = (),
+    line: float | None = 1.0,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> "Figure":
     """A row for each (key, name, first value, second value): a filled circle and an open diamond.
 
-    names: of the two values. line: where a vertical line stands. intervals: of the first values, if there are any.
+    names: of the two values. line: where a vertical line stands. intervals: key -> that of its first value.
     """
     figure, axes = new_figure(0.9 + 0.27 * len(rows))
     ax = axes[0][0]
@@ -97,12 +118,13 @@ def dots(
             if value is not None:
                 (point,) = ax.plot([value], [height], linestyle="none", markersize=7, **look)
                 mark(point, key + suffix, f"{name}, {which}: {value:.4g}")
-    for height, interval in enumerate(intervals):
-        ax.plot(interval, [height, height], color=colour(0), linewidth=1.4)
+        if interval := (intervals or {}).get(key):
+            ax.plot(interval, [height, height], color=colour(0), linewidth=1.6, zorder=1)
     second = any(row[3] is not None for row in rows)
     for look, which in list(zip(looks, names, strict=True))[: 1 + second]:
         ax.plot([], [], linestyle="none", markersize=7, label=which, **look)
-    ax.axvline(line, color=INK, linewidth=0.8)
+    if line is not None:
+        ax.axvline(line, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(rows)), [row[1] for row in rows])
     ax.invert_yaxis()
     if logarithmic:

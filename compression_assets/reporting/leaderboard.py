@@ -1,82 +1,135 @@
-"""The leaderboard as people read it: what was measured, each figure with the half-width of its interval."""
+"""The leaderboard as text: a short table for a terminal, all of it by group, as CSV and as JSON."""
 
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-from compression_assets.store.metrics_db import MetricsDatabase
-from compression_assets.tables import shown
+from compression_assets.evaluation.metrics import ANSWERS, GROUPS, JUDGE, JUDGED, in_order, metric
+from compression_assets.reporting.read import Results
+from compression_assets.tables import bracketed, decimals, fixed, plain
 
-PAPER = {
-    "g_eval": "g_eval",
-    "prompt_alignment": "prompt_alignment",
-    "clarity": "clarity",
-    "size_mib": "size_mib",
-    "perplexity": "perplexity",
-    "compression_ratio": "round((SELECT size_mib FROM paper_table_1 WHERE model = 'base') / size_mib, 3)",
-}
-"""Metric -> the expression for it over paper_table_1."""
+SHORT = ("perplexity", "size_mib", "compression_ratio")
+DAGGER = " †"
+WIDTH = 100
+"""Columns of a terminal that the leaderboard keeps to."""
 
 
-UNTRUSTED = "UNTRUSTED"
-"""How the note of a metric begins whose judge failed its own test."""
+def leaderboard_text(results: Results, *, everything: bool = False) -> str:
+    """At most 100 columns: perplexity, size, ratio, one figure about answers, and whether its judge is trusted.
 
-
-def read_leaderboard(
-    database: MetricsDatabase, *, paper: bool = False
-) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows, in the study's order; metrics that no model has are left out, untrusted ones marked.
-
-    paper: put the paper's figure (arXiv 2511.19495, Table 1) after each of ours that it has.
-    Raises StudyError when nothing has been measured yet.
+    everything: all metrics, a table a group. Below it, what is not to be trusted and what was left out.
     """
-    columns, found = database.query("SELECT * FROM leaderboard")
-    records = [dict(zip(columns, row, strict=True)) for row in found]
-    metrics = [
-        name
-        for name in columns
-        if f"{name}_hi" in columns
-        and any(record[name] is not None for record in records)
-        # Said by the marks.
-        and not name.endswith("_trusted")
+    if everything:
+        tables = [table(results, names) for names in by_group(results)]
+        parts = ["\n\n".join(plain(*one) for one in tables)]
+    else:
+        names = [name for name in SHORT if name in results.measured]
+        columns, rows = table(results, [*names, *_about_answers(results)])
+        if judged := _judge_column(results):
+            columns, rows = [*columns, "judge"], [[*row, judged] for row in rows]
+        parts = [plain(columns, rows)]
+    said = [
+        line for remark in remarks(results) for line in textwrap.wrap(remark, WIDTH, subsequent_indent="  ")
     ]
-    untrusted = {metric for metric in metrics if any(_doubt(record, metric) for record in records)}
-    theirs = _paper(database) if paper else {}
-    header, cells = ["ordering"], [[record["ordering"]] for record in records]
-    for metric in metrics:
-        header.append(f"{metric} †" if metric in untrusted else metric)
-        for cell, record in zip(cells, records, strict=True):
-            cell.append(with_half_width(*(record[metric + end] for end in ("", "_lo", "_hi"))))
-        if theirs and metric in PAPER:
-            header.append("paper")
-            for cell, record in zip(cells, records, strict=True):
-                cell.append(theirs.get(record["model"], {}).get(metric))
-    return header, [tuple(cell) for cell in cells]
+    return "\n".join([*parts, *said])
 
 
-def doubts(database: MetricsDatabase) -> list[str]:
-    """A sentence for each column that the leaderboard marks as untrusted."""
-    columns, found = database.query("SELECT * FROM leaderboard")
-    records = [dict(zip(columns, row, strict=True)) for row in found]
-    metrics = [name for name in columns if f"{name}_hi" in columns]
-    sentences = {
-        metric: next(filter(None, (_doubt(record, metric) for record in records)), None) for metric in metrics
-    }
-    return [f"† {metric} is {sentence}" for metric, sentence in sentences.items() if sentence]
+def table(results: Results, names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows, in the study's order: each figure with both ends of its interval, untrusted ones marked."""
+    columns = ["model", *(title(results, name) for name in names)]
+    cells = [column(results, name) for name in names]
+    return columns, [
+        [results.name(model), *(one[place] for one in cells)] for place, model in enumerate(results.models)
+    ]
 
 
-def _doubt(record: dict[str, Any], metric: str) -> str | None:
-    """What the notes of a model say against a metric, as far as the judge is the reason."""
-    _, found, rest = f"; {record['notes'] or ''}".partition(f"; {metric}: {UNTRUSTED}")
-    return f"{UNTRUSTED}{rest.partition('; ')[0]}" if found else None
+def column(results: Results, name: str) -> list[str | None]:
+    """A metric of all models with even digits; None where it is not measured."""
+    values = [results.value(model, name) for model in results.models]
+    places = places_of(results, name, results.models)
+    return [
+        None if value is None else with_interval(value, results.interval(model, name), places)
+        for model, value in zip(results.models, values, strict=True)
+    ]
 
 
-def _paper(database: MetricsDatabase) -> dict[str, dict[str, float]]:
-    columns = ", ".join(f"{expression} AS {name}" for name, expression in PAPER.items())
-    names, rows = database.query(f"SELECT model, {columns} FROM paper_table_1")
-    return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+def places_of(results: Results, name: str, models: Sequence[str]) -> int:
+    """Decimals with which a metric of these models is written."""
+    ends = [end for model in models for end in results.interval(model, name) or ()]
+    return decimals([results.value(model, name) for model in models], metric(name).digits, ends)
 
 
-def with_half_width(value: float | None, lo: float | None, hi: float | None) -> str | None:
-    """A figure as it is printed: "0.531 ±0.042", or the value alone where there is no interval."""
-    if value is None or lo is None or hi is None:
-        return None if value is None else shown(value)
-    return f"{shown(value)} ±{shown((hi - lo) / 2)}"
+def with_interval(value: float, interval: tuple[float, float] | None, places: int) -> str:
+    """A figure as it is printed: "84.4 [72.0, 98.2]", or the value alone where there is no interval."""
+    return fixed(value, places) + (f" {bracketed(interval, places)}" if interval else "")
+
+
+def title(results: Results, name: str) -> str:
+    """What a metric is called, with its unit and its mark."""
+    return metric(name).label + (DAGGER if name in results.untrusted else "")
+
+
+def by_group(results: Results) -> list[list[str]]:
+    """Metrics that some model has, a list a group; figures about the judge itself are left to its own table."""
+    measured = in_order(results.measured)
+    groups = [
+        [name for name in measured if metric(name).group == group] for group in GROUPS if group != JUDGE
+    ]
+    return [names for names in groups if names]
+
+
+def remarks(results: Results) -> list[str]:
+    """What to know of the figures: a sentence for each that an untrusted judge scored, and for what was left out."""
+    untrusted = [f"† {name} is {note}" for name, note in results.untrusted.items()]
+    left_out = [
+        f"{results.study.name} has earlier figures of {model}, which are left out: {why}; run: compression run"
+        for model, why in results.outdated.items()
+    ]
+    return [*untrusted, *left_out]
+
+
+def leaderboard_csv(results: Results) -> str:
+    """Every metric of every model with lo, hi and n, in full precision, as CSV."""
+    names = in_order(results.measured)
+    ends = ("", "_lo", "_hi", "_n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "ordering", *(name + end for name in names for end in ends)])
+    for model in results.models:
+        rows = [results.metrics[model].get(name, {}) for name in names]
+        figures = [row.get(key) for row in rows for key in ("value", "lo", "hi", "n")]
+        writer.writerow([model, results.name(model), *figures])
+    return text.getvalue().rstrip("\n")
+
+
+def leaderboard_json(results: Results) -> str:
+    """A list of models, each with its metrics: value, lo, hi, n, n_failed, unit, note; and what was left out."""
+    kept = ("value", "lo", "hi", "n", "n_failed", "unit", "note")
+    models = [
+        {
+            "model": model,
+            "ordering": results.name(model),
+            "metrics": {name: {key: rows[name].get(key) for key in kept} for name in in_order(set(rows))},
+        }
+        for model, rows in results.metrics.items()
+    ]
+    return json.dumps({"models": models, "left_out": results.outdated}, indent=1, allow_nan=False)
+
+
+def _about_answers(results: Results) -> list[str]:
+    """The one figure about answers that says most: judged and trusted, else against the right answers, else judged."""
+    found = [name for name in in_order(results.measured) if metric(name).group in (JUDGED, ANSWERS)]
+    trusted = [name for name in found if metric(name).group == JUDGED and name not in results.untrusted]
+    preferred = [*trusted, "f1", *(name for name in found if metric(name).group == JUDGED)]
+    return [name for name in preferred if name in found][:1]
+
+
+def _judge_column(results: Results) -> str:
+    judged = {name for name in results.measured if metric(name).group == JUDGED}
+    if not judged:
+        return ""
+    failed = judged & results.untrusted.keys()
+    return "trusted" if not failed else "NOT trusted" if failed == judged else "trusted in part"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from compression_assets.reporting.answer import answer_or_why_not
 from compression_assets.reporting.parts import Cell, Section, Table, drawn, head, number
 from compression_assets.reporting.read import ReportData
 from compression_assets.reporting.training_charts import bars, lines
@@ -120,23 +121,10 @@ def by_layer(layers: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     return [(float(place), fmean(found)) for place, found in sorted(values.items())]
 
 
-def best_model(data: ReportData) -> str | None:
-    """The model of the lowest perplexity among those within 2 % of the highest compression ratio."""
-    known = [
-        (model, ratio, perplexity)
-        for model in data.models
-        if (ratio := data.value(model, "compression_ratio")) is not None
-        and (perplexity := data.value(model, "perplexity")) is not None
-    ]
-    if not known:
-        return None
-    smallest = max(ratio for _, ratio, _ in known)
-    return min((entry for entry in known if entry[1] >= 0.98 * smallest), key=lambda entry: entry[2])[0]
-
-
 def lineage(data: ReportData) -> Section:
     """Every step on the way to the best model."""
-    best = best_model(data)
+    answer = answer_or_why_not(data)
+    best = None if isinstance(answer, str) else answer.choice.model
     ordering = next((known for known in data.study.parsed_orderings if known.key == best), None)
     if ordering is None:
         return Section(
@@ -163,7 +151,7 @@ def lineage(data: ReportData) -> Section:
     columns = ["asset", "step", "recipe", "tokens", "seconds", "seed", "made at", "content (sha256)"]
     table = Table(f"The steps to {ordering.text}, in order.", columns, rows, key="lineage")
     intro = (
-        f"{ordering.text}: of the models within 2 % of the highest compression ratio, that of the lowest perplexity. "
+        f"{ordering.text}: the model that the study's goal picks. "
         "Its directory holds a manifest with everything that is abbreviated here."
     )
     return Section("lineage", "Where the best model comes from", intro=intro, tables=[table])

@@ -1,12 +1,20 @@
 """Putting the page together and writing it: one HTML file that needs nothing else."""
 
 import os
-import platform
 from pathlib import Path
 
-from compression_assets.reporting import making, quality, results, seeds
+from compression_assets.reporting import making
+from compression_assets.reporting.comparisons import comparisons
+from compression_assets.reporting.headline import cautions, the_answer
+from compression_assets.reporting.judge import calibration
+from compression_assets.reporting.metric_tables import every_metric
 from compression_assets.reporting.parts import Page, Section
 from compression_assets.reporting.read import ReportData
+from compression_assets.reporting.sample_answers import sample_answers
+from compression_assets.reporting.seeds import over_seeds
+from compression_assets.reporting.size import size_and_quality
+from compression_assets.reporting.steps import steps_of_orderings
+from compression_assets.reporting.survival import why_it_breaks
 from compression_assets.store.code_fingerprints import code_fingerprint
 from compression_assets.store.fingerprints import fingerprint
 
@@ -31,15 +39,16 @@ def write_report(data: ReportData, root: Path) -> tuple[Path, bool]:
 def make_page(data: ReportData, print_of_data: str = "") -> Page:
     """Every section, drawn."""
     sections: list[Section] = [
-        results.cautions(data),
-        results.leaderboard(data),
-        *([varied] if (varied := seeds.over_seeds(data)) else []),
-        results.size_and_quality(data),
-        results.steps_of_orderings(data),
-        quality.why_it_breaks(data),
-        quality.comparisons(data),
-        quality.calibration(data),
-        quality.sample_answers(data),
+        the_answer(data),
+        cautions(data),
+        every_metric(data),
+        *([varied] if (varied := over_seeds(data)) else []),
+        size_and_quality(data),
+        steps_of_orderings(data),
+        why_it_breaks(data),
+        comparisons(data),
+        calibration(data),
+        sample_answers(data),
         making.loss_curves(data),
         making.layer_errors(data),
         making.lineage(data),
@@ -57,7 +66,7 @@ def make_page(data: ReportData, print_of_data: str = "") -> Page:
                 "latest result",
                 max((manifest.created_at for manifest in data.manifests.values()), default="–"),
             ),
-            ("machine", machine()),
+            ("measured on", measured_on(data)),
             ("code", next((m.git_revision[:10] for m in data.manifests.values() if m.git_revision), "–")),
             ("seed", str(study.seed)),
         ],
@@ -79,15 +88,11 @@ def render(page: Page) -> str:
     return environment.get_template("page.html").render(page=page)
 
 
-def machine() -> str:
-    """Processor, cores and memory of this machine, in a few words."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+def measured_on(data: ReportData) -> str:
+    """Devices that the artifacts were made on, as their manifests name them, and in which format models were scored."""
+    devices = {manifest.device for manifest in data.manifests.values() if manifest.device}
+    formats = {str(found) for m in data.manifests.values() if (found := m.metadata.get("precision"))}
+    return f"{', '.join(sorted(devices)) or '–'}{', in ' if formats else ''}{', '.join(sorted(formats))}"
 
 
 def fingerprint_of(data: ReportData) -> str:
@@ -95,6 +100,8 @@ def fingerprint_of(data: ReportData) -> str:
     known = {
         "study": data.study.model_dump(mode="json"),
         "metrics": data.metrics,
+        "items": data.items,
+        "outdated": data.outdated,
         "paper": data.paper,
         "tables": data.tables,
         "answers": data.answers,

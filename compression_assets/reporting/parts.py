@@ -1,24 +1,32 @@
 """What a page is made of: sections, charts and tables. No data and no HTML in here."""
 
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compression_assets.reporting.svg import chart_style, to_svg
+from compression_assets.tables import bracketed, decimals, fixed
 
 NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table. text: what is shown. key, value: what a number is and exactly, for whoever checks it."""
+    """One cell of a table.
 
-    text: str
+    text: what is shown; of a number it is written by its table, with the decimals of its column. key, value: what a
+    number is and exactly, for whoever checks it. interval: shown below a number. mark: shown before one.
+    """
+
+    text: str = ""
     key: str = ""
     value: float | None = None
     heading: bool = False
+    digits: int = 3
+    interval: tuple[float, float] | None = None
+    mark: str = ""
+    below: str = ""
 
     @property
     def numeric(self) -> bool:
@@ -27,12 +35,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """caption: what the numbers are, their unit and how many items they rest on."""
+    """caption: what the numbers are, their unit and how many items they rest on.
+
+    groups: headings over columns, (text, how many columns), if there are any. marked: the row to look at, by its place.
+    one_kind: all numbers are of the same kind, and have the same decimals in every column.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     key: str = ""
+    groups: Sequence[tuple[str, int]] = ()
+    marked: int | None = None
+    one_kind: bool = False
 
     @property
     def anchor(self) -> str:
@@ -40,6 +55,39 @@ class Table:
         return (
             f"caption-{hashlib.sha256(f'{self.key} {self.caption} {self.columns}'.encode()).hexdigest()[:8]}"
         )
+
+    @property
+    def full_columns(self) -> list[str]:
+        """Each column's heading with its group's, for where there is one line of headings."""
+        groups = [text for text, count in self.groups for _ in range(count)] or [""] * len(self.columns)
+        return [f"{group} {column}".strip() for group, column in zip(groups, self.columns, strict=True)]
+
+    @property
+    def written(self) -> list[list[Cell]]:
+        """The rows with every number as text: even decimals in each column."""
+        columns: list[list[Cell]] = [list(column) for column in zip(*self.rows, strict=True)]
+        alike = [[cell for column in columns for cell in column]] * len(columns) if self.one_kind else columns
+        places = [
+            decimals(
+                (cell.value for cell in cells if not cell.text),
+                max(cell.digits for cell in cells),
+                [end for cell in cells for end in cell.interval or ()],
+            )
+            for cells in alike
+        ]
+        return [[_written(cell, place) for cell, place in zip(row, places, strict=True)] for row in self.rows]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers."""
+        return [any(cell.value is not None for cell in column) for column in zip(*self.rows, strict=True)]
+
+
+def _written(cell: Cell, places: int) -> Cell:
+    if cell.value is None or cell.text:
+        return cell
+    below = bracketed(cell.interval, places) if cell.interval else ""
+    return replace(cell, text=f"{cell.mark}{fixed(cell.value, places)}", below=below)
 
 
 @dataclass(frozen=True)
@@ -72,10 +120,14 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; `missing` says why there is nothing, and how to get it."""
+    """A heading and what stands below it; `missing` says why there is nothing, and how to get it.
+
+    lead: the sentence that answers the section's question.
+    """
 
     key: str
     title: str
+    lead: str = ""
     intro: str = ""
     points: Sequence[str] = ()
     charts: Sequence[Chart] = ()
@@ -103,38 +155,24 @@ def drawn(
     return Chart(key, svg, caption, data)
 
 
+def sentence(text: str) -> str:
+    """With a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def head(text: str) -> Cell:
     return Cell(text, heading=True)
 
 
 def number(
-    value: float | None, key: str, digits: int = 3, interval: tuple[float, float] | None = None
+    value: float | None,
+    key: str,
+    digits: int = 3,
+    interval: tuple[float, float] | None = None,
+    mark: str = "",
 ) -> Cell:
-    """A number with its half-width if it has an interval; a dash where it is not measured."""
-    if value is None:
-        return Cell("–", key)
-    return Cell(
-        significant(value, digits) if interval is None else with_half_width(value, *interval), key, value
-    )
-
-
-def with_half_width(value: float, lo: float, hi: float) -> str:
-    """Such as "49.7 ± 7.0": the half-width with two significant digits, the value with as many decimals."""
-    half = (hi - lo) / 2
-    if half == 0:
-        return f"{significant(value)} ± 0"
-    decimals = max(0, 1 - math.floor(math.log10(half)))
-    return f"{value:,.{decimals}f} ± {half:,.{decimals}f}"
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """A number with that many significant digits, never in powers of ten below a billion."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:,.1f}"
-    text = f"{value:.{digits}g}"
-    return text if "e" not in text else f"{value:.{digits + 3}f}"
+    """A number with its interval if it has one; a dash where it is not measured."""
+    return Cell("–", key) if value is None else Cell("", key, float(value), False, digits, interval, mark)
 
 
 def span(counts: Sequence[int]) -> str:

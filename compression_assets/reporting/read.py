@@ -1,17 +1,26 @@
-"""Everything that the report shows, read from the database (read-only) and the manifests. Nothing is drawn here."""
+"""What is known about a study, read from the database (read-only) and the manifests. Nothing is drawn here.
 
+Only what belongs to the study as it stands now is read: see `current`.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError, next_command
+from compression_assets.errors import StudyError
+from compression_assets.reporting.current import outdated
 from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.leaderboard_models import leaderboard_models, parts
 from compression_assets.study.model import Study
 from compression_assets.study.names import model_key, relative_directory
 from compression_assets.study.orderings import Node
 
 Row = dict[str, Any]
+
+UNTRUSTED = "UNTRUSTED"
+"""How the note of a metric begins whose judge failed its own test."""
 
 OPTIONAL_TABLES = (
     "comparisons",
@@ -23,29 +32,67 @@ OPTIONAL_TABLES = (
 """Tables and views that only some studies fill; the report says 'not measured' where one has no rows."""
 
 
-@dataclass(frozen=True)
-class ReportData:
-    """What is known about a study.
+class NothingMeasured(StudyError):
+    """The study has no figures yet, or only such as belong to an earlier state of it."""
 
-    metrics: model -> metric -> row of metrics.<model> (value, lo, hi, unit, n, note where the table has them).
-    paper: model -> row of paper_table_1. tables: name -> rows, for every table in OPTIONAL_TABLES.
-    manifests: directory below the study's root ("models/p_kd") -> manifest, for every complete artifact.
-    answers: model -> rows of its answers.parquet, for the questions that are shown.
+
+@dataclass(frozen=True)
+class Results:
+    """The figures of a study.
+
+    metrics: model -> metric -> row of metrics.<model> (value, lo, hi, unit, n, note), in the leaderboard's order.
+    items: model -> metric -> how many items have a value, for metrics that have items.
+    names: model -> its ordering as written. paper: model -> row of paper_table_1.
+    comparisons: rows of that table among what is in `metrics`. outdated: model -> why its figures are left out.
+    damaged: directory below the study's root ("models/p_kd") -> why what is there cannot be read.
+    manifests: the same directories -> manifest, for every complete artifact.
     """
 
     study: Study
     metrics: dict[str, dict[str, Row]]
+    items: dict[str, dict[str, int]]
+    names: dict[str, str]
     paper: dict[str, Row]
-    lineage: list[Row]
-    tables: dict[str, list[Row]]
+    comparisons: list[Row]
+    outdated: dict[str, str]
+    damaged: dict[str, str]
     manifests: dict[str, Manifest] = field(repr=False)
-    answers: dict[str, list[Row]] = field(default_factory=dict, repr=False)
-    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
         """Measured models in the leaderboard's order."""
         return list(self.metrics)
+
+    @property
+    def measured(self) -> set[str]:
+        """Metrics that some model has a value for."""
+        return {
+            name for rows in self.metrics.values() for name, row in rows.items() if row["value"] is not None
+        }
+
+    @property
+    def confidence(self) -> str:
+        """Of every interval over items: "95 %"."""
+        return f"{100 * self.study.evaluation.statistics.confidence:g} %"
+
+    @property
+    def untrusted(self) -> dict[str, str]:
+        """Metric -> what its note says against the judge that scored it."""
+        return {
+            name: row["note"]
+            for rows in self.metrics.values()
+            for name, row in rows.items()
+            if is_untrusted(row)
+        }
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a model: its key, its ordering and the value of every metric."""
+        return [
+            {"model": model, "ordering": self.name(model)}
+            | {name: row["value"] for name, row in rows.items()}
+            for model, rows in self.metrics.items()
+        ]
 
     def name(self, model: str) -> str:
         """A model's ordering as it is written: "P-KD-Q" of "p_kd_q"."""
@@ -57,7 +104,7 @@ class ReportData:
         return None if row is None else row["value"]
 
     def interval(self, model: str, metric: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric, None where there is none."""
+        """The interval of a metric, None where there is none."""
         row = self.metrics.get(model, {}).get(metric, {})
         lo, hi = row.get("lo"), row.get("hi")
         return None if lo is None or hi is None else (lo, hi)
@@ -66,48 +113,64 @@ class ReportData:
         return self.manifests.get(str(relative_directory(model_key(node))))
 
 
-def read_report_data(study: Study, root: Path, database: MetricsDatabase, questions: int = 3) -> ReportData:
-    """Read what a study has come to so far.
+@dataclass(frozen=True)
+class ReportData(Results):
+    """The figures, and what else the report shows.
 
-    root: storage/<study>. questions: how many sample answers are shown. Raises StudyError while nothing is measured.
+    tables: name -> rows, for every table in OPTIONAL_TABLES.
+    answers: model -> rows of its answers.parquet, for the questions that are shown.
     """
-    found = database.query("SELECT table_schema, table_name FROM information_schema.tables")[1]
-    present = {(schema, name) for schema, name in found}
 
-    def rows(schema: str, table: str, order: str = "") -> list[Row]:
-        if (schema, table) not in present:
-            return []
-        columns, values = database.query(f'SELECT * FROM {schema}."{table}" {order}')
-        return [dict(zip(columns, row, strict=True)) for row in values]
+    tables: dict[str, list[Row]]
+    answers: dict[str, list[Row]] = field(repr=False)
 
-    models = rows("main", "models", "ORDER BY position")
-    if not models:
-        raise StudyError(
-            f"study {study.name} has no measured model yet, so there is nothing to report; run: {next_command('run')}"
-        )
-    keys = [model["model"] for model in models]
+
+def is_untrusted(row: Mapping[str, Any]) -> bool:
+    """Whether the judge that scored a row of metrics.<model> failed its own test."""
+    return str(row.get("note") or "").startswith(UNTRUSTED)
+
+
+def read_results(study: Study, root: Path, database: MetricsDatabase) -> Results:
+    """Read what was measured of the study so far. root: storage/<study>.
+
+    Raises NothingMeasured while there is nothing.
+    """
+    return _results(study, root, _Tables(database))
+
+
+def read_report_data(study: Study, root: Path, database: MetricsDatabase, questions: int = 3) -> ReportData:
+    """Read everything that the report shows. questions: how many sample answers. Raises what `read_results` does."""
+    tables = _Tables(database)
+    results = _results(study, root, tables)
+    optional = {name: tables.rows(name) for name in OPTIONAL_TABLES}
+    optional["comparisons"] = results.comparisons
+    known = {node.key for node in study.nodes.values()}
+    for name in ("step_diagnostics", "layer_diagnostics"):
+        optional[name] = [row for row in optional[name] if row["model"] in known]
     return ReportData(
-        study=study,
-        metrics={key: {row["metric"]: row for row in rows("metrics", key)} for key in keys},
-        paper={row["model"]: row for row in rows("main", "paper_table_1")},
-        lineage=rows("main", "lineage", "ORDER BY step, model"),
-        tables={name: rows("main", name) for name in OPTIONAL_TABLES},
-        manifests=read_manifests(root),
-        answers=read_answers_of(root, keys, questions),
-        names={model["model"]: model["ordering"] for model in models},
+        **{name: getattr(results, name) for name in Results.__dataclass_fields__},
+        tables=optional,
+        answers=read_answers_of(root, results.models, questions),
     )
 
 
-def read_manifests(root: Path) -> dict[str, Manifest]:
-    """The manifest of every complete artifact, by its directory below the study's root."""
+def read_manifests(root: Path) -> tuple[dict[str, Manifest], dict[str, str]]:
+    """The manifest of every complete artifact, and why others cannot be read, by directory below the study's root."""
     store = ArtifactStore(root)
-    found = {}
+    found, damaged = {}, {}
     for file in sorted(root.glob(f"*/*/{MANIFEST}")):
         directory = file.parent
-        manifest = None if directory.name.startswith(".") else store.manifest(directory, directory.name)
+        if directory.name.startswith("."):
+            continue
+        name = str(directory.relative_to(root))
+        try:
+            manifest = store.manifest(directory, directory.name)
+        except StudyError as error:
+            damaged[name] = str(error)
+            continue
         if manifest is not None:
-            found[str(directory.relative_to(root))] = manifest
-    return found
+            found[name] = manifest
+    return found, damaged
 
 
 def read_answers_of(root: Path, models: list[str], questions: int) -> dict[str, list[Row]]:
@@ -120,3 +183,57 @@ def read_answers_of(root: Path, models: list[str], questions: int) -> dict[str, 
         if file.exists():
             found[model] = pyarrow.parquet.read_table(file).slice(0, questions).to_pylist()
     return found
+
+
+class _Tables:
+    """The tables that the database has; one that it lacks has no rows."""
+
+    def __init__(self, database: MetricsDatabase):
+        self._database = database
+        found = database.query("SELECT table_name FROM information_schema.tables WHERE table_schema = 'main'")
+        self._present = {name for (name,) in found[1]}
+
+    def rows(self, table: str, columns: str = "*", rest: str = "") -> list[Row]:
+        if table not in self._present:
+            return []
+        names, values = self._database.query(f'SELECT {columns} FROM "{table}" {rest}')
+        return [dict(zip(names, row, strict=True)) for row in values]
+
+
+def _results(study: Study, root: Path, tables: _Tables) -> Results:
+    manifests, damaged = read_manifests(root)
+    damaged |= {str(relative_directory(row["artifact"])): row["reason"] for row in tables.rows("left_out")}
+    left_out = outdated(study, manifests)
+    measured: dict[str, dict[str, Row]] = {}
+    for row in tables.rows("all_metrics", rest="ORDER BY metric"):
+        if row["part"] in parts(study) and (row["model"], row["part"]) not in left_out:
+            measured.setdefault(row["model"], {})[row["metric"]] = row
+    models = [model for model in leaderboard_models(study) if model.key in measured]
+    metrics = {model.key: measured[model.key] for model in models}
+    if not metrics:
+        raise NothingMeasured(_why_nothing(study, [*left_out.values(), *damaged.values()]))
+    items: dict[str, dict[str, int]] = {model: {} for model in metrics}
+    for row in tables.rows("all_samples", "model, metric, count(value) AS items", "GROUP BY model, metric"):
+        if row["metric"] in metrics.get(row["model"], {}):
+            items[row["model"]][row["metric"]] = row["items"]
+    comparisons = [
+        row
+        for row in tables.rows("comparisons")
+        if all(row["metric"] in metrics.get(row[side], {}) for side in ("model_a", "model_b"))
+    ]
+    reasons: dict[str, str] = {}
+    for (key, _), reason in left_out.items():
+        reasons.setdefault(key, reason)
+    paper = {row["model"]: row for row in tables.rows("paper_table_1")}
+    names = {model.key: model.title for model in models}
+    return Results(study, metrics, items, names, paper, comparisons, reasons, damaged, manifests)
+
+
+def _why_nothing(study: Study, reasons: Sequence[str]) -> str:
+    if reasons:
+        return (
+            f"no figure of study {study.name} can be shown as it stands ({reasons[0]}); run: compression run"
+        )
+    return (
+        f"study {study.name} has no measured model yet, so there is nothing to report; run: compression run"
+    )

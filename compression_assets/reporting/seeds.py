@@ -1,9 +1,10 @@
 """How much training itself varies: every ordering over the seeds that it was made with."""
 
+from compression_assets.evaluation.metrics import metric
 from compression_assets.reporting.parts import Cell, Section, Table, head, number
 from compression_assets.reporting.read import ReportData, Row
 
-SHOWN = ("perplexity", "g_eval", "prompt_alignment", "clarity", "f1")
+SHOWN = ("perplexity", "f1", "g_eval")
 
 
 def over_seeds(data: ReportData) -> Section | None:
@@ -15,9 +16,9 @@ def over_seeds(data: ReportData) -> Section | None:
     orderings = list(dict.fromkeys(ordering for ordering, _ in rows))
     counts = sorted({row["n"] for row in rows.values()})
     table = Table(
-        f"Mean over {' or '.join(map(str, counts))} seeds, ± half of the 95 % interval of that mean (Student's t), and "
-        "the standard deviation between seeds. Intervals over test items are in the leaderboard.",
-        ["ordering", "seeds", *(part for name in metrics for part in (name.replace("_", " "), "sd"))],
+        f"Mean over {' or '.join(map(str, counts))} seeds, in brackets the 95 % interval of that mean "
+        "(Student's t), and the standard deviation between seeds. Intervals over test items are in the tables above.",
+        ["ordering", "seeds", *(part for name in metrics for part in (metric(name).label, "sd"))],
         [
             [
                 head(ordering),

@@ -1,7 +1,8 @@
 """How charts look, and how a matplotlib figure becomes part of a page. No data in here.
 
-Ink is written as `currentColor`, so that a chart follows the page into the dark. Series differ by marker, line
-style and hatch as well as by colour, so that they can be told apart in black and white.
+Ink is written as `currentColor` and each series' colour as a variable of the page, so that a chart follows the page
+into the dark. Series differ by marker, line style and hatch as well as by colour, so that they can be told apart in
+black and white.
 """
 
 import io
@@ -95,6 +96,8 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", text)
     text = text.replace(INK, "currentColor")
+    for place, shade in enumerate(COLOURS):
+        text = text.replace(shade, f"var(--series-{place}, {shade})")
     head, _, rest = text.partition(">")
     head = re.sub(r' (width|height|xmlns:xlink|version)="[^"]*"', "", head)
     label = escape(description, quote=True)

@@ -34,7 +34,7 @@ def load_study(name_or_path: str | Path) -> Study:
     Raises:
         StudyError: one sentence naming the file, the key path, what is wrong with it, and what is allowed.
     """
-    path = _study_path(name_or_path)
+    path = study_file(name_or_path)
     raw = read_mapping(path)
     try:
         study: Study = _located(_validate(raw), path.parent.absolute())
@@ -55,7 +55,8 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _study_path(name_or_path: str | Path) -> Path:
+def study_file(name_or_path: str | Path) -> Path:
+    """The file that a preset's name or a path stands for. Raises StudyError for what can be neither."""
     text = str(name_or_path)
     if text in presets():
         return PRESETS / f"{text}.yaml"

@@ -16,6 +16,7 @@ from compression_assets.evaluation.settings import EvaluationSettings
 from compression_assets.sources.models import ModelSource
 from compression_assets.sources.settings import Data
 from compression_assets.strict import Strict, near_match
+from compression_assets.study.goal import Goal, unknown_metric
 from compression_assets.study.names import TEACHER_LOGITS
 from compression_assets.study.orderings import (
     BASE,
@@ -73,7 +74,8 @@ class Study(Strict):
     name: directory of everything the study writes, storage/<name>. recipes: step token -> recipe, the file's key
     `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
     as written; the base is always measured. seeds: every ordering is made once with each of them, `seed` among them;
-    data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`.
+    data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`. goal: which model the
+    study is after; it decides what the report recommends, and changes no measurement.
     Raises pydantic.ValidationError; use `load_study` for sentences.
     """
 
@@ -89,6 +91,7 @@ class Study(Strict):
     orderings: tuple[str, ...] = Field(min_length=1)
     sweep: tuple[Sweep, ...] = ()
     evaluation: EvaluationSettings = EvaluationSettings()
+    goal: Goal = Goal()
     external_models: tuple[ExternalModel, ...] = ()
 
     @field_validator("name")
@@ -138,6 +141,12 @@ class Study(Strict):
                 ("evaluation", "answers", "questions"),
                 f"is more than the {asked.count} of data.questions.count",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _goal_names_metrics(self) -> Self:
+        if wrong := unknown_metric(self.goal.metrics, tasks=self.evaluation.harness is not None):
+            raise failure(("goal",), f"cannot be read: {wrong}")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Which study is meant and where its bytes go: the environment, read in one place."""
 
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -8,10 +9,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from compression_assets.errors import StudyError
-from compression_assets.study.files import load_study
+from compression_assets.study.files import load_study, presets, study_file
 from compression_assets.study.model import Study
 
 DEFAULT_STUDY = "demo"
+CLAIM = "study_file.json"
+"""In a study's storage: which file it belongs to."""
 EARLIER_TEMPLATES = {
     "900890398d4117a7522712a261660ed584c293b485d182bf1307e3e56d49369d",
     "8da14ab8f6ec6ad8cdd119aab46cf8deb3bf96032f752330afe06bc9d8a4aefa",
@@ -22,8 +25,42 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def current_study() -> Study:
-    """The study named by COMPRESSION_STUDY (a preset's name or a path), by default the demo."""
-    return load_study(os.environ.get("COMPRESSION_STUDY") or DEFAULT_STUDY)
+    """The study named by COMPRESSION_STUDY (a preset's name or a path), by default the demo.
+
+    Raises StudyError for one that cannot be read, and for one whose storage belongs to another study file.
+    """
+    named = os.environ.get("COMPRESSION_STUDY") or DEFAULT_STUDY
+    study = load_study(named)
+    claim_storage(study, named)
+    return study
+
+
+def claim_storage(study: Study, named: str) -> None:
+    """Write down whose the study's storage is, once there is one: two files of one `name` would mix their results.
+
+    The same file may change, and a copy with the same content may stand anywhere. Raises StudyError for another file.
+    named: the preset or path that the study was loaded from.
+    """
+    root, file = study_root(study), study_file(named).resolve()
+    if not root.is_dir():
+        return
+    own = {
+        "file": named if named in presets() else str(file),
+        "sha256": sha256(file.read_bytes()).hexdigest(),
+    }
+    record = root / CLAIM
+    claimed = json.loads(record.read_text()) if record.exists() else own
+    if claimed["file"] != own["file"] and claimed["sha256"] != own["sha256"]:
+        raise StudyError(
+            f"{root} belongs to the study file {claimed['file']}, and {own['file']} is another of the same name: "
+            f"write another 'name' into it, or delete {record} if it replaces the other"
+        )
+    if claimed != own or not record.exists():
+        beside = record.with_name(f".{CLAIM}.{os.getpid()}")
+        # Results can be looked at on a disk that takes no writes.
+        with suppress(OSError):
+            beside.write_text(json.dumps(own, indent=1))
+            beside.replace(record)
 
 
 def storage_root() -> Path:

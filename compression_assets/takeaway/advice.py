@@ -1,32 +1,57 @@
-"""The recommendation as people read it: the front as a table, the choice, and how to load it."""
+"""The recommendation as people read it: the models as a table, the choice, and how to load it."""
 
 from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import next_command
+from compression_assets.reporting.choosing import Choice, Limits, choose, size_of
+from compression_assets.reporting.read import Results, read_results
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.model import Study
 from compression_assets.tables import markdown, plain
-from compression_assets.takeaway.recommend import QUALITY, SIZE, Choice, Limits, Row, recommend
 
-COLUMNS = ("model", "ordering", SIZE, "compression_ratio", QUALITY, "f1", "on the front", "within limits")
-
-
-def advise(database: MetricsDatabase, limits: Limits) -> tuple[Choice, list[dict[str, Any]]]:
-    """The choice, and the rows that it was made of."""
-    columns, values = database.query("SELECT * FROM leaderboard")
-    rows = [dict(zip(columns, row, strict=True)) for row in values]
-    return recommend(rows, limits), rows
+SHOWN = ("size_mib", "compression_ratio", "perplexity")
 
 
-def table(choice: Choice, rows: list[dict[str, Any]], limits: Limits) -> list[tuple[Any, ...]]:
-    """A row a model, from small to large, in the order of COLUMNS."""
-    measured = [row for row in rows if row[SIZE] is not None]
-    return [_shown(choice, row, limits) for row in sorted(measured, key=lambda row: row[SIZE])]
+def advise(
+    study: Study, root: Path, database: MetricsDatabase, limits: Limits
+) -> tuple[Choice, Limits, Results]:
+    """The choice, the limits that it was made under, and what it was made of.
+
+    limits: those of the study's goal where none is given. root: storage/<study>.
+    """
+    results = read_results(study, root, database)
+    limits = limits if limits.metrics else Limits.of(study.goal)
+    return choose(results.rows, limits, study.goal.best), limits, results
 
 
-def _shown(choice: Choice, row: Row, limits: Limits) -> tuple[Any, ...]:
-    values = tuple(row.get(name) for name in COLUMNS[:-2])
-    return (*values, "yes" if row["model"] in choice.front else "", "" if limits.misses(row) else "yes")
+def table(choice: Choice, limits: Limits, results: Results) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Columns, and a row a model from small to large: what the limits name is among the columns."""
+    shown = list(dict.fromkeys((*SHOWN, results.study.goal.best, *limits.metrics)))
+    marks = {name: f"{name} †" if name in results.untrusted else name for name in shown}
+    known = [row for row in results.rows if row.get("size_mib") is not None]
+    rows = [
+        (
+            row["model"],
+            row["ordering"],
+            *(row.get(name) for name in shown),
+            "yes" if row["model"] in choice.front else "",
+            "" if limits.misses(row) else "yes",
+        )
+        for row in sorted(known, key=size_of)
+    ]
+    return ["model", "ordering", *marks.values(), "on the front", "within limits"], rows
+
+
+def doubts(limits: Limits, results: Results) -> list[str]:
+    """A sentence for each metric that decides and that an untrusted judge scored."""
+    named = dict.fromkeys((results.study.goal.best, *limits.metrics))
+    untrusted = results.untrusted
+    return [
+        f"† {name} is {untrusted[name]}: no model should be taken by it"
+        for name in named
+        if name in untrusted
+    ]
 
 
 def how_to_take(model: str, directory: Path) -> list[str]:
@@ -42,13 +67,26 @@ def how_to_take(model: str, directory: Path) -> list[str]:
     return lines
 
 
-def as_text(choice: Choice, rows: list[dict[str, Any]], limits: Limits, models: Path) -> str:
+def left_out(results: Results) -> list[str]:
+    """A sentence for what belongs to an earlier state of the study, and for what cannot be read."""
+    reasons = {**results.outdated, **results.damaged}
+    return [f"left out: {what} ({why}); run: {next_command('run')}" for what, why in reasons.items()]
+
+
+def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> str:
     """The table, the choice, and how to take it. models: directory of the study's models."""
-    lines = [plain(COLUMNS, table(choice, rows, limits)), "", choice.why]
+    lines = [
+        plain(*table(choice, limits, results)),
+        "",
+        choice.why,
+        *doubts(limits, results),
+        *left_out(results),
+    ]
     if choice.model is not None:
         lines += how_to_take(choice.model, models / choice.model)
     return "\n".join(lines)
 
 
-def as_markdown(choice: Choice, rows: list[dict[str, Any]], limits: Limits) -> str:
-    return markdown(COLUMNS, table(choice, rows, limits)) + f"\n\n{choice.why}"
+def as_markdown(choice: Choice, limits: Limits, results: Results) -> str:
+    sentences = [choice.why, *doubts(limits, results), *left_out(results)]
+    return "\n\n".join([markdown(*table(choice, limits, results)), *sentences])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compression_assets.errors import StudyError
 from compression_assets.reporting.database import up_to_date
+from compression_assets.reporting.read import NothingMeasured, read_results
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
@@ -109,23 +110,21 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
         for step in lineage
     ]
     ordering = node.final.text if node.final else "base"
-    return model_card(
-        node.key, ordering, study.name, lineage[0].metadata, steps, _metrics(study, root, node.key)
-    )
+    metrics, confidence = _metrics(study, root, node.key)
+    return model_card(node.key, ordering, study.name, lineage[0].metadata, steps, metrics, confidence)
 
 
-def _metrics(study: Study, root: Path, key: str) -> list[dict[str, Any]]:
+def _metrics(study: Study, root: Path, key: str) -> tuple[list[dict[str, Any]], str]:
+    """What is known of a model as it is now, and the confidence of its intervals."""
+    confidence = f"{100 * study.evaluation.statistics.confidence:g} %"
     database, _ = up_to_date(study, root)
     if not database.file.exists():
-        return []
-    columns, rows = database.query(
-        "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'metrics' AND table_name = ?",
-        [key],
-    )
-    if not rows[0][0]:
-        return []
-    columns, rows = database.query(f'SELECT * FROM metrics."{key}" ORDER BY metric')
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+        return [], confidence
+    try:
+        results = read_results(study, root, database)
+    except NothingMeasured:
+        return [], confidence
+    return list(results.metrics.get(key, {}).values()), confidence
 
 
 def _copy(directory: Path, work: Path, card: str) -> None:

@@ -4,18 +4,26 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compression_assets.evaluation.metrics import in_order, metric
+from compression_assets.reporting.read import is_untrusted
 from compression_assets.tables import markdown, shown
 
 Lineage = Sequence[Mapping[str, Any]]
 
 
 def model_card(
-    model: str, ordering: str, study: str, about: Mapping[str, Any], lineage: Lineage, metrics: Lineage
+    model: str,
+    ordering: str,
+    study: str,
+    about: Mapping[str, Any],
+    lineage: Lineage,
+    metrics: Lineage,
+    confidence: str = "95 %",
 ) -> str:
     """README.md with front matter.
 
     about: of the base model: origin, license, notes. lineage: manifests' fields from the base on, one a step.
-    metrics: rows of the table metrics.<model>.
+    metrics: rows of the table metrics.<model>. confidence: of their intervals.
     """
     licence = str(about.get("license", "not stated")).lower()
     front = [
@@ -35,7 +43,7 @@ def model_card(
             "",
             "## Measured",
             "",
-            _metrics(metrics),
+            _metrics(metrics, confidence),
             "",
             "## How it was made",
             "",
@@ -58,13 +66,25 @@ def _steps(lineage: Lineage) -> list[str]:
     return [str(step["technique"] or "base") for step in lineage]
 
 
-def _metrics(metrics: Lineage) -> str:
+def _metrics(metrics: Lineage, confidence: str) -> str:
+    """A table, and below it why some rows are not to be trusted. Numbers of one column have different units."""
+    known = {row["metric"]: row for row in metrics if row["value"] is not None}
+    if not known:
+        return "Nothing yet."
+    names = in_order(set(known))
+    doubted = [name for name in names if is_untrusted(known[name])]
     rows = [
-        (row["metric"], row["value"], _interval(row), row["unit"], row["n"])
-        for row in metrics
-        if row["value"] is not None
+        (
+            metric(name).title + (" †" if name in doubted else ""),
+            shown(known[name]["value"]),
+            _interval(known[name]),
+            known[name]["unit"],
+            known[name]["n"],
+        )
+        for name in names
     ]
-    return markdown(("metric", "value", "95 % interval", "unit", "n"), rows) if rows else "Nothing yet."
+    table = markdown(("metric", "value", f"{confidence} interval", "unit", "n"), rows)
+    return "\n".join([table, *(f"\n† {metric(name).title} is {known[name]['note']}." for name in doubted)])
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -46,7 +46,8 @@ def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettin
 
     def measure(place: BuildContext) -> tuple[list[MetricRow], list[Sample], StepReport]:
         from compression_assets.evaluation.answering import answer_questions
-        from compression_assets.evaluation.answers import write_answers, write_speed
+        from compression_assets.evaluation.answers import write_answers
+        from compression_assets.evaluation.speed import write_speed
         from compression_assets.text.questions import read_question_set
 
         answered = answer_questions(
@@ -65,8 +66,7 @@ def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettin
             checks=(answered.four_bit.check(),) if quantized and answered.four_bit else (),
             metadata={
                 "summary": f"{len(answered.answers)} answers, {speed:.0f} tokens/s",
-                "precision": answered.speed.precision,
-                "threads": answered.speed.threads,
+                "timed": answered.speed.conditions,
             },
         )
         return answered.rows(), answered.samples(), report

@@ -6,11 +6,13 @@ import dagster as dg
 
 from compression_assets.evaluation.end_of_turn import METRIC, unlearned
 from compression_assets.evaluation.measured import ROWS, read_rows
+from compression_assets.evaluation.metrics import in_order
 from compression_assets.graph.assets.report_asset import Outcome, report_asset, warning
 from compression_assets.graph.resources import StudyStorage
-from compression_assets.reporting.database import refresh
-from compression_assets.reporting.leaderboard import read_leaderboard
+from compression_assets.reporting.database import up_to_date
+from compression_assets.reporting.leaderboard import table
 from compression_assets.reporting.paper_table import read_paper_table
+from compression_assets.reporting.read import read_results
 from compression_assets.study.leaderboard_models import leaderboard_models, measurements
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
@@ -42,12 +44,16 @@ def _paper_table(study: Study) -> dg.AssetsDefinition:
 
 def _leaderboard(study: Study) -> dg.AssetsDefinition:
     def compute(storage: StudyStorage, _: Any) -> Outcome:
-        shown: dict[str, Any] = {"held_up_by": refresh(study, storage.artifacts.root)}
-        if not shown["held_up_by"]:
-            columns, rows = read_leaderboard(storage.database)
+        root = storage.artifacts.root
+        database, behind = up_to_date(study, root, patience=0.0)
+        shown: dict[str, Any] = {"held_up_by": behind}
+        if not behind:
+            results = read_results(study, root, database)
+            columns, rows = table(results, in_order(results.measured))
             shown |= {"rows": len(rows), "leaderboard": dg.MetadataValue.md(markdown(columns, rows))}
-            if left_out := storage.database.query("SELECT artifact, reason FROM left_out")[1]:
-                shown["left_out"] = dg.MetadataValue.md(markdown(("artifact", "reason"), left_out))
+            if results.damaged:
+                damaged = markdown(("artifact", "reason"), list(results.damaged.items()))
+                shown["left_out"] = dg.MetadataValue.md(damaged)
         return Outcome(
             {
                 **shown,

@@ -22,17 +22,17 @@ class RecommendationConfig(dg.Config):
 def recommendation_asset(study: Study) -> dg.AssetsDefinition:
     def compute(storage: StudyStorage, config: RecommendationConfig) -> Outcome:
         from compression_assets.takeaway.advice import advise, as_markdown
-        from compression_assets.takeaway.recommend import Limits, parse_limits
+        from compression_assets.takeaway.recommend import parse_limits
 
         root = storage.artifacts.root
-        stated = parse_limits(config.max_size, config.max_perplexity, (), ())
-        limits = Limits(stated.most, config.minimum)
+        least = [f"{name}={value}" for name, value in config.minimum.items()]
+        stated = parse_limits(config.max_size, config.max_perplexity, (), least)
         database, _ = up_to_date(study, root)
-        choice, rows = advise(database, limits)
+        choice, limits, results = advise(study, root, database, stated)
         shown: dict[str, Any] = {
             "why": choice.why,
             "pareto_front": ", ".join(choice.front),
-            "table": dg.MetadataValue.md(as_markdown(choice, rows, limits)),
+            "table": dg.MetadataValue.md(as_markdown(choice, limits, results)),
         }
         if choice.model is not None:
             shown["model"] = choice.model

@@ -27,7 +27,7 @@ def page_asset(study: Study, after: Sequence[dg.AssetKey]) -> dg.AssetsDefinitio
         from compression_assets.reporting.database import up_to_date
         from compression_assets.reporting.page import write_report
         from compression_assets.reporting.read import read_report_data
-        from compression_assets.reporting.results import overview
+        from compression_assets.reporting.size import overview
 
         root = storage.artifacts.root
         database, _behind = up_to_date(study, root)

@@ -1,6 +1,8 @@
 """SQuAD scores, clarity and embeddings against written-out values."""
 
 import math
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from compression_assets.errors import StudyError
 from compression_assets.evaluation import clarity
 from compression_assets.evaluation.answer_scores import measure_answers, measure_answers_clarity
 from compression_assets.evaluation.answers import Answer
-from compression_assets.evaluation.embedding import WordCounts, embedder
+from compression_assets.evaluation.embedding import WordCounts, embedder, mean_of_windows, windows
+from compression_assets.evaluation.repetition import distinct_2, repeated_4_grams
 from compression_assets.evaluation.settings import ClaritySettings
 from compression_assets.evaluation.squad import exact_match, f1, normalise
 from compression_assets.sources.models import DirectoryModel
@@ -69,11 +72,56 @@ def test_a_question_without_answers_is_an_error() -> None:
 def test_rows_of_answers_are_the_means_of_their_samples() -> None:
     rows, samples = measure_answers([answer("a cat", "cat", id="1"), answer("", "cat", id="2")])
     values = {row.metric: row.value for row in rows}
-    assert values == {"exact_match": 0.5, "f1": 0.5, "answer_words": 1.0, "answer_tokens": 7.0}
+    assert values == {
+        "exact_match": 0.5,
+        "f1": 0.5,
+        "answer_words": 1.0,
+        "answer_tokens": 7.0,
+        "repeated_4_grams": 0.0,
+        "distinct_2": 1.0,
+    }
     for row in rows:
         own = [sample.value for sample in samples if sample.metric == row.metric]
         assert len(own) == row.n == 2
         assert row.value == pytest.approx(sum(value or 0 for value in own) / 2)
+
+
+def test_repetition_by_hand() -> None:
+    loop = "the middle and the middle and the middle and"
+    assert repeated_4_grams(loop) == pytest.approx(1 - 3 / 6)
+    assert distinct_2(loop) == pytest.approx(3 / 8)
+    assert (repeated_4_grams("a b c"), distinct_2("a")) == (0, 1), "too short to repeat anything"
+
+
+def test_repetition_against_counting() -> None:
+    rng = random.Random(7)
+    for _ in range(50):
+        words = [rng.choice("ab") for _ in range(rng.randint(4, 20))]
+        seen: set[str] = set()
+        repeated = 0
+        for place in range(len(words) - 3):
+            gram = "".join(words[place : place + 4])
+            repeated += gram in seen
+            seen.add(gram)
+        assert repeated_4_grams(" ".join(words).upper()) == pytest.approx(repeated / (len(words) - 3))
+
+
+class Words:
+    """A tokenizer with a token a word, as far as `windows` needs one."""
+
+    def __call__(self, text: str, **options: object) -> dict[str, list[tuple[int, int]]]:
+        return {"offset_mapping": [found.span() for found in re.finditer(r"\S+", text)]}
+
+
+def test_a_long_text_is_embedded_in_parts() -> None:
+    text = " ".join(f"w{n}" for n in range(11))
+    parts = windows(text, Words(), room=6)
+    assert [len(part.split()) for part in parts] == [3, 4, 4] and "".join(parts) == text
+    assert windows("short", Words(), room=6) == ["short"] and windows("", Words(), room=6) == [""]
+    vectors = np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
+    mean = mean_of_windows(vectors, [2, 1])
+    expected = (vectors[0] + vectors[1]) / np.linalg.norm(vectors[0] + vectors[1])
+    assert mean == pytest.approx(np.array([expected, vectors[2]]))
 
 
 def test_fluency_falls_as_perplexity_rises() -> None:
