@@ -218,7 +218,7 @@ def test_a_rate_below_half_a_bin_is_noted(tmp_path: Path) -> None:
     quantized(tmp_path)
     report = qad(tmp_path, recipe=recipe(learning_rate=1e-7))
     assert report.metadata["weights_changed"] == 0
-    assert any("raise it" in note for note in report.metadata["training_notes"])
+    assert any("raise it, or train longer" in note for note in report.metadata["training_notes"])
 
 
 def test_a_full_precision_parent_is_refused(tmp_path: Path) -> None:

@@ -55,9 +55,11 @@ def measure(
     result = score(model, dataset, batch_size, report, base)
     end_row, end_samples = measure_end_of_turn(model, dataset, batch_size, report)
     assert result.distance is not None
+    # The base is at no distance from itself by definition: there is nothing to resample or to compare.
+    distances = [] if base is model else result.distance.samples()
     return Measured(
         [*result.rows(), *result.distance.rows(), end_row, *footprint],
-        [*result.samples(), *result.distance.samples(), *end_samples],
+        [*result.samples(), *distances, *end_samples],
         result.perplexity,
         result.vocabulary,
         precision,

@@ -144,6 +144,6 @@ def _too_small(learning_rate: float, changed: float) -> list[str]:
     if changed >= 1e-3:
         return []
     return [
-        f"{changed:.4%} of the quantized weights changed: learning_rate {learning_rate} moves hardly any of them by "
-        "half a bin; raise it"
+        f"a share of {changed:.1g} of the quantized weights changed: learning_rate {learning_rate} moves hardly any of "
+        "them by half a bin; raise it, or train longer"
     ]
