@@ -142,7 +142,7 @@ def _plain_training(study: Study, store: ArtifactStore, node: Node) -> dict[str,
     recipe = study.recipe(parent.step)
     before = study.nodes[parent.path[:-1]]
     alone = parent.technique == "KD" and before.technique == DEQUANTIZATION
-    if not alone or recipe.adapter_rank or recipe.quantization_aware:
+    if not alone or recipe.adapter_rank:
         return {}
     manifest = store.manifest(store.root / relative_directory(model_key(parent)), model_key(parent))
     return {

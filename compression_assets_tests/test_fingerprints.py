@@ -142,7 +142,7 @@ def test_what_predicts_a_step_does_not_count_and_what_makes_it_does(edited, name
     modules = {module for module, _ in code_fingerprints.reached(*roots)}
     assert {f"{folder}.apply", technique(name).Recipe.__module__} <= modules
     assert not modules & {folder, f"{folder}.predict", "compression_assets.techniques.prediction"}
-    edited(f"{folder}.predict", "return Prediction(", "return 2 * Prediction(")
+    edited(f"{folder}.predict", "    return ", "    return 2 * ")
     assert code_fingerprint(*roots) == before
     edited(f"{folder}.apply", "return StepReport(", "return 2 * StepReport(")
     assert code_fingerprint(*roots) != before

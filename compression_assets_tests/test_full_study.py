@@ -47,6 +47,13 @@ def project(finished_study: Project) -> Project:
 
 def test_ten_models_and_a_leaderboard(project: Project) -> None:
     assert set(project.versions()) == NODES
+    distances = project.query(
+        "SELECT model, kl_to_base, kl_to_base_lo, kl_to_base_hi, top_1_agreement FROM leaderboard"
+    )
+    base = next(row for row in distances if row[0] == "base")
+    assert (base[1], base[4]) == (0.0, 1.0)
+    for model, kl, lo, hi, agreed in set(distances) - {base}:
+        assert 0 < lo <= kl <= hi and 0 <= agreed < 1, model
     rows = project.query("SELECT model, ordering, perplexity, size_mib, compression_ratio FROM leaderboard")
     assert tuple(row[0] for row in rows) == ORDERINGS
     by_model = {row[0]: row for row in rows}

@@ -150,7 +150,7 @@ def test_the_rescue_study_repeats_the_early_quantizations_with_another_rounding(
     late = {"P-KD-Q", "KD-P-Q"}
     assert early | {f"{text}-Q:stochastic" for text in early} <= texts
     assert late | {"P-KD-Q:stochastic", "KD-P-Q:stochastic", "FT", "KD-P:long-Q"} <= texts
-    assert {f"{text}-Q:gptq" for text in early} | {"P-KD-Q:gptq", "KD-P-Q:gptq", "Q-KD:aware"} <= texts
+    assert {f"{text}-Q:gptq" for text in early} | {"P-KD-Q:gptq", "KD-P-Q:gptq", "P-Q-QAD"} <= texts
     assert {f"{text}@{seed}" for text in early | late for seed in (1, 2)} <= texts
     after_the_cut = study.data.splits.sizes()["finetuning"].tokens or 0
     distilled = study.data.splits.sizes()["distillation"].tokens or 0

@@ -12,10 +12,12 @@ from compression_assets.study.orderings import (
     BASE_ORDERING,
     Ordering,
     canonical_token,
+    last_quantized,
     node_key,
     parse_ordering,
     parse_orderings,
     prefix_tree,
+    quantized_by,
 )
 
 PAPER = ["KD", "P", "Q", "P-KD-Q", "KD-P-Q", "P-Q-KD", "KD-Q-P", "Q-KD-P", "Q-P-KD"]
@@ -145,7 +147,7 @@ def test_a_shared_prefix_is_one_node_whatever_the_order_of_listing() -> None:
         ("P--Q", "no step on one side"),
         ("P-", "no step on one side"),
         ("KDD-Q", "unknown technique 'KDD': did you mean 'KD'"),
-        ("X", "unknown technique 'X': allowed: KD, FT, P, Q, D"),
+        ("X", "unknown technique 'X': allowed: KD, FT, P, Q, D, QAD"),
         ("D", "D before any quantization"),
         ("KD-D-P", "D before any quantization"),
         ("D-Q", "D before any quantization"),
@@ -213,17 +215,75 @@ def test_a_key_is_refused_to_a_path_that_no_ordering_has(path: tuple[str, ...]) 
         node_key(path)
 
 
+def rules(needs_full_precision: bool, quantizes: bool, needs_quantized: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        needs_full_precision=needs_full_precision, quantizes=quantizes, needs_quantized=needs_quantized
+    )
+
+
 def test_a_technique_that_works_on_quantized_models_needs_no_dequantization() -> None:
     techniques = {
-        "Q": SimpleNamespace(needs_full_precision=True, quantizes=True),
-        "A": SimpleNamespace(needs_full_precision=False, quantizes=False),
-        "P": SimpleNamespace(needs_full_precision=True, quantizes=False),
-        "D": SimpleNamespace(needs_full_precision=False, quantizes=False),
+        "Q": rules(True, True),
+        "A": rules(False, False),
+        "P": rules(True, False),
+        "D": rules(False, False),
     }
     assert parse_ordering("Q-A", techniques).path == ("Q", "A")
     assert parse_ordering("Q-A-P", techniques).path == ("Q", "A", "D", "P", "Q")
     with pytest.raises(StudyError, match="A works on a quantized model"):
         parse_ordering("Q-D-A-P", techniques)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "key"),
+    [
+        ("Q-QAD", "Q QAD", "q_qad"),
+        ("P-Q-QAD", "P Q QAD", "p_q_qad"),
+        ("KD-P-Q-QAD", "KD P Q QAD", "kd_p_q_qad"),
+        ("Q-KD-Q-QAD", "Q D KD Q QAD", "q_kd_q_qad"),
+        ("Q-QAD-QAD", "Q QAD QAD", "q_qad_qad"),
+        ("Q-QAD-KD", "Q QAD D KD Q", "q_qad_kd"),
+        ("Q-QAD-D-KD-Q-QAD", "Q QAD D KD Q QAD", "q_qad_kd_q_qad"),
+        ("Q-QAD@1", "Q@1 QAD@1", "q_qad_s1"),
+    ],
+)
+def test_distillation_on_the_quantized_model(text: str, path: str, key: str) -> None:
+    """No dequantization before it and no quantization after it."""
+    ordering = parse_ordering(text)
+    assert (" ".join(ordering.path), ordering.key, node_key(ordering.path)) == (path, key, key)
+    assert parse_ordering(ordering.text) == ordering
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("QAD", "the base is in full precision: put a quantization"),
+        ("P-QAD-Q", "after P it is in full precision"),
+        ("Q-KD-QAD", "after KD it is in full precision"),
+        ("Q-D-QAD", "D before QAD is pointless"),
+        ("Q-QAD-Q", "Q right after QAD is pointless"),
+        ("Q-QAD-D", "ends in D"),
+        ("Q:qad-KD", "has the name of a technique"),
+    ],
+)
+def test_it_is_refused_where_nothing_is_quantized(text: str, cause: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(cause)):
+        parse_ordering(text)
+
+
+def test_the_last_quantized_model_of_a_path() -> None:
+    cases = {
+        "Q": (None, "Q"),
+        "Q QAD": ("Q", "Q"),
+        "Q QAD D": ("Q QAD", None),
+        "Q QAD D KD Q:gptq": ("Q QAD", "Q:gptq"),
+        "P KD Q": (None, "Q"),
+        "Q D KD": ("Q", None),
+    }
+    for text, (last, by) in cases.items():
+        path = tuple(text.split())
+        assert last_quantized(path) == (tuple(last.split()) if last else None), text
+        assert quantized_by(path) == by, text
 
 
 def test_two_hundred_orderings_are_read_at_once() -> None:

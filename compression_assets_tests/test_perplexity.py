@@ -1,5 +1,6 @@
 """Perplexity against an independent float64 computation on a real tiny model."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -87,6 +88,66 @@ def test_template_tokens_are_read_but_not_scored(model: Qwen2ForCausalLM, datase
     for sample in score(model, masked, 2).samples():
         assert sample.weight <= whole[sample.item].weight
         assert sample.value <= whole[sample.item].value + 1e-4
+
+
+def double_logits(model: Qwen2ForCausalLM, row: TokenRow) -> torch.Tensor:
+    """Of a whole row by itself, float64 throughout."""
+    double = Qwen2ForCausalLM(model.config).double().eval()
+    double.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        return double(torch.tensor([row.input_ids])).logits[0]
+
+
+def another(model: Qwen2ForCausalLM, seed: int, vocabulary: int = VOCABULARY) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = copy.deepcopy(model.config)
+    config.vocab_size = vocabulary
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_the_distance_to_the_base_is_that_of_full_distributions_in_float64(
+    model: Qwen2ForCausalLM, dataset: TokenDataset, batch_size: int
+) -> None:
+    base, noise = copy.deepcopy(model), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=noise)
+    found = score(model, dataset, batch_size, base=base)
+    assert found.nll == pytest.approx(score(model, dataset, batch_size).nll, rel=1e-6)
+    assert found.distance is not None
+    kl, agreed = [], []
+    for row in dataset:
+        p, q = (torch.softmax(double_logits(one, row), -1) for one in (base, model))
+        content = [position - 1 for position in range(1, len(row.input_ids)) if row.content[position]]
+        kl.append(sum(float((p[at] * (p[at] / q[at]).log()).sum()) for at in content))
+        agreed.append(sum(int(p[at].argmax() == q[at].argmax()) for at in content))
+    assert found.distance.kl == pytest.approx(kl, rel=1e-4)
+    assert found.distance.agreed == agreed
+    rows = {row.metric: row for row in found.distance.rows()}
+    assert rows["kl_to_base"].value == pytest.approx(sum(kl) / dataset.n_predicted, rel=1e-4)
+    assert rows["top_1_agreement"].value == pytest.approx(sum(agreed) / dataset.n_predicted)
+    assert 0 < sum(agreed) < dataset.n_predicted
+    for metric, row in rows.items():
+        own = [sample for sample in found.distance.samples() if sample.metric == metric]
+        recomputed = sum(sample.value or 0 for sample in own) / sum(sample.weight for sample in own)
+        assert recomputed == pytest.approx(row.value)
+
+
+def test_the_base_is_at_no_distance_from_itself(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:
+    found = score(model, dataset, 2, base=model).distance
+    assert found is not None and set(found.kl) == {0.0} and found.agreed == found.tokens
+
+
+def test_ids_that_one_vocabulary_lacks_are_left_out(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:
+    """As padding of a larger vocabulary: where the other ids have the same logits, nothing differs."""
+    larger = another(model, seed=3, vocabulary=VOCABULARY + 8)
+    for name, tensor in model.state_dict().items():
+        larger.state_dict()[name][: len(tensor)] = tensor
+    for one, base in ((larger, model), (model, larger)):
+        found = score(one, dataset, 2, base=base).distance
+        assert found is not None and found.kl == pytest.approx([0.0] * len(dataset), abs=1e-5)
+        assert found.agreed == found.tokens
 
 
 def test_broken_weights_are_an_error_not_a_number(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:

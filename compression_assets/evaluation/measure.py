@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from compression_assets.evaluation.distance import no_distance
 from compression_assets.evaluation.end_of_turn import measure_end_of_turn, no_end_of_turn
 from compression_assets.evaluation.footprint import measure_footprint
 from compression_assets.evaluation.perplexity import load_scored, score
@@ -40,20 +41,25 @@ def measure(
 ) -> Measured:
     """Measure a model directory, whoever made it, against the base model and a data set in the base's tokens.
 
-    A model with another tokenizer has no perplexity: the figure by token would not compare.
+    A model with another tokenizer has neither perplexity nor distance to the base: figures by token would not compare.
     """
     precision = str(compute_dtype(device)).removeprefix("torch.")
     footprint = measure_footprint(model_dir, base_dir)
     if not same_tokens(model_dir, base_dir):
         row = MetricRow("perplexity", None, "1", 0, higher_is_better=False, note=OTHER_TOKENIZER)
-        return Measured([row, no_end_of_turn(OTHER_TOKENIZER), *footprint], [], None, 0, precision)
+        rows = [row, *no_distance(OTHER_TOKENIZER), no_end_of_turn(OTHER_TOKENIZER), *footprint]
+        return Measured(rows, [], None, 0, precision)
     dataset, batch_size = TokenDataset.load(dataset_dir), settings.perplexity.batch_size
     model = load_scored(model_dir, device)
-    result = score(model, dataset, batch_size, report)
+    base = model if model_dir == base_dir else load_scored(base_dir, device)
+    result = score(model, dataset, batch_size, report, base)
     end_row, end_samples = measure_end_of_turn(model, dataset, batch_size, report)
+    assert result.distance is not None
+    # The base is at no distance from itself by definition: there is nothing to resample or to compare.
+    distances = [] if base is model else result.distance.samples()
     return Measured(
-        [*result.rows(), end_row, *footprint],
-        [*result.samples(), *end_samples],
+        [*result.rows(), *result.distance.rows(), end_row, *footprint],
+        [*result.samples(), *distances, *end_samples],
         result.perplexity,
         result.vocabulary,
         precision,

@@ -52,6 +52,8 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("perplexity", "perplexity", LANGUAGE, False, "1", items="conversations", in_paper=True),
+        Metric("kl_to_base", "KL to base", LANGUAGE, False, "nats", items="conversations"),
+        Metric("top_1_agreement", "same token as base", LANGUAGE, True, items="conversations"),
         Metric("end_of_turn", "end of turn", LANGUAGE, True, items="conversations"),
         Metric("exact_match", "exact match", ANSWERS, True),
         Metric("f1", "F1", ANSWERS, True),

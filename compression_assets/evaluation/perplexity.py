@@ -8,9 +8,11 @@ its exactly dequantized weights, which is what the 4-bit kernels compute with on
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression_assets.evaluation.distance import Distance, distances
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.store.reports import Report, no_report
 
@@ -27,12 +29,16 @@ HEAD_ROWS = 1024
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """Negative log-likelihoods (nats) by conversation: `nll[i]` summed over `tokens[i]` predicted tokens."""
+    """Negative log-likelihoods (nats) by conversation: `nll[i]` summed over `tokens[i]` predicted tokens.
+
+    distance: to the base's predictions, where there was a base to compare with.
+    """
 
     ids: list[str]
     nll: list[float]
     tokens: list[int]
     vocabulary: int
+    distance: Distance | None = None
 
     @property
     def perplexity(self) -> float:
@@ -80,56 +86,78 @@ def load_scored(model_dir: Path, device: str) -> "PreTrainedModel":
 
 
 def score(
-    model: "PreTrainedModel", dataset: "TokenDataset", batch_size: int, report: Report = no_report
+    model: "PreTrainedModel",
+    dataset: "TokenDataset",
+    batch_size: int,
+    report: Report = no_report,
+    base: "PreTrainedModel | None" = None,
 ) -> PerplexityResult:
     """Negative log-likelihood of each row's content tokens under a loaded causal language model.
 
     Logits are what `model(...)` says they are; where the output layer alone makes them, at content positions only.
+    base: a model that the predictions are compared with in the same pass; it may be `model` itself.
     """
     import torch
 
     from compression_assets.text.batches import collate, length_buckets
     from compression_assets.weights.logits import head_makes_logits
 
-    nll = [0.0] * len(dataset.rows)
+    figures = 1 if base is None else 3
+    sums = torch.zeros(figures, len(dataset.rows), dtype=torch.float64)
     done = 0
     model.eval()
-    head_alone = head_makes_logits(model)
+    # Of both or of neither, so that their logits come in the same chunks.
+    head_alone = head_makes_logits(model) and (base is None or head_makes_logits(base))
     with torch.inference_mode():
         for indices in length_buckets(dataset, batch_size, seed=None):
             batch = collate([dataset.rows[i] for i in indices], pad_id=0)
-            losses = _token_losses(model, batch, head_alone)
-            rows = batch.predicts.nonzero()[:, 0]
-            sums = torch.zeros(len(indices), dtype=torch.float64).index_add_(0, rows, losses)
-            for index, value in zip(indices, sums.tolist(), strict=True):
-                nll[index] = value
-            done += len(losses)
+            by_token = _token_figures(model, base, batch, head_alone)
+            rows = torch.tensor(indices)[batch.predicts.nonzero()[:, 0]]
+            sums.index_add_(1, rows, by_token)
+            done += by_token.shape[1]
             report(done, dataset.n_predicted, "scoring")
-    if not all(map(math.isfinite, nll)):
-        bad = next(row.id for row, value in zip(dataset.rows, nll, strict=True) if not math.isfinite(value))
+    broken = ~sums.isfinite().all(0)
+    if broken.any():
+        bad = dataset.rows[int(broken.nonzero()[0])].id
         raise ValueError(
             f"the log-likelihood of conversation {bad} is not finite: the model's weights are broken"
         )
+    ids, tokens = [row.id for row in dataset.rows], [sum(row.content[1:]) for row in dataset.rows]
+    nll, *compared = sums.tolist()
+    distance = None
+    if compared:
+        kl, agreed = compared
+        distance = Distance(ids, kl, agreed, tokens)
     return PerplexityResult(
-        ids=[row.id for row in dataset.rows],
+        ids=ids,
         nll=nll,
-        tokens=[sum(row.content[1:]) for row in dataset.rows],
+        tokens=tokens,
         vocabulary=model.get_output_embeddings().weight.shape[0],
+        distance=distance,
     )
 
 
-def _token_losses(model: "PreTrainedModel", batch: "Batch", head_alone: bool) -> "torch.Tensor":
-    """Losses in nats of the N predicted content tokens, [N] float64 on the CPU, in row-major order."""
+def _token_figures(
+    model: "PreTrainedModel", base: "PreTrainedModel | None", batch: "Batch", head_alone: bool
+) -> "torch.Tensor":
+    """Of the N predicted content tokens, in row-major order: float64 [1 or 3, N] on the CPU.
+
+    The loss in nats; with a base also the KL from it, and 1 where the likeliest token is the same.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
-    targets = batch.targets().to(model.device)
-    losses, start = [], 0
-    for logits in _predicting_logits(model, batch.to(model.device), head_alone):
+    targets, batch = batch.targets().to(model.device), batch.to(model.device)
+    wanted = repeat(None) if base is None else _predicting_logits(base, batch, head_alone)
+    parts, start = [], 0
+    for logits, of_base in zip(_predicting_logits(model, batch, head_alone), wanted, strict=False):
         ids = targets[start : start + len(logits)]
-        losses.append(cross_entropy(logits.float(), ids, reduction="none"))
+        figures = [cross_entropy(logits.float(), ids, reduction="none")]
+        if of_base is not None:
+            figures += distances(of_base, logits)
+        parts.append(torch.stack([figure.double() for figure in figures]))
         start += len(logits)
-    return torch.cat(losses).double().cpu()
+    return torch.cat(parts, dim=1).cpu()
 
 
 def _predicting_logits(

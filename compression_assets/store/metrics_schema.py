@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 LEADERBOARD_METRICS = (
     *("g_eval", "prompt_alignment", "clarity", "size_mib", "perplexity", "end_of_turn", "compression_ratio"),
     *("exact_match", "f1", "answer_words", "correctness", "relevance", "fluency", "coherence", "readability"),
+    *("kl_to_base", "top_1_agreement"),
     *("tokens_per_second", "time_to_first_token", "parameters"),
 )
 """Metrics that `leaderboard` always has, each as value, _lo and _hi; NULL where not measured; others follow."""

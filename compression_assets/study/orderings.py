@@ -4,7 +4,7 @@ A step token is a technique's name, or a name and a variant: "Q", "Q:stochastic"
 own, "P-KD@1": its steps are then the tokens "P@1" and "KD@1", which share nothing with those of another seed, and its
 key is p_kd_s1. A path is the tuple of all steps that run, with the implicit ones: "Q-P-KD" is
 ("Q", "D", "P", "KD", "Q"), as the paper has it in section 2.2.1.
-Which techniques quantize and which need full precision is asked of the registry.
+Which techniques quantize, and which need full precision or a quantized model, is asked of the registry.
 """
 
 import re
@@ -15,9 +15,9 @@ from typing import Protocol
 from compression_assets.errors import StudyError
 from compression_assets.strict import near_match
 from compression_assets.techniques import registry, technique
+from compression_assets.techniques.technique import DEQUANTIZATION as DEQUANTIZATION
 
 BASE = "base"
-DEQUANTIZATION = "D"
 MAX_LENGTH = 120  # a key names a directory, and file systems allow 255 bytes in all
 
 StepPath = tuple[str, ...]
@@ -35,6 +35,9 @@ class Rules(Protocol):
 
     @property
     def quantizes(self) -> bool: ...
+
+    @property
+    def needs_quantized(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,19 @@ def node_key(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> s
 
 
 def last_quantized(path: StepPath) -> StepPath | None:
-    """The path up to the last quantization before the last step of `path`; None where there is none."""
+    """The path to the last quantized model before the last step of `path`; None where there is none."""
     try:
         return path[
             : technique.last_quantized([registry.technique(technique_of(token)) for token in path[:-1]])
         ]
     except StudyError:
         return None
+
+
+def quantized_by(path: StepPath) -> str | None:
+    """The step that gave a path's model the number format that it is in; None in full precision."""
+    index = technique.quantized_by([registry.technique(technique_of(token)) for token in path])
+    return None if index is None else path[index]
 
 
 def prefix_tree(
@@ -305,6 +314,11 @@ def _walk(steps: StepPath, techniques: Mapping[str, Rules]) -> tuple[StepPath, s
             if before == DEQUANTIZATION:
                 raise StudyError(f"{token} right after D changes nothing: put a step between them")
             quantizer, quantized = token, True
+        elif rules.needs_quantized and not quantized:
+            raise StudyError(
+                f"{token} works on a quantized model, and {f'after {before} it' if before else 'the base'} is in full "
+                "precision: put a quantization, such as Q, right before it"
+            )
         elif quantized and rules.needs_full_precision:
             path.append(DEQUANTIZATION)
             quantized = False

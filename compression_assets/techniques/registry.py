@@ -21,6 +21,7 @@ TECHNIQUES: dict[str, str] = {
     "P": "compression_assets.techniques.pruning:Pruning",
     "Q": "compression_assets.techniques.quantization:Quantization",
     "D": "compression_assets.techniques.dequantization:Dequantization",
+    "QAD": "compression_assets.techniques.qad:QuantizationAwareDistillation",
 }
 
 NAME = re.compile(r"[A-Z][A-Z0-9]*")

@@ -13,6 +13,7 @@ from compression_assets.weights.formats.bf16 import BF16
 from compression_assets.weights.formats.format import Format
 from compression_assets.weights.shapes import Config
 
+DEQUANTIZATION = "D"
 EarlierModel = Callable[[Sequence[type["Technique"]]], int]
 """From the techniques of all steps before this one to how many of them had run when the wanted model was made (0: the
 base). Raises StudyError where an ordering has no such model before the step."""
@@ -36,6 +37,7 @@ class Technique:
     name: what orderings call it, in capitals. title: in sentences. Recipe: its settings in a study file.
     needs_full_precision: it cannot start from a quantized model; a dequantization is inserted before it.
     quantizes: it leaves a quantized model, in the format that `leaves` names.
+    needs_quantized: it cannot start from a full-precision model, and leaves its number format as it was.
     checks: names of the integrity checks that every one of its reports has.
     apply: makes the new model directory. Write it as a function in a module of its own: its code, with the Recipe's,
     decides whether a model is made again, and `predict` must not. A step whose model has other layers, or layers
@@ -47,6 +49,7 @@ class Technique:
     Recipe: ClassVar[type[Strict]] = Strict
     needs_full_precision: ClassVar[bool] = True
     quantizes: ClassVar[bool] = False
+    needs_quantized: ClassVar[bool] = False
     checks: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
@@ -80,8 +83,18 @@ class Technique:
 
 
 def last_quantized(before: Sequence[type[Technique]]) -> int:
-    """The `EarlierModel` that the last quantization has left."""
-    found = [length for length, one in enumerate(before, start=1) if one.quantizes]
-    if not found:
-        raise StudyError("nothing is quantized before it")
-    return found[-1]
+    """The `EarlierModel` that was quantized, before a dequantization if there was one."""
+    for length in range(len(before), 0, -1):
+        if quantized_by(before[:length]) is not None:
+            return length
+    raise StudyError("nothing is quantized before it")
+
+
+def quantized_by(steps: Sequence[type[Technique]]) -> int | None:
+    """Index of the step that gave a model of these steps its number format; None in full precision."""
+    for index in range(len(steps) - 1, -1, -1):
+        if steps[index].quantizes:
+            return index
+        if steps[index].needs_full_precision or steps[index].name == DEQUANTIZATION:
+            return None
+    return None

@@ -10,6 +10,7 @@ masters beside bfloat16 weights on a CPU, so the loop is written here.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,13 +78,15 @@ def train(
     distil: Distil | None = None,
     checkpoints: Checkpoints | None = None,
     as_stored: AsStored | None = None,
+    at_end: Callable[["PreTrainedModel"], None] | None = None,
 ) -> TrainingReport:
     """Train a float32 causal language model in place; it comes back in float32.
 
     It learns each message's content and the tokens that end it: left out, their probability would fall everywhere, and
     the model would not stop. The loss of a step is the mean over all these tokens of its rows, however they are split
     into forward passes. Same seed, same device, same weights: bit for bit on a CPU. as_stored: the weights that forward
-    and backward passes compute with, see `MasterWeights`.
+    and backward passes compute with, see `MasterWeights`. at_end: called with the model while it still has
+    these weights.
 
     When memory runs out in a step, its forward passes take half the rows from there on and there are twice as many:
     the gradient stays the same to rounding, and a note says so.
@@ -107,6 +110,8 @@ def train(
             report(run.tokens_seen, total, f"loss {run.curve[-1]['loss']:.2f}")
             if checkpoints is not None and checkpoints.due(index + 1, len(steps)):
                 checkpoints.save(index + 1, run.masters.state(), run.progress())
+    if at_end is not None:
+        at_end(model)
     run.finish()
     return TrainingReport(
         loss_curve=run.curve,

@@ -23,9 +23,8 @@ from compression_assets.store.reports import StepReport
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import QUESTION_SET, relative_directory
-from compression_assets.study.orderings import technique_of
+from compression_assets.study.orderings import quantized_by
 from compression_assets.tables import markdown
-from compression_assets.techniques import registry
 
 PART = "answers"
 TABLE = "answers"
@@ -43,7 +42,7 @@ def answers_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettings) -> dg.AssetsDefinition:
     asset = model.model
-    quantized = bool(model.path) and registry.technique(technique_of(model.path[-1])).quantizes
+    quantized = quantized_by(model.path) is not None
 
     def measure(place: BuildContext) -> tuple[list[MetricRow], list[Sample], StepReport]:
         from compression_assets.evaluation.answering import answer_questions

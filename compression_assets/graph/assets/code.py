@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compression_assets.study.model import Study
-from compression_assets.study.orderings import Node, StepPath, technique_of
+from compression_assets.study.orderings import Node, StepPath, quantized_by, technique_of
 from compression_assets.techniques.registry import technique
 from compression_assets.techniques.technique import Technique
 
@@ -22,10 +22,10 @@ def technique_code(made_by: type[Technique]) -> tuple[str, str]:
 
 def format_code(study: Study, path: StepPath) -> tuple[str, ...]:
     """Of whatever reads a model: how the number format decodes that the last step of its path has left."""
-    if not path:
-        return ()
-    left = technique(technique_of(path[-1])).leaves(study.recipe(path[-1]))
-    return () if left.full_precision else (_place(type(left)),)
+    token = quantized_by(path)
+    return (
+        () if token is None else (_place(type(technique(technique_of(token)).leaves(study.recipe(token)))),)
+    )
 
 
 def _place(part: "Callable[..., Any] | type") -> str:

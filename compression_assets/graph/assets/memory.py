@@ -16,6 +16,7 @@ from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
 from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.memory import LIBRARIES
 
 
 def of_step(model: str, token: str, study: Study) -> MemoryEstimate:
@@ -46,6 +47,19 @@ def of_scoring(model: str, study: Study) -> MemoryEstimate:
     batch_size = study.evaluation.perplexity.batch_size
     estimate = partial(scoring_memory, batch_size=batch_size, max_length=study.data.max_length)
     return lambda inputs, device: _from_config(inputs[model], estimate, device)
+
+
+def of_measuring(model: str, study: Study) -> MemoryEstimate:
+    """Of scoring the model of an asset beside the base."""
+    if model == BASE_MODEL:
+        return of_scoring(model, study)
+    scoring = [of_scoring(one, study) for one in (model, BASE_MODEL)]
+
+    def estimate(inputs: Mapping[str, Path], device: str) -> int | None:
+        own, base = (one(inputs, device) for one in scoring)
+        return None if own is None or base is None else own + base - LIBRARIES[device.partition(":")[0]]
+
+    return estimate
 
 
 def _from_config(directory: Path, estimate: Callable[..., int | None], device: str) -> int | None:

@@ -1,4 +1,4 @@
-"""One metrics asset a finished model: perplexity, size and compression ratio."""
+"""One metrics asset a finished model: perplexity, distance to the base, size and compression ratio."""
 
 import dagster as dg
 
@@ -7,7 +7,7 @@ from compression_assets.graph.assets.artifact import BuildContext
 from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import split_artifact
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
-from compression_assets.graph.assets.memory import of_scoring
+from compression_assets.graph.assets.memory import of_measuring
 from compression_assets.graph.assets.priority import MEASURE
 from compression_assets.store.reports import Check, StepReport
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
@@ -58,14 +58,14 @@ def _metrics_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition
         code=("compression_assets.evaluation.measure", *format_code(study, model.path)),
         inputs=tuple(dict.fromkeys((asset, BASE_MODEL, data))),
         warnings=(CHECK,),
-        memory=of_scoring(asset, study),
+        memory=of_measuring(asset, study),
     )
     return measured_asset(
         study,
         model,
         artifact,
         group=PART,
-        about=f"Perplexity, size and compression ratio of {asset}",
+        about=f"Perplexity, distance to the base, size and compression ratio of {asset}",
         priority=MEASURE,
         on_demand=(split_artifact(study, "evaluation"),),
     )

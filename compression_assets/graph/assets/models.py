@@ -15,9 +15,10 @@ from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, model_key
-from compression_assets.study.orderings import Node, recipe_token
+from compression_assets.study.orderings import Node, quantized_by, recipe_token, technique_of
 from compression_assets.techniques import registry
 from compression_assets.techniques.step import StepInputs
+from compression_assets.weights.formats.bf16 import BF16
 
 
 def model_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -108,9 +109,17 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
             **_variants(node),
             **({"ordering": node.final.key} if node.final else {}),
         },
-        kind=technique.leaves(study.recipe(node.step or "")).library,
+        kind=_library(study, node),
         priority={PRIORITY: str(seconds)},
     )
+
+
+def _library(study: Study, node: Node) -> str:
+    """The library of the number format that the node's model is in."""
+    token = quantized_by(node.path)
+    if token is None:
+        return BF16.library
+    return registry.technique(technique_of(token)).leaves(study.recipe(token)).library
 
 
 def _group(node: Node) -> str:

@@ -1,14 +1,19 @@
 """What KD will come to."""
 
-from compression_assets.techniques.distillation.recipe import DistillationRecipe
+from compression_assets.techniques.distillation.recipe import TeacherRecipe
 from compression_assets.techniques.prediction import Prediction, StepContext
 from compression_assets.training.memory import LIBRARIES, Shapes, training_memory
 from compression_assets.training.work import epochs_of, head_flops, tokens_of, training_flops
 from compression_assets.weights.shapes import Config
 
 
-def predict_distillation(config: Config, recipe: DistillationRecipe, context: StepContext) -> Prediction:
-    """Training, and the teacher's output layer where its hidden states are stored."""
+def predict_distillation(
+    config: Config, recipe: TeacherRecipe, context: StepContext, rounded: bool = False
+) -> Prediction:
+    """Training, and the teacher's output layer where its hidden states are stored.
+
+    rounded: it computes with weights that are not the masters, in whatever precision.
+    """
     volume, shapes = context.volume("distillation_set"), Shapes.of(config)
     tokens = tokens_of(recipe, volume)
     if shapes is None:
@@ -24,7 +29,7 @@ def predict_distillation(config: Config, recipe: DistillationRecipe, context: St
         context.max_length,
         context.device,
         context.compute_bytes,
-        rounded=recipe.quantization_aware,
+        rounded=rounded,
     )
     return Prediction(
         config,

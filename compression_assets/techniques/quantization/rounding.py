@@ -8,7 +8,6 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compression_assets.weights.formats import nf4
 from compression_assets.weights.formats.format import Format, Stored
 from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.formats.nf4 import NF4
@@ -50,24 +49,6 @@ def quantize(
     if rounding.kind == "nearest":
         return form.with_codes(own, form.nearest(scaled))
     return form.with_codes(own, stochastic(scaled, levels, f"{rounding.seed} {name}"))
-
-
-def rounded(weight: "torch.Tensor") -> "torch.Tensor":
-    """What a weight [out, in] becomes by nearest rounding with double quantization, fp32, never leaving its device.
-
-    As `nf4.dequantize(nf4.quantize(weight))`, up to a weight that lies on a midpoint, and several times as fast.
-    """
-    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
-
-    blocks = nf4.blocks_of(weight)
-    absmax = blocks.abs().amax(1)
-    codes = NF4().nearest(blocks / absmax.clamp(min=1e-38).unsqueeze(1))
-    offset = absmax.mean()
-    coded = quantize_blockwise(absmax - offset, blocksize=nf4.NESTED_BLOCKSIZE)
-    stored = (dequantize_blockwise(*coded) + offset).unsqueeze(1)
-    table = nf4.values(weight.device)
-    values = table.index_select(0, codes.reshape(-1).int()).reshape(blocks.shape) * stored
-    return values.reshape(-1)[: weight.numel()].reshape(weight.shape)
 
 
 def stochastic(scaled: "torch.Tensor", levels: "torch.Tensor", seed: str) -> "torch.Tensor":

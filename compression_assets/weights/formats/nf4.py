@@ -147,14 +147,6 @@ def unpack_codes(packed: "torch.Tensor", n: int) -> "torch.Tensor":
     return torch.stack((flat >> 4, flat & 0xF), dim=1).reshape(-1)[:n]
 
 
-def blocks_of(weight: "torch.Tensor") -> "torch.Tensor":
-    """The weight in fp32, cut into [blocks, 64] and filled up with zeros."""
-    import torch
-
-    flat = weight.float().reshape(-1)
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCKSIZE)).reshape(-1, BLOCKSIZE)
-
-
 def _state(stored: Stored) -> "QuantState":
     from bitsandbytes.functional import QuantState
 

@@ -1,0 +1,25 @@
+"""QAD: a quantized model is distilled as what it is, and stays quantized."""
+
+from typing import Any
+
+from compression_assets.techniques.qad.apply import qad_step
+from compression_assets.techniques.qad.predict import predict_qad
+from compression_assets.techniques.qad.recipe import QADRecipe
+from compression_assets.techniques.technique import Reads, Technique
+
+
+class QuantizationAwareDistillation(Technique):
+    """QAD: no dequantization before it and no quantization after it, whatever the number format."""
+
+    name = "QAD"
+    title = "quantization-aware distillation"
+    Recipe = QADRecipe
+    needs_full_precision = False
+    needs_quantized = True
+    checks = ("weights_finite", "size_as_asked", "as_trained")
+    apply = staticmethod(qad_step)
+    predict = staticmethod(predict_qad)
+
+    @classmethod
+    def reads(cls, recipe: Any) -> Reads:
+        return Reads(("distillation_set", "teacher_logits"))

@@ -1,0 +1,22 @@
+"""What QAD is told: the loss, how it is trained, and what becomes of the scales."""
+
+from pydantic import Field
+
+from compression_assets.techniques.distillation.recipe import TeacherRecipe
+
+
+class QADRecipe(TeacherRecipe):
+    """Training of a quantized model through its stored weights. Defaults: KL to the teacher alone, at temperature 1.
+
+    The loss is that of the report on QAD (arXiv 2601.20088); steps and batches are KD's.
+
+    learning_rate: updates that never add up to half a bin change no code, so it is higher than KD's (docs/findings.md).
+    keep_scales: a block keeps the scale that it came with, and only codes change. Otherwise the weights are quantized
+        anew after every step, so that a block's scale follows its largest weight; several times as slow. Formats
+        without a grid to round to (fp4, int8) are always quantized anew.
+    """
+
+    alpha: float = Field(default=1.0, ge=0, le=1, description="share of the KL")
+    temperature: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    keep_scales: bool = True

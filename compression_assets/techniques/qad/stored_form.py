@@ -1,0 +1,55 @@
+"""What float32 masters are stored as, in the number formats that a quantized model has already."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from compression_assets.weights.checkpoints import published
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.grid import GridFormat, divided
+from compression_assets.weights.stored import StoredWeight
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StoredForm:
+    """From a parameter's name and master to what a file holds of it, and to the weight that this stands for.
+
+    It is the `AsStored` of a training. Weights are rounded to the nearest level: on the scales that they came with, or
+    on new ones where scales are not kept or the format has no grid. Other parameters are stored in bfloat16.
+    """
+
+    def __init__(self, weights: Mapping[str, StoredWeight], keep_scales: bool, device: str) -> None:
+        """weights: the quantized ones of the model as it came, by name. device: where masters are."""
+        self._weights = weights
+        self._grids = {
+            name: {part: tensor.to(device) for part, tensor in weight.parts.items()}
+            for name, weight in self._weights.items()
+            if keep_scales and isinstance(weight.format, GridFormat)
+        }
+
+    def __call__(self, name: str, master: "torch.Tensor") -> "torch.Tensor":
+        """The weight that a stored master stands for: fp32 of its shape, on its device."""
+        if name not in self._weights:
+            return published(master).float()
+        form = self._weights[name].format
+        if name not in self._grids:
+            return form.dequantize(form.quantize(master)).to(master.device)
+        assert isinstance(form, GridFormat)
+        scales = form.scales(self._grids[name])
+        codes = form.nearest(divided(master, scales))
+        return form.levels(master.device)[codes.int()] * scales
+
+    def tensors(self, name: str, master: "torch.Tensor") -> "dict[str, torch.Tensor]":
+        """What a file holds of a parameter: name -> tensor, on the CPU where it is quantized."""
+        if name not in self._weights:
+            return {name: published(master)}
+        form = self._weights[name].format
+        return {form.tensor_name(name, part): tensor for part, tensor in self._parts(name, master).items()}
+
+    def _parts(self, name: str, master: "torch.Tensor") -> Stored:
+        form, grid = self._weights[name].format, self._grids.get(name)
+        if grid is None:
+            return form.quantize(master)
+        assert isinstance(form, GridFormat)
+        return form.with_codes(self._weights[name].parts, form.nearest(form.scaled(master, grid)))
