@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from compression_assets.errors import StudyError
 from compression_assets.techniques.quantization.apply import quantize_step
-from compression_assets.techniques.quantization.predict import predict_quantization
+from compression_assets.techniques.quantization.predict import predict_quantization, refused_shape
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, GRID, QuantizationRecipe
 from compression_assets.techniques.technique import Reads, Technique, last_quantized
 from compression_assets.weights.formats.format import Format
@@ -19,6 +19,7 @@ class Quantization(Technique):
     quantizes = True
     checks = ("weights_finite", "size_as_asked", "dequantization_error")
     apply = staticmethod(quantize_step)
+    refusal = staticmethod(refused_shape)
     predict = staticmethod(predict_quantization)
 
     @classmethod

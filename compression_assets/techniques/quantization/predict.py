@@ -4,7 +4,8 @@ from compression_assets.techniques.prediction import Prediction, StepContext, in
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, QuantizationRecipe
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, stored_bytes
 from compression_assets.training.work import Volume, attention_width, forward_flops
-from compression_assets.weights.shapes import Config
+from compression_assets.weights.formats.format import Format
+from compression_assets.weights.shapes import Config, tensors
 
 BY_OUTPUT_IDLE = 3.5
 """Quantizing column by column is thousands of small operations a matrix: measured 104 to 135 s where FLOPs say 33."""
@@ -22,6 +23,18 @@ def predict_quantization(config: Config, recipe: QuantizationRecipe, context: St
         memory=None if shapes is None else _memory(shapes, after, recipe, context),
         seconds=None if flops is None else flops * BY_OUTPUT_IDLE / context.scoring,
     )
+
+
+def refused_shape(config: Config, recipe: QuantizationRecipe) -> str | None:
+    """The first weight of a model that the recipe's format cannot store, and why."""
+    form = recipe.format
+    if type(form).refusal is Format.refusal:
+        # It stores any shape. Listing a model's tensors may need torch and seconds.
+        return None
+    for tensor in tensors(config):
+        if form.covers(tensor) and (reason := form.refusal(tensor.shape)):
+            return f"{form.title} cannot store {tensor.name}: {reason}"
+    return None
 
 
 def _memory(shapes: Shapes, after: Config, recipe: QuantizationRecipe, context: StepContext) -> int:
