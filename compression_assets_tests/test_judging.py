@@ -14,7 +14,7 @@ import pytest
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.calibration import Calibration, calibrate, planted_cases
 from compression_assets.evaluation.judging.http_errors import retry_after
-from compression_assets.evaluation.judging.openai_judge import _top
+from compression_assets.evaluation.judging.openai_replies import top_of_score
 from compression_assets.evaluation.judging.prompts import METRICS, Case
 from compression_assets.evaluation.judging.results import (
     cases_of,
@@ -190,13 +190,13 @@ def test_the_score_is_weighted_at_its_own_token() -> None:
     first = choice(
         token('{"score": '), token("5", "5", "4"), token(', "reason": "since 190'), token("2", "2")
     )
-    assert _top(first, '{"score": 5, "reason": "since 1902"}') == (("5", -1.0), ("4", -1.0))
+    assert top_of_score(first, '{"score": 5, "reason": "since 1902"}') == (("5", -1.0), ("4", -1.0))
     last = choice(
         token('{"reason": "'), token("5", "5", "1"), token(' words", "score": '), token("2", "2", "3")
     )
-    assert _top(last, '{"reason": "5 words", "score": 2}') == (("2", -1.0), ("3", -1.0))
+    assert top_of_score(last, '{"reason": "5 words", "score": 2}') == (("2", -1.0), ("3", -1.0))
     merged = choice(token('{"score": 5'), token(', "reason": "'), token("5", "1"))
-    assert _top(merged, '{"score": 5, "reason": "5"}') is None
+    assert top_of_score(merged, '{"score": 5, "reason": "5"}') is None
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_gguf_is_refused_where_it_cannot_be_written(tmp_path: Path) -> None:
         write_gguf(directory, tmp_path / "x.gguf", "x", "x")
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
-    with pytest.raises(StudyError, match="GGUF is written for llama and qwen2 only"):
+    with pytest.raises(StudyError, match="GGUF is written for llama, qwen2, qwen3 only"):
         write_gguf(directory, tmp_path / "x.gguf", "x", "x")
 
 

@@ -46,9 +46,12 @@ _compression_default_storage="$_compression_root/storage"
 COMPRESSION_STORAGE="$(_compression_absolute "${COMPRESSION_STORAGE:-$_compression_default_storage}")"
 export COMPRESSION_STORAGE
 
-# Prints the DAGSTER_HOME of a preset (created here, without starting Python) or of a YAML file (the package names it).
+# Prints the DAGSTER_HOME of a preset (created here, without starting Python) or of a YAML file (the package names it,
+# as it does where the storage has a name that Dagster misreads).
 _compression_home() {
-    case "$1" in
+    local ask="$1"
+    case "$COMPRESSION_STORAGE" in *[?%]*) ask="/" ;; esac
+    case "$ask" in
         */* | *.yaml | *.yml)
             COMPRESSION_STUDY="$1" "$_compression_root/.venv/bin/python" -m compression_assets.cli home
             ;;

@@ -18,14 +18,6 @@ from compression_assets.sources.models import (
 from compression_assets.sources.random_model import VOCABULARY_SIZE
 from compression_assets.weights.shapes import Config
 
-GGUF_NAMES = {
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-}
-
 
 @cache
 def known_models() -> dict[str, dict[str, Any]]:
@@ -77,26 +69,10 @@ def _random(source: RandomModel) -> Config:
 
 
 def _gguf(file: Path) -> Config:
-    import gguf
+    from compression_assets.sources.gguf_metadata import read_metadata
+    from compression_assets.sources.gguf_model import config_settings
 
-    from compression_assets.sources.model_files import gguf_header
-
-    header = gguf_header(file)
-    architecture = str(header["general.architecture"])
-    names = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    try:
-        config = {key: int(header[f"{architecture}.{name}"]) for key, name in GGUF_NAMES.items()}
-        # GGUF lists dimensions from the fastest: [hidden, vocabulary].
-        vocabulary = int(names["token_embd.weight"].shape[1])
-    except KeyError as error:
-        raise StudyError(
-            f"the GGUF file {file} does not state {error}: nothing can be planned for it"
-        ) from error
-    return config | {
-        "model_type": architecture,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": "output.weight" not in names,
-    }
+    return config_settings(file, read_metadata(file))
 
 
 def _hub_config(source: HubModel, downloads: Path) -> Path | None:

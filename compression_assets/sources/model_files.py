@@ -14,8 +14,6 @@ from compression_assets.weights.files import VOCABULARY_FILES, weight_files
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GGUF_MAGIC = b"GGUF"
-
 
 def check_directory(path: Path) -> None:
     """StudyError unless `path` holds config.json, safetensors weights and a tokenizer, and asks for no code."""
@@ -64,41 +62,6 @@ def weights_sha256(path: Path) -> str:
     if len(sums) == 1:
         return sums[0][0]
     return hashlib.sha256("".join(f"{sha}  {name}\n" for sha, name in sums).encode()).hexdigest()
-
-
-def check_gguf(path: Path) -> None:
-    """StudyError unless `path` is a file that begins like a GGUF file."""
-    if not path.is_file():
-        raise StudyError(f"the GGUF file {path} does not exist: correct the path in the study.")
-    with path.open("rb") as file:
-        if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
-            raise StudyError(f"{path} is not a GGUF file (it does not begin with 'GGUF').")
-
-
-def gguf_header(path: Path) -> dict[str, Any]:
-    """The file's metadata without arrays; StudyError if it, or any tensor's data, is cut short."""
-    import gguf
-
-    check_gguf(path)
-    try:
-        reader = gguf.GGUFReader(path)
-        return {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
-        }
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        OSError,
-        OverflowError,
-        MemoryError,
-        UnicodeDecodeError,
-    ) as error:
-        raise StudyError(
-            f"the GGUF file {path} is truncated or damaged ({first_line(error)}): copy or download it again."
-        ) from error
 
 
 def check_loaded(model: "PreTrainedModel", loading: Mapping[str, Any], path: Path) -> None:

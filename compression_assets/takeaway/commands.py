@@ -13,8 +13,8 @@ def add_takeaway(commands: Any, command: Callable[..., argparse.ArgumentParser])
     advice.add_argument("--max", action="append", default=[], metavar="METRIC=VALUE", help="may be repeated")
     advice.add_argument("--min", action="append", default=[], metavar="METRIC=VALUE", help="such as f1=0.2")
 
-    export = command(commands, "export", _export, "write a finished model for use elsewhere, and check it")
-    export.add_argument("model", help="such as p_kd_q")
+    export = command(commands, "export", _export, "write a model for use elsewhere, and check it")
+    export.add_argument("model", help="such as p_kd_q, or an intermediate one such as p_kd")
     export.add_argument("--format", choices=("hf", "gguf"), default="hf")
 
     command(commands, "doctor", _doctor, "say what this machine lacks for the study")
@@ -48,7 +48,7 @@ def _export(arguments: argparse.Namespace) -> int:
     done = export(study, study_root(study), arguments.model, arguments.format)
     print(
         f"{done.path}: {done.bytes / 2**20:,.1f} MiB; loaded back, perplexity {done.after:.4f} "
-        f"(the study's model {done.before:.4f})"
+        f"(the study's model {done.before:.4f}){f'; {done.engine}' if done.engine else ''}"
     )
     return 0
 

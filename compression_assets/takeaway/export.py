@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compression_assets.errors import StudyError
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
@@ -18,6 +18,9 @@ from compression_assets.study.names import DATASETS, model_key, relative_directo
 from compression_assets.study.orderings import Node
 from compression_assets.takeaway.model_card import model_card
 
+if TYPE_CHECKING:
+    from compression_assets.text.datasets import TokenDataset
+
 Format = Literal["hf", "gguf"]
 EXPORTS = "exports"
 TOLERANCE = 0.005
@@ -26,16 +29,18 @@ TOLERANCE = 0.005
 
 @dataclass(frozen=True)
 class Exported:
-    """path: a directory (hf) or a file (gguf). Perplexities are on the study's evaluation set."""
+    """path: a directory (hf) or a file (gguf). Perplexities are on the study's evaluation set. engine: what llama.cpp
+    made of a file, "" of a directory."""
 
     path: Path
     bytes: int
     before: float
     after: float
+    engine: str = ""
 
 
 def export(study: Study, root: Path, model: str, form: Format, device: str = "cpu") -> Exported:
-    """Export one finished model of a study into <root>/exports.
+    """Export one built model of a study, final or intermediate, into <root>/exports.
 
     Raises StudyError when the study has no such model, it is not built, its format cannot be written, or what was
     written does not score as the original does.
@@ -62,18 +67,19 @@ def export(study: Study, root: Path, model: str, form: Format, device: str = "cp
                 f"the {form} export of {model} was loaded back with perplexity {after:.4g} instead of {before:.4g}; it "
                 "was not kept: report this, and use another format"
             )
+        engine = _engine(root, directory, work) if form == "gguf" else ""
         _replace(work, target)
     finally:
         _remove(work)
-    return Exported(target, _bytes(target), before, after)
+    return Exported(target, _bytes(target), before, after, engine)
 
 
 def _node(study: Study, model: str) -> Node:
-    finals = {node.key: node for node in study.nodes.values() if node.final or not node.path}
-    key = model.removeprefix("final_").removesuffix("_model") if model not in finals else model
-    if key not in finals:
-        raise StudyError(f"study {study.name} has no finished model {model!r}: {near_match(model, finals)}")
-    return finals[key]
+    nodes = {node.key: node for node in study.nodes.values()}
+    key = model.removeprefix("final_").removesuffix("_model") if model not in nodes else model
+    if key not in nodes:
+        raise StudyError(f"study {study.name} has no model {model!r}: {near_match(model, nodes)}")
+    return nodes[key]
 
 
 def _lineage(study: Study, store: ArtifactStore, node: Node) -> list[Manifest]:
@@ -131,25 +137,47 @@ def _copy(directory: Path, work: Path, card: str) -> None:
 def _perplexities(
     study: Study, root: Path, directory: Path, work: Path, form: Format, device: str
 ) -> tuple[float, float]:
-    """Of the original and of what was written, loaded by transformers as any user would."""
+    """Of the original and of what was written, loaded back as a source of a study would be; tokens compared as well."""
     from compression_assets.evaluation.perplexity import measure_perplexity
-    from compression_assets.text.datasets import TokenDataset
 
-    asset = DATASETS["evaluation"]
-    ArtifactStore(root).require(root / relative_directory(asset), asset, "export", verify=False)
-    dataset = TokenDataset.load(root / relative_directory(asset))
+    dataset = _evaluation_set(root)
     size = study.evaluation.perplexity.batch_size
     before = measure_perplexity(directory, dataset, size, device).perplexity
     if form == "hf":
         return before, measure_perplexity(work, dataset, size, device).perplexity
     from compression_assets.sources.models import GgufModel, fetch_model
+    from compression_assets.takeaway.gguf_check import check_tokens, sample_texts
 
     loaded = work.with_name(work.name + ".loaded")
     try:
         fetch_model(GgufModel(kind="gguf", path=str(work)), loaded, loaded)
+        texts = sample_texts(directory)
+        check_tokens(directory, _tokens(loaded, texts), texts, "the file loaded back")
         return before, measure_perplexity(loaded, dataset, size, device).perplexity
     finally:
         _remove(loaded)
+
+
+def _evaluation_set(root: Path) -> "TokenDataset":
+    from compression_assets.text.datasets import TokenDataset
+
+    asset = DATASETS["evaluation"]
+    ArtifactStore(root).require(root / relative_directory(asset), asset, "export", verify=False)
+    return TokenDataset.load(root / relative_directory(asset))
+
+
+def _tokens(directory: Path, texts: list[str]) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def _engine(root: Path, directory: Path, file: Path) -> str:
+    from compression_assets.takeaway.gguf_check import check_in_llama_cpp
+
+    longest = max(_evaluation_set(root).rows, key=lambda row: len(row.input_ids))
+    return check_in_llama_cpp(directory, file, list(longest.input_ids))
 
 
 def _replace(work: Path, target: Path) -> None:

@@ -1,20 +1,24 @@
 """Writing a model directory as one GGUF file, in 16 bit. NF4 weights are dequantized: GGUF has no such format.
 
-The file is what llama.cpp reads: metadata, a byte-level BPE tokenizer, tensors under GGUF's names with the rows of
-Llama's queries and keys in llama.cpp's order. Names come from the gguf package.
+The file is what llama.cpp reads: metadata, the tokenizer (`gguf_vocabulary`), tensors under GGUF's names with the rows
+of Llama's queries and keys in llama.cpp's order. Names come from the gguf package.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
+from compression_assets.sources.gguf_rope import llama3_divisors
+from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
 
 if TYPE_CHECKING:
     import gguf
     import torch
 
-ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2"}
+ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+
+YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
+"""Settings of a YaRN that llama.cpp computes as transformers does."""
 
 
 def write_gguf(directory: Path, file: Path, name: str, note: str) -> None:
@@ -23,22 +27,24 @@ def write_gguf(directory: Path, file: Path, name: str, note: str) -> None:
     Raises StudyError for an architecture or a tokenizer that this does not cover.
     """
     import gguf
+    from transformers import AutoTokenizer
 
     from compression_assets.weights.checkpoints import read_config
 
     config = read_config(directory)
     if config.model_type not in ARCHITECTURES:
         raise StudyError(
-            f"{directory} is a {config.model_type} model; GGUF is written for {' and '.join(ARCHITECTURES)} only: "
+            f"{directory} is a {config.model_type} model; GGUF is written for {', '.join(ARCHITECTURES)} only: "
             "use --format hf"
         )
-    tokenizer = _tokenizer(directory)
+    content = read_tokenizer_json(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_name(name)
     writer.add_description(note)
     _add_config(writer, config)
-    _add_tokenizer(writer, tokenizer, directory, config)
+    write_vocabulary(writer, content, tokenizer, config.vocab_size, directory)
     _add_tensors(writer, directory, config, architecture)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -58,74 +64,40 @@ def _add_config(writer: "gguf.GGUFWriter", config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    writer.add_key_length(_head(config))
+    writer.add_value_length(_head(config))
     writer.add_rope_dimension_count(_head(config))
-    rope = config.rope_parameters or {}
-    if rope.get("rope_type", "default") != "default":
-        raise StudyError(
-            f"rotary positions of type {rope['rope_type']!r} are not written to GGUF: use --format hf"
-        )
-    writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
+    _add_rope(writer, config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+
+
+def _add_rope(writer: "gguf.GGUFWriter", config: Any) -> None:
+    """Rotary positions as `sources.gguf_rope` reads them. Raises StudyError for a kind that GGUF cannot say."""
+    import gguf
+    import numpy as np
+
+    rope = config.rope_parameters or {}
+    kind = rope.get("rope_type", "default")
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
+    # llama.cpp looks for this tensor in Llama models only.
+    if kind == "llama3" and config.model_type == "llama":
+        divisors = np.array(llama3_divisors(rope, _head(config)), dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", divisors)
+    elif kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    elif kind == "yarn" and rope.keys() <= YARN:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+    elif kind != "default":
+        raise StudyError(
+            f"rotary positions of type {kind!r} are not written to GGUF for {config.model_type}: use --format hf"
+        )
 
 
 def _head(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _tokenizer(directory: Path) -> dict[str, Any]:
-    file = directory / "tokenizer.json"
-    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    if content.get("model", {}).get("type") != "BPE":
-        raise StudyError(f"{directory} has no byte-pair tokenizer.json, which GGUF needs: use --format hf")
-    # GGUF has no empty list, and transformers reads one of a single entry as that entry.
-    if len(content["model"]["merges"]) < 2:
-        raise StudyError(
-            f"the tokenizer of {directory} merges nothing, which GGUF cannot say: use --format hf"
-        )
-    return content
-
-
-def _add_tokenizer(writer: "gguf.GGUFWriter", content: dict[str, Any], directory: Path, config: Any) -> None:
-    """Tokens by id, padded to the model's vocabulary; which rules split text is told by the architecture."""
-    import gguf
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    by_id = {index: text for text, index in tokenizer.get_vocab().items()}
-    special = {token["id"]: token["special"] for token in content["added_tokens"]}
-    tokens, kinds = [], []
-    for index in range(config.vocab_size):
-        tokens.append(by_id.get(index, f"[PAD{index}]"))
-        if index not in by_id:
-            kinds.append(gguf.TokenType.UNUSED)
-        elif index in special:
-            kinds.append(gguf.TokenType.CONTROL if special[index] else gguf.TokenType.USER_DEFINED)
-        else:
-            kinds.append(gguf.TokenType.NORMAL)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(content))
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
-    writer.add_token_merges(merges)
-    for name in ("bos", "eos", "unk", "pad"):
-        index = getattr(tokenizer, f"{name}_token_id")
-        if name == "bos" and index is None:
-            # Readers insist on one; add_bos_token below keeps it out of every text.
-            index = tokenizer.eos_token_id
-        if index is not None:
-            getattr(writer, f"add_{name}_token_id")(index)
-    writer.add_add_bos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
-
-
-def _pre_tokenizer(content: dict[str, Any]) -> str:
-    """llama.cpp's name for the rules by which text is split before merging."""
-    rules = json.dumps(content.get("pre_tokenizer"))
-    if '"Digits"' in rules:
-        return "smollm"
-    return "qwen2" if '"Split"' in rules and "\\\\p{N}" in rules else "gpt-2"
 
 
 def _add_tensors(

@@ -1,10 +1,10 @@
 """A judge behind OpenAI's chat completions: Ollama, vLLM, a local server, a hosted service."""
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.evaluation.judging.http_errors import status_error
+from compression_assets.evaluation.judging.openai_replies import read_completion
 from compression_assets.evaluation.judging.replies import JudgeError, Reply, Shape
 from compression_assets.evaluation.judging.settings import OpenAiJudge
 
@@ -14,18 +14,29 @@ if TYPE_CHECKING:
 LARGEST_ANSWER = 1_000_000
 """Bytes of a response that are read; no verdict is longer."""
 
-LONGEST_REASON = 512
-"""Tokens that the judge may write."""
-
-_KEY = re.compile(r'"score"\s*:\s*$')
-_SCORE = re.compile(r'"score"\s*:\s*(\d+)')
-
 TOP = 20
 """Alternatives at each token, what DeepEval asks for and most servers' limit."""
 
+REFUSED = (400, 422)
+
+HELP = (
+    (r"max_tokens", "length_parameter: max_completion_tokens in evaluation.judge.model"),
+    (r"max_completion_tokens", "length_parameter: max_tokens in evaluation.judge.model"),
+    (r"temperature", "leave_out: [temperature] in evaluation.judge.model"),
+    (r"seed", "leave_out: [seed] in evaluation.judge.model"),
+    (r"response_format|json_schema", "json_schema: false in evaluation.judge.model"),
+)
+"""What a server's refusal names, and the setting that helps."""
+
+TOO_LONG = ("context length", "too large", "too long")
+SHORTER = "a smaller max_characters in evaluation.judge, or max_tokens in evaluation.judge.model"
+
 
 class OpenAiBackend:
-    """One POST to <base_url>/chat/completions a question, temperature 0, seeded."""
+    """One POST to <base_url>/chat/completions a question, at temperature 0 and seeded unless the study leaves it out.
+
+    A server that refuses to give token probabilities is asked without them from then on.
+    """
 
     parallel = True
 
@@ -33,29 +44,22 @@ class OpenAiBackend:
         self.name = f"{settings.model} at {settings.base_url}"
         self.log_probs = settings.log_probs
         self.secret = key
-        self.identity = {
-            **settings.model_dump(mode="json", exclude={"api_key_env"}),
-            "temperature": 0,
-            "seed": 0,
-        }
+        fixed = {name: 0 for name in ("temperature", "seed") if name not in settings.leave_out}
+        self.identity = {**settings.model_dump(mode="json", exclude={"api_key_env"}), **fixed}
         self._settings = settings
+        self._fixed = fixed
+        self._refuses_log_probs = False
         self._client: httpx.AsyncClient | None = None
 
     async def ask(self, prompt: str, shape: Shape) -> Reply:
-        status, headers, body = await self._post(self._request(prompt, shape))
+        request = self._request(prompt, shape)
+        status, headers, body = await self._post(request)
+        if status in REFUSED and "logprobs" in request and "logprobs" in body.lower():
+            self._refuses_log_probs = True
+            status, headers, body = await self._post(self._request(prompt, shape))
         if status != 200:
-            raise status_error(status, headers, body)
-        try:
-            content = json.loads(body)
-            choice = content["choices"][0]
-            text = choice["message"]["content"]
-            if not isinstance(text, str):
-                raise TypeError(f"no text but {type(text).__name__}")
-            spent = (content.get("usage") or {}).get("total_tokens")
-            return Reply(text, _top(choice, text) if shape.kind == "score" else None, int(spent or 0))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            problem = f"its response is no chat completion ({type(error).__name__}: {error})"
-        raise JudgeError(problem, transient=True)
+            raise _refusal(status, headers, body)
+        return read_completion(body, shape)
 
     async def close(self) -> None:
         if self._client is not None:
@@ -66,14 +70,13 @@ class OpenAiBackend:
         request: dict[str, Any] = {
             "model": self._settings.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "seed": 0,
-            "max_tokens": LONGEST_REASON,
+            **self._fixed,
+            self._settings.length_parameter: self._settings.max_tokens,
         }
         if self._settings.json_schema:
             schema = {"name": shape.kind, "schema": shape.schema(), "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if self._settings.log_probs and shape.kind == "score":
+        if self._settings.log_probs and not self._refuses_log_probs and shape.kind == "score":
             request |= {"logprobs": True, "top_logprobs": TOP}
         return request
 
@@ -98,18 +101,16 @@ class OpenAiBackend:
         raise JudgeError(problem, transient=True)
 
 
-def _top(choice: dict[str, Any], text: str) -> tuple[tuple[str, float], ...] | None:
-    """Alternatives at the token of the score; None where it has no token of its own after its key.
-
-    A reason may hold numbers as well, before or after the score.
-    """
-    score = _SCORE.search(text)
-    written = ""
-    for token in ((choice.get("logprobs") or {}).get("content")) or []:
-        word = str(token["token"])
-        if score and word.strip() == score[1] and _KEY.search(written):
-            return tuple(
-                (str(other["token"]).strip(), float(other["logprob"])) for other in token["top_logprobs"]
-            )
-        written += word
-    return None
+def _refusal(status: int, headers: dict[str, str], body: str) -> JudgeError:
+    """The error of a status, with the setting of the study that helps where the server names what it refuses."""
+    error = status_error(status, headers, body)
+    if status not in REFUSED:
+        return error
+    if any(words in body.lower() for words in TOO_LONG):
+        setting = SHORTER
+    else:
+        # A sentence names what it refuses before what it wants instead.
+        named = [(found.start(), what) for name, what in HELP if (found := re.search(rf"\b({name})\b", body))]
+        setting = min(named)[1] if named else ""
+    said = f"{error.reason}; set {setting}" if setting else error.reason
+    return JudgeError(said, transient=False)

@@ -62,23 +62,35 @@ class Reply:
 
     def checked(self, shape: Shape) -> "Reply":
         """The same answer in canonical JSON. Raises JudgeError (transient) when it does not fit the shape."""
-        value = _parsed(self.text)
+        value = _parsed(self.text, shape.kind)
         content = _score(value) if shape.kind == "score" else _verdicts(value, shape.count)
         if any(not (math.isfinite(value) and value <= ROUNDING) for _, value in self.top or ()):
             raise _garbage("its log-probabilities are none")
         return Reply(json.dumps(content), self.top, self.tokens)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    # Models like to wrap their JSON in prose or a code fence; what is between the outer braces counts.
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        value = json.loads(text[start : end + 1]) if 0 <= start < end else None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise _garbage(f"it answered no JSON object but {text[:80]!r}")
-    return value
+def _parsed(text: str, key: str) -> dict[str, Any]:
+    """The last JSON object in `text` that has `key`: models wrap it in thinking, prose or a code fence."""
+    # A template may write "<think>" itself, so that a text can hold nothing but the end of the thinking.
+    answer = text.rpartition("</think>")[2]
+    if "<think>" in answer:
+        raise _garbage(
+            "its thinking is cut off before an answer: set a larger max_tokens in evaluation.judge.model"
+        )
+    decoder = json.JSONDecoder()
+    found = None
+    start = answer.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(answer, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            found = value if key in value else found
+        start = answer.find("{", end)
+    if found is None:
+        raise _garbage(f"it answered no JSON object with {key!r} but {answer.strip()[:80]!r}")
+    return dict(found)
 
 
 def _score(value: dict[str, Any]) -> dict[str, Any]:

@@ -79,11 +79,18 @@ async def _judge_all(
 
 
 async def _judge(name: str, case: Case, judge: Any, max_characters: int) -> Outcome:
+    from deepeval.errors import ContextWindowExceededError
+
     measured = metric(name, judge)
     try:
         value = await measured.a_measure(deepeval_case(name, case, max_characters), _show_indicator=False)
     except JudgeError as error:
         return Outcome(name, case.id, None, error.reason)
+    except ContextWindowExceededError as error:
+        # DeepEval's own words for a JudgeError that mentions a context window.
+        if not isinstance(error.__cause__, JudgeError):
+            raise
+        return Outcome(name, case.id, None, error.__cause__.reason)
     if not 0 <= value <= 1:
         raise RuntimeError(f"DeepEval scores {name} of {case.id} {value}, outside 0..1")
     return Outcome(name, case.id, float(value))

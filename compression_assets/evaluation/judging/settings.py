@@ -49,7 +49,10 @@ class OpenAiJudge(Strict):
     """Anything that speaks OpenAI's chat completions: Ollama, vLLM, a local server, a hosted service.
 
     api_key_env: variable that holds the key; None sends none. json_schema: ask for answers constrained to the
-    schema. log_probs: ask for token probabilities, with which G-Eval weights its score; some servers refuse either.
+    schema; some servers refuse that. log_probs: ask for token probabilities, with which G-Eval weights its score;
+    where a server has none, the number that the judge writes counts. max_tokens: that the judge may write, its
+    thinking included. length_parameter: what the server calls that limit; OpenAI's reasoning models want
+    max_completion_tokens. leave_out: parameters that the server refuses; answers then vary from run to run.
     """
 
     kind: Literal["openai_compatible"]
@@ -58,6 +61,9 @@ class OpenAiJudge(Strict):
     api_key_env: Variable | None = None
     json_schema: bool = True
     log_probs: bool = True
+    max_tokens: int = Field(default=512, ge=16)
+    length_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    leave_out: tuple[Literal["temperature", "seed"], ...] = ()
 
 
 class LocalJudge(Strict):

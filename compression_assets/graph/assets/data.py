@@ -11,6 +11,7 @@ from compression_assets.graph.assets.made_on_demand import SideInput
 from compression_assets.graph.resources.gpu import Gpu
 from compression_assets.graph.resources.storage import StudyStorage
 from compression_assets.store.reports import StepReport
+from compression_assets.store.sql_text import markdown_code, parquet_literal
 from compression_assets.study.model import Study
 from compression_assets.study.names import (
     BASE_MODEL,
@@ -135,8 +136,8 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
                 key: manifest.metadata[key] for key in ("rows", "tokens", "predicted_tokens", "content_share")
             }
             directory = storage.artifacts.root / relative_directory(artifact.asset)
-            sql = f"SELECT * FROM '{directory / 'rows.parquet'}' LIMIT 5"
-            yield result(manifest, cached, directory, **shown, sql=dg.MetadataValue.md(f"`{sql}`"))
+            sql = f"SELECT * FROM {parquet_literal(directory / 'rows.parquet')} LIMIT 5"
+            yield result(manifest, cached, directory, **shown, sql=dg.MetadataValue.md(markdown_code(sql)))
 
     return datasets
 

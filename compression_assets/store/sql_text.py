@@ -1,0 +1,18 @@
+"""Paths inside SQL that people copy, whatever signs they hold."""
+
+import re
+from pathlib import Path
+
+
+def parquet_literal(path: Path) -> str:
+    """A file as DuckDB's text literal. Its signs of patterns are put into brackets, where they stand for themselves."""
+    literal = re.sub(r"[*?\[]", r"[\g<0>]", str(path)).replace("'", "''")
+    return f"'{literal}'"
+
+
+def markdown_code(text: str) -> str:
+    """`text` as code in a line of Markdown: between more backticks than it has in a row."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
