@@ -15,7 +15,7 @@ def add_takeaway(commands: Any, command: Callable[..., argparse.ArgumentParser])
 
     export = command(commands, "export", _export, "write a model for use elsewhere, and check it")
     export.add_argument("model", help="such as p_kd_q, or an intermediate one such as p_kd")
-    export.add_argument("--format", choices=("hf", "gguf"), default="hf")
+    export.add_argument("--format", default="hf", metavar="FORMAT", help="hf, w4a16, gguf or gguf:TYPE")
 
     command(commands, "doctor", _doctor, "say what this machine lacks for the study")
 
