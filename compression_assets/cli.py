@@ -167,16 +167,16 @@ def _report(_: argparse.Namespace) -> int:
 
 
 def _database() -> "MetricsDatabase":
-    """The study's database, with everything that waited for it; what still waits is said on stderr."""
-    from compression_assets.store.metrics_db import MetricsDatabase
-    from compression_assets.study.places import current_study, database_file
+    """The study's database with everything that is on disk; what it lacks is said on stderr."""
+    from compression_assets.reporting.database import left_out, up_to_date
+    from compression_assets.study.places import current_study, study_root
 
-    database = MetricsDatabase(database_file(current_study()))
-    merged = database.merge()
-    if merged.waiting:
-        print(f"{merged.waiting} writes wait in {database.outbox.folder}: {merged.why}", file=sys.stderr)
-    if rejected := database.outbox.rejected():
-        print(f"{len(rejected)} writes were rejected; see {rejected[0].parent}", file=sys.stderr)
+    study = current_study()
+    database, behind = up_to_date(study, study_root(study))
+    if behind:
+        print(f"the newest results are not in the database yet: {behind}", file=sys.stderr)
+    for artifact, reason in left_out(database):
+        print(f"{artifact} is left out of the database: {reason}", file=sys.stderr)
     return database
 
 

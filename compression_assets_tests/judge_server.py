@@ -107,12 +107,12 @@ def planted_score(prompt: str) -> int:
 
     answer = re.search(r"Actual Output:\n(.*?)\s*\n\n", prompt.rpartition("Input:\n")[2], re.DOTALL)
     assert answer
-    kinds = {case.answer: case.id.rpartition(":")[2] for case in planted_cases(24)}
+    kinds = {case.answer: case.id.rpartition(":")[2] for case in planted_cases(30)}
     kind = kinds[answer[1].strip()]
     relevant = "Input and Actual Output" in prompt
-    return {"right": 5, "wrong": 5 if relevant else 1, "off_topic": 2 if not relevant else 1, "empty": 1}[
-        kind
-    ]
+    if kind in ("right", "same", "long") or (relevant and kind in ("wrong", "denial")):
+        return 5
+    return 2 if kind == "off_topic" and not relevant else 1
 
 
 def hang(*_: Any) -> Answer:

@@ -33,7 +33,7 @@ QUESTIONS = len(CASES) * len(METRICS)
 def asker(server: JudgeServer, cache: Path, patience: PatienceSettings = QUICK, **settings: Any) -> Asker:
     """Asks a server through an OpenAI-compatible judge."""
     judge = OpenAiJudge(kind="openai_compatible", base_url=f"{server.url}/v1", **{"model": "m", **settings})
-    return Asker(open_backend(judge, None, "", "cpu"), AnswerCache(cache), patience)
+    return Asker(open_backend(judge, None, "", "cpu", cache), AnswerCache(cache), patience)
 
 
 def judged(asking: Asker, cases: list[Case] = CASES) -> list[Outcome]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from compression_assets.errors import StudyError
+from compression_assets.machine.locks import try_lock
 from compression_assets.store.artifact_store import ArtifactStore
-from compression_assets.store.locks import try_lock
 
 ABOUT = {"asset": "model_p", "fingerprint": "f1", "created_at": "2026-01-01T00:00:00+00:00"}
 

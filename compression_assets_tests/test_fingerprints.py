@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compression_assets.graph.assets.code import technique_code
+from compression_assets.graph.assets.code import format_code, step_code, technique_code
 from compression_assets.store import code_fingerprints, fingerprints
 from compression_assets.store.code_fingerprints import code_fingerprint
+from compression_assets.study.files import load_study
 from compression_assets.techniques.registry import TECHNIQUES, technique
 
 
@@ -145,6 +146,17 @@ def test_what_predicts_a_step_does_not_count_and_what_makes_it_does(edited, name
     assert code_fingerprint(*roots) == before
     edited(f"{folder}.apply", "return StepReport(", "return 2 * StepReport(")
     assert code_fingerprint(*roots) != before
+
+
+def test_whoever_reads_or_writes_a_number_format_depends_on_its_code() -> None:
+    study, nf4 = load_study("smoke"), "compression_assets.weights.formats.nf4:NF4"
+    formats = {node.key: set(step_code(study, node)) & {nf4} for node in study.nodes.values() if node.path}
+    assert formats["q"] == formats["q_d"] == formats["kd_q"] == {nf4}
+    assert not formats["kd"] and not formats["q_d_kd"]
+    assert (
+        format_code(study, ("Q",)) == (nf4,)
+        and format_code(study, ("Q", "D")) == format_code(study, ()) == ()
+    )
 
 
 def test_importing_the_definitions_stays_light() -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from compression_assets.errors import StudyError
-from compression_assets.graph.resources import gpu
-from compression_assets.graph.resources.gpu import Gpu, Needs, lock_of
+from compression_assets.graph.resources import Gpu
 from compression_assets.machine import devices
+from compression_assets.machine import lease as device_lease
 from compression_assets.machine.devices import CudaDevice, free_bytes, resident_bytes, visible_devices
+from compression_assets.machine.lease import Memory, lock_of
+from compression_assets.machine.locks import holder_of, try_lock
 from compression_assets.machine.workers import cuda_devices
-from compression_assets.store.locks import holder_of, try_lock
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets_tests.tiny_models import tiny_directory
@@ -24,7 +25,7 @@ GIB = 2**30
 HOLDER = """
 import sys, time
 from pathlib import Path
-from compression_assets.store.locks import try_lock
+from compression_assets.machine.locks import try_lock
 handle = try_lock(Path(sys.argv[1]), sys.argv[2])
 handle.write(sys.argv[3])
 handle.flush()
@@ -47,7 +48,7 @@ def stop(process: "subprocess.Popen[str]") -> None:
     process.communicate()
 
 
-def needing(size: int) -> Needs:
+def needing(size: int) -> Memory:
     return lambda device: size
 
 
@@ -55,12 +56,12 @@ def needing(size: int) -> Needs:
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[CudaDevice]:
     """Two CUDA devices that exist on paper: a large one behind a small one."""
     found = [CudaDevice(0, "GPU-small", "Small", 8 * GIB), CudaDevice(1, "GPU-large", "Large", 80 * GIB)]
-    monkeypatch.setattr(gpu, "cuda_devices", lambda: 2)
-    monkeypatch.setattr(gpu, "visible_devices", lambda: found)
-    monkeypatch.setattr(gpu, "free_bytes", lambda device: found[int(device[-1])].total_bytes)
-    monkeypatch.setattr(gpu, "reset_peak", lambda device: None)
-    monkeypatch.setattr(gpu, "give_back", lambda device, held: None)
-    monkeypatch.setattr(gpu, "_in_use", lambda device: nullcontext())
+    monkeypatch.setattr(device_lease, "cuda_devices", lambda: 2)
+    monkeypatch.setattr(device_lease, "visible_devices", lambda: found)
+    monkeypatch.setattr(device_lease, "free_bytes", lambda device: found[int(device[-1])].total_bytes)
+    monkeypatch.setattr(device_lease, "reset_peak", lambda device: None)
+    monkeypatch.setattr(device_lease, "give_back", lambda device, held: None)
+    monkeypatch.setattr(device_lease, "_in_use", lambda device: nullcontext())
     return found
 
 
@@ -139,7 +140,7 @@ def test_whoever_waits_for_a_device_is_told_who_has_it(tmp_path: Path, two_gpus:
 def test_memory_taken_by_others_on_a_device_is_an_error_with_the_figure(
     tmp_path: Path, two_gpus: list[CudaDevice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "free_bytes", lambda device: 3 * GIB)
+    monkeypatch.setattr(device_lease, "free_bytes", lambda device: 3 * GIB)
     with pytest.raises(StudyError, match=r"6.0 GiB of memory, but cuda:. \(\w+\) has 3.0 GiB free"):
         Gpu(locks=str(tmp_path)).lease("final_q", needing(6 * GIB)).__enter__()
     monkeypatch.setenv("COMPRESSION_MEMORY_CHECK", "off")
@@ -150,7 +151,7 @@ def test_memory_taken_by_others_on_a_device_is_an_error_with_the_figure(
 def test_a_device_that_others_fill_is_passed_over(
     tmp_path: Path, two_gpus: list[CudaDevice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "free_bytes", lambda device: {"cuda:0": 1, "cuda:1": 40}[device] * GIB)
+    monkeypatch.setattr(device_lease, "free_bytes", lambda device: {"cuda:0": 1, "cuda:1": 40}[device] * GIB)
     with Gpu(locks=str(tmp_path)).lease("final_q", needing(6 * GIB)) as lease:
         assert lease.device == "cuda:1"
         handle = try_lock(lock_of(tmp_path, two_gpus[0]), "another")
@@ -159,7 +160,7 @@ def test_a_device_that_others_fill_is_passed_over(
 
 
 def test_a_step_that_computes_nothing_takes_no_device(tmp_path: Path, two_gpus: list[CudaDevice]) -> None:
-    with Gpu(locks=str(tmp_path)).lease("judged_q", computes=False) as lease:
+    with Gpu(locks=str(tmp_path)).lease("judged_q", uses_device=False) as lease:
         assert lease.device == "cpu"
 
 
@@ -188,7 +189,7 @@ def test_a_step_that_this_machine_cannot_hold_fails_at_once(tmp_path: Path) -> N
 def test_a_step_waits_for_memory_that_was_promised_to_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "free_bytes", lambda device: 10 * GIB)
+    monkeypatch.setattr(device_lease, "free_bytes", lambda device: 10 * GIB)
     seed = hold(tmp_path / "memory-1.lease", "gone")
     stop(seed)
     holder = hold_memory(tmp_path, "final_p", 8 * GIB)

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from compression_assets.graph.assets import code_references
 from compression_assets.graph.build import build_defs
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.study.files import PRESETS, load_study, presets
@@ -85,3 +86,39 @@ def test_a_new_ordering_is_one_line_and_shares_its_prefix(tmp_path: Path) -> Non
 def test_jobs() -> None:
     names = {job.name for job in build_defs(load_study("demo")).resolve_all_job_defs()}
     assert {"demo", "full_study", "one_ordering"} <= names
+
+
+def test_every_asset_links_to_the_source_that_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = build_defs(load_study("demo")).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        found = graph.get(key).metadata["dagster/code_references"].code_references
+        assert found and all(Path(one.file_path).is_file() and one.line_number for one in found), key
+    labels = [one.label for one in _references(graph, "final_p")]
+    assert labels == [
+        "compression_assets/graph/assets/models.py",
+        "compression_assets.techniques.pruning.technique",
+    ]
+    file, line = _references(graph, "metrics_p")[0].file_path, _references(graph, "metrics_p")[0].line_number
+    assert Path(file).read_text().splitlines()[line - 1].strip().startswith("def measure(")
+
+    monkeypatch.setattr(code_references, "_repository", lambda: ("https://github.com/owner/name", "abc"))
+    graph = build_defs(load_study("smoke")).resolve_asset_graph()
+    urls = [one.url for one in _references(graph, "teacher_model")]
+    assert urls[1] == "https://github.com/owner/name/tree/abc/compression_assets/training/finetuning.py#L1"
+
+
+def _references(graph: Any, asset: str) -> list[Any]:
+    return list(graph.get(dg.AssetKey(asset)).metadata["dagster/code_references"].code_references)
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("git@github.com:owner/name.git", "https://github.com/owner/name"),
+        ("https://token@gitlab.example.org/owner/name.git", "https://gitlab.example.org/owner/name"),
+        ("ssh://git@github.com/owner/name", "https://github.com/owner/name"),
+        ("/srv/git/name.git", None),
+    ],
+)
+def test_a_repositorys_address_has_no_credentials(remote: str, address: str | None) -> None:
+    assert code_references.web_address(remote) == address

@@ -46,10 +46,12 @@ def test_a_key_is_sent_and_shown_nowhere(
     assert all(KEY not in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
 
 
-def test_keys_that_are_missing_or_in_the_wrong_place_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_are_missing_or_in_the_wrong_place_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     with pytest.raises(StudyError, match="export GEMINI_API_KEY"):
-        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu")
+        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path)
     with pytest.raises(ValueError, match="never the key itself"):
         GeminiJudge(kind="gemini", api_key_env="AIzaSy-123")
     for address in (
@@ -83,7 +85,9 @@ def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
         patience = QUICK
         asking = Asker(
-            open_backend(GeminiJudge(kind="gemini"), None, "", "cpu"), AnswerCache(tmp_path), patience
+            open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path),
+            AnswerCache(tmp_path),
+            patience,
         )
         outcomes = judged(asking, CASES[:1])
     assert [outcome.value for outcome in outcomes] == [0.75, 0.75, 1.0]
@@ -92,7 +96,9 @@ def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.
     assert all(KEY not in file.read_text() for file in tmp_path.iterdir())
     # The server is gone now.
     asking = Asker(
-        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu"), AnswerCache(tmp_path / "b"), QUICK
+        open_backend(GeminiJudge(kind="gemini"), None, "", "cpu", tmp_path),
+        AnswerCache(tmp_path / "b"),
+        QUICK,
     )
     with pytest.raises(StudyError, match="answered none of the first") as caught:
         judged(asking)

@@ -139,13 +139,17 @@ def test_what_keeps_failing_is_recorded_with_its_reason_and_asked_again_later(tm
 
 
 def trusted() -> Calibration:
-    cases = planted_cases(24)
+    cases = planted_cases(30)
     return calibrate("j", cases, perfect(cases), 0.8, 0)
 
 
 def perfect(cases: list[Case]) -> list[Outcome]:
-    worth = {"right": 1.0, "wrong": 0.6, "off_topic": 0.2, "empty": 0.0}
-    return [Outcome(name, case.id, worth[case.id.rpartition(":")[2]]) for name in METRICS for case in cases]
+    worth = {"right": 1.0, "same": 0.9, "long": 0.9, "wrong": 0.6, "off_topic": 0.2, "empty": 0.0}
+    return [
+        Outcome(name, case.id, worth.get(case.id.rpartition(":")[2], 0.1))
+        for name in METRICS
+        for case in cases
+    ]
 
 
 @pytest.mark.parametrize(
@@ -242,8 +246,8 @@ def test_a_fair_judge_passes_its_test_and_others_do_not(tmp_path: Path) -> None:
     with serving(judge_server.fair) as server:
         some = planted_cases(10)
         fair = calibrate("fair", some, judged(asker(server, tmp_path), some), 0.7, 0)
-        assert len(server.prompts) == 10 * 4 * len(METRICS)
-    cases = planted_cases(24)
+        assert len(server.prompts) == len(some) * len(METRICS)
+    cases = planted_cases(30)
     for score in fair.scores:
         assert (
             score.accuracy == 1.0
@@ -262,14 +266,14 @@ def test_a_fair_judge_passes_its_test_and_others_do_not(tmp_path: Path) -> None:
     assert rows["g_eval"].value == 0.5 and "UNTRUSTED: same" in rows["g_eval"].note
     assert rows["judge_trusted"].value == 0.0 and rows["judge_accuracy"].value == 0.0
 
-    # Two of 72 pairs the wrong way round: known by hand, 70 / 72, and Wilson's interval for it.
+    # Two of 90 pairs the wrong way round: known by hand, 88 / 90, and Wilson's interval for it.
     slips = [
-        Outcome(one.metric, one.case, 1.0) if one.case in ("bees:wrong", "ink:wrong") else one
+        Outcome(one.metric, one.case, 1.0) if one.case in ("kiln:wrong", "ink:wrong") else one
         for one in perfect(cases)
     ]
     nearly = calibrate("nearly", cases, slips, 0.8, 0).of("correctness")
-    assert (nearly.right, nearly.pairs) == (70, 72) and nearly.trusted
-    z, n, p = 1.959964, 72, 70 / 72
+    assert (nearly.right, nearly.pairs) == (88, 90) and nearly.trusted
+    z, n, p = 1.959964, 90, 88 / 90
     half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
     assert nearly.lo and nearly.lo <= (p + z * z / (2 * n) - half) / (1 + z * z / n) + 1e-6
 

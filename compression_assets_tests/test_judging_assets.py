@@ -11,10 +11,11 @@ from compression_assets.evaluation.judging.calibration import planted_cases
 from compression_assets.evaluation.judging.prompts import METRICS
 from compression_assets.graph.build import build_defs
 from compression_assets.planning.costs import expected_seconds
+from compression_assets.reporting.database import database_of, refresh
 from compression_assets.reporting.leaderboard import doubts, read_leaderboard
-from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.files import load_study
 from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
+from compression_assets_tests.measured_study import measure, row, small_study
 from compression_assets_tests.project import Project, changed
 
 KEY = "PLANTED-KEY-77ab31"
@@ -52,7 +53,9 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
         assert metrics["judge_trusted"] == 0.0 and metrics["judge_accuracy"] == 0.0
         errors = project.query("SELECT DISTINCT error FROM samples.base WHERE metric = 'prompt_alignment'")
         assert errors == [(f"HTTP 500 (no access for {HIDDEN})",)]
-        tested = project.query("SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval'")
+        tested = project.query(
+            "SELECT judge, pairs, trusted FROM judge_calibration WHERE metric = 'g_eval' AND kind = 'all'"
+        )
         assert tested == [(f"m at {server.url}/v1", 14, False)]
         checks = json.loads((project.root / "judged" / "base" / "manifest.json").read_text())["checks"]
         failed = {check["name"]: check["detail"] for check in checks if not check["passed"]}
@@ -67,7 +70,7 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
     repaired = dict(project.query("SELECT metric, value FROM metrics.base WHERE part = 'judged'"))
     assert repaired == {**metrics, "prompt_alignment": 1.0}
 
-    database = MetricsDatabase(project.root / "compression.duckdb")
+    database = database_of(project.root)
     assert "g_eval †" in read_leaderboard(database)[0]
     assert doubts(database)[0].startswith(f"† g_eval is UNTRUSTED: m at {server.url}/v1 puts 0%")
     assert KEY not in output + again
@@ -76,23 +79,15 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
 
 
 def test_only_untrusted_columns_are_marked(tmp_path: Path) -> None:
-    database = MetricsDatabase(tmp_path / "test.duckdb")
-    about = {
-        **{"lo": None, "hi": None, "unit": "0..1", "n": 3, "n_failed": 0, "higher_is_better": True},
-        **{
-            "aggregate": "mean",
-            "data_version": "d",
-            "run_id": "r",
-            "measured_at": "2026-01-01T00:00:00+00:00",
-        },
-    }
     notes = {
         "g_eval": "UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%); 1 failed",
         "prompt_alignment": "1 of 3 items were not judged",
         "judge_trusted": "judge: m",
     }
-    rows = [{"metric": name, "value": 0.5, "note": note, **about} for name, note in notes.items()]
-    database.write_part("base", "base", 0, "judged", rows, [])
+    root = tmp_path / "study"
+    measure(root, "metrics_base", [row(name, 0.5, note) for name, note in notes.items()])
+    refresh(small_study(tmp_path, "P"), root)
+    database = database_of(root)
     assert read_leaderboard(database)[0] == ["ordering", "g_eval †", "prompt_alignment"]
     assert doubts(database) == [
         "† g_eval is UNTRUSTED: m puts 20% of 9 planted pairs in the right order (at least 5%, needed 80%)"

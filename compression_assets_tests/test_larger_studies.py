@@ -1,7 +1,6 @@
 """Studies beyond the paper's: seeds, sweeps, controls with equal tokens, and hundreds of orderings."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,13 +11,13 @@ import yaml
 from scipy import stats
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.rows import MetricRow
 from compression_assets.graph.build import build_defs
+from compression_assets.reporting.database import database_of, refresh
 from compression_assets.store import metrics_schema
-from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.model import Study
 from compression_assets.study.orderings import parse_ordering
+from compression_assets_tests.measured_study import measure, row, small_study
 
 
 def study(tmp_path: Path, **changes: Any) -> Study:
@@ -120,23 +119,28 @@ def _without_rounding() -> dict[str, Any]:
 
 
 def test_seeds_are_summed_up_with_an_interval(tmp_path: Path) -> None:
-    database = MetricsDatabase(tmp_path / "compression.duckdb")
-    values = {"P": 10.0, "P@1": 12.0, "P@2": 17.0, "base": 9.0}
-    for position, (ordering, value) in enumerate(values.items()):
-        row = MetricRow("perplexity", value, "1", 100, higher_is_better=False)
-        key = parse_ordering(ordering).key
-        about = {"data_version": "x", "run_id": "r", "measured_at": "2026-01-01T00:00:00+00:00"}
-        database.write_part(key, ordering, position, "metrics", [asdict(row) | about], [])
+    found = small_study(tmp_path, "P", seeds=[0, 1, 2])
+    root = tmp_path / "study"
+    for key, value in {"p": 10.0, "p_s1": 12.0, "p_s2": 17.0, "base": 9.0}.items():
+        measure(root, f"metrics_{key}", [row("perplexity", value)])
+    refresh(found, root)
+    database = database_of(root)
     columns, rows = database.query("SELECT * FROM leaderboard_seeds WHERE metric = 'perplexity'")
-    found = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    by_ordering = {line[0]: dict(zip(columns, line, strict=True)) for line in rows}
     mean, spread = fmean((10, 12, 17)), stdev((10, 12, 17))
     half = stats.t.ppf(0.975, 2) * spread / 3**0.5
-    assert found["P"]["mean"] == pytest.approx(mean) and found["P"]["sd"] == pytest.approx(spread)
-    assert found["P"]["n"] == 3
-    assert (found["P"]["lo"], found["P"]["hi"]) == pytest.approx((mean - half, mean + half), rel=1e-3)
-    assert found["base"]["n"] == 1 and found["base"]["sd"] is None and found["base"]["lo"] is None
+    assert by_ordering["P"]["mean"] == pytest.approx(mean) and by_ordering["P"]["sd"] == pytest.approx(spread)
+    assert by_ordering["P"]["n"] == 3
+    assert (by_ordering["P"]["lo"], by_ordering["P"]["hi"]) == pytest.approx(
+        (mean - half, mean + half), rel=1e-3
+    )
+    assert (
+        by_ordering["base"]["n"] == 1
+        and by_ordering["base"]["sd"] is None
+        and by_ordering["base"]["lo"] is None
+    )
     quantiles = [stats.t.ppf(0.975, df) for df in range(1, 31)]
-    assert list(metrics_schema.T_QUANTILES) == pytest.approx(quantiles, abs=6e-4)
+    assert pytest.approx(quantiles, abs=6e-4) == metrics_schema.T_QUANTILES
 
 
 def test_the_rescue_study_repeats_the_early_quantizations_with_another_rounding() -> None:

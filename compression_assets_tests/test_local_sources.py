@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from compression_assets.graph.assets.artifact import _contents
+from compression_assets.graph.assets.making import _contents
 from compression_assets.sources.chat import JsonlChat
 from compression_assets.sources.models import DirectoryModel, GgufModel, RandomModel
 from compression_assets_tests.tiny_models import tiny_directory

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
-from compression_assets.graph.assets.leaderboard import read_paper_table
 from compression_assets.planning import work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.planning.summary import as_markdown, as_text, database_rows
+from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.sources.models import DirectoryModel, HubModel
 from compression_assets.study.files import PRESETS, load_study
 from compression_assets.techniques.quantization.apply import quantize_checkpoint

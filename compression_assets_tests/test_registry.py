@@ -104,7 +104,7 @@ def test_what_a_class_leaves_out_has_a_value(entry_points: Callable[..., None]) 
     assert found.reads(recipe) == Reads() and found.checks == ()
     assert found.refusal(config, recipe) is None
     prediction = found.predict(config, recipe, StepContext(max_length=8))
-    assert prediction == Prediction(config) and not prediction.quantized
+    assert prediction == Prediction(config, flops=None, seconds=None) and not prediction.quantized
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from compression_assets.errors import StudyError
 from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.charts import largest_rise
+from compression_assets.reporting.database import database_of, refresh
 from compression_assets.reporting.making import best_model, by_layer
 from compression_assets.reporting.page import fingerprint_of, render, write_report
 from compression_assets.reporting.parts import Page as PageOf
@@ -20,7 +21,7 @@ from compression_assets.reporting.quality import calibration, comparisons, sampl
 from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.results import PAPER_METRICS, leaderboard, pareto_front
 from compression_assets.reporting.seeds import over_seeds
-from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.tables import write_table
 from compression_assets.study.files import load_study
 from compression_assets_tests.project import Project
 
@@ -75,7 +76,7 @@ def html(finished_study: Project) -> str:
 
 @pytest.fixture(scope="module")
 def data(finished_study: Project) -> ReportData:
-    database = MetricsDatabase(finished_study.root / "compression.duckdb")
+    database = database_of(finished_study.root)
     return read_report_data(load_study(finished_study.study_file), finished_study.root, database)
 
 
@@ -171,10 +172,11 @@ def test_the_same_data_give_the_same_page(data: ReportData, html: str, tmp_path:
 
 
 def test_nothing_measured_is_a_sentence(tmp_path: Path) -> None:
-    database = MetricsDatabase(tmp_path / "compression.duckdb")
-    database.write_table("notes", [{"note": "nothing"}])
+    study = load_study("smoke")
+    write_table(tmp_path, "notes", [{"note": "nothing"}])
+    refresh(study, tmp_path)
     with pytest.raises(StudyError, match="no measured model"):
-        read_report_data(load_study("smoke"), tmp_path, database)
+        read_report_data(study, tmp_path, database_of(tmp_path))
 
 
 def test_the_report_says_what_the_data_cannot(data: ReportData) -> None:

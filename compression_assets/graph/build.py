@@ -7,21 +7,21 @@ import dagster as dg
 
 from compression_assets.graph.assets.answer_scores import quality_assets
 from compression_assets.graph.assets.answers import answers_assets
+from compression_assets.graph.assets.code_references import linked_to_repository
 from compression_assets.graph.assets.comparisons import comparisons_asset
 from compression_assets.graph.assets.data import dataset_assets, question_assets
 from compression_assets.graph.assets.diagnostics import diagnostics_assets
 from compression_assets.graph.assets.harness import harness_assets
 from compression_assets.graph.assets.judging import judging_assets
-from compression_assets.graph.assets.leaderboard import report_assets
+from compression_assets.graph.assets.leaderboard import leaderboard_assets
 from compression_assets.graph.assets.metrics import metrics_assets
 from compression_assets.graph.assets.models import model_assets
 from compression_assets.graph.assets.plan import plan_asset
-from compression_assets.graph.assets.recommendation import recommendation
+from compression_assets.graph.assets.recommendation import recommendation_asset
 from compression_assets.graph.assets.report import page_asset, unread
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.jobs import study_jobs
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.machine.workers import PRELOADED, workers
 from compression_assets.study.model import Study
 from compression_assets.study.places import study_root
@@ -40,13 +40,13 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *judging_assets(study),
         *harness_assets(study),
         *diagnostics_assets(study),
-        *report_assets(study),
+        *leaderboard_assets(study),
         comparisons_asset(study),
         plan_asset(study),
-        recommendation,
+        recommendation_asset(study),
     ]
     return dg.Definitions(
-        assets=[*assets, page_asset(study, after=unread(assets))],
+        assets=linked_to_repository([*assets, page_asset(study, after=unread(assets))]),
         jobs=study_jobs(study),
         resources={"gpu": Gpu(), "storage": StudyStorage(root=str(study_root(study))), **(resources or {})},
         executor=_executor(),

@@ -4,13 +4,13 @@ Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every
 """
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.judging.settings import LocalJudge
+from compression_assets.evaluation.judging.settings import LanguageModelJudge
 from compression_assets.planning.devices import DEFAULT_CPU_FLOPS
 from compression_assets.planning.models import known_models
 from compression_assets.planning.steps import Predictions, data_volumes
 from compression_assets.planning.work import volumes
 from compression_assets.study.diagnosed import diagnosed
-from compression_assets.study.leaderboard_models import subjects
+from compression_assets.study.leaderboard_models import leaderboard_models
 from compression_assets.study.model import CorrectedTeacher, Study
 from compression_assets.study.names import (
     BASE_MODEL,
@@ -65,19 +65,19 @@ def expected_seconds(study: Study) -> dict[str, float]:
     clarity = study.evaluation.clarity
     if study.evaluation.answers is not None and clarity is not None and clarity.fluency_model != "base":
         costs[FLUENCY_MODEL] = 30.0
-    for subject in subjects(study):
-        costs[subject.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
+    for entry in leaderboard_models(study):
+        costs[entry.asset("metrics")] = 3.0 + _tokens(study, "evaluation") / SCORED_PER_SECOND
         if study.evaluation.answers is not None and study.data.questions is not None:
             asked = study.evaluation.answers.questions or study.data.questions.count
-            costs[subject.asset("answers")] = 4.0 + asked * ANSWER
-            costs[subject.asset("quality")] = 8.0
+            costs[entry.asset("answers")] = 4.0 + asked * ANSWER
+            costs[entry.asset("quality")] = 8.0
         if study.evaluation.harness is not None:
-            costs[subject.asset("harness")] = 60.0
+            costs[entry.asset("harness")] = 60.0
         if study.evaluation.judge is not None:
-            costs[subject.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
+            costs[entry.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
     if (judge := study.evaluation.judge) is not None:
         costs[JUDGE_CALIBRATION] = SAVING + 4 * judge.calibration_questions * JUDGED
-        if isinstance(judge.model, LocalJudge) and judge.model.source is not None:
+        if isinstance(judge.model, LanguageModelJudge) and judge.model.source is not None:
             costs[JUDGE_MODEL] = 30.0
     if study.evaluation.diagnostics is not None:
         tokens = study.evaluation.diagnostics.tokens or _tokens(study, "evaluation")

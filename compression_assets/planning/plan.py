@@ -277,7 +277,6 @@ class _Planner:
         ]
         if untold:
             notes.append(
-                f"the arithmetic of {', '.join(untold)} is not in the hours: this model's config.json states its sizes "
-                "under names that are not known"
+                f"the arithmetic of {', '.join(untold)} is not in the hours: its technique cannot tell it"
             )
         return [*notes, "downloads are not in the hours"]

@@ -13,8 +13,8 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 from compression_assets.errors import StudyError
+from compression_assets.machine.locks import locked
 from compression_assets.store.fingerprints import file_sha256
-from compression_assets.store.locks import locked
 from compression_assets.strict import Strict
 
 CHUNK = 1 << 20

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
+from compression_assets.machine.locks import Waiting, locked, try_lock
 from compression_assets.store.fingerprints import file_sha256, fingerprint
-from compression_assets.store.locks import Waiting, locked, try_lock
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1

@@ -26,6 +26,10 @@ class Check:
     blocking: bool = True
 
 
+MISSING = "missing"
+"""Metadata key: how much of the step's work has to be asked for again, so that the next run makes it anew."""
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What a step says about itself. Everything in `metadata` is JSON-serialisable; NaN is not.

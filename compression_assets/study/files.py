@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.judging.settings import LocalJudge
+from compression_assets.evaluation.judging.settings import LanguageModelJudge
 from compression_assets.sources.chat import check_chat_source
 from compression_assets.sources.models import check_model_source
 from compression_assets.sources.questions import check_question_source
@@ -116,7 +116,7 @@ def sources_of(study: Study) -> Iterator[tuple[str, Any, Check]]:
     clarity, judge = study.evaluation.clarity, study.evaluation.judge
     if clarity is not None and clarity.fluency_model != "base":
         yield "evaluation.clarity.fluency_model", clarity.fluency_model, check_model_source
-    if judge is not None and isinstance(judge.model, LocalJudge) and judge.model.source is not None:
+    if judge is not None and isinstance(judge.model, LanguageModelJudge) and judge.model.source is not None:
         yield "evaluation.judge.model.source", judge.model.source, check_model_source
     for index, external in enumerate(study.external_models):
         yield f"external_models[{index}].source", external.source, check_model_source

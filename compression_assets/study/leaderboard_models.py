@@ -1,6 +1,6 @@
 """What is measured: every model that an ordering of the study ends in, and models from elsewhere. Names only.
 
-A measurement of whatever kind is one asset a subject, `<part>_<subject>`, so that all of them loop over `subjects`.
+A measurement of whatever kind is one asset a model, `<part>_<key>`, so that all of them loop over `leaderboard_models`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from compression_assets.study.orderings import Ordering
 
 
 @dataclass(frozen=True)
-class Subject:
+class LeaderboardModel:
     """One row of the leaderboard.
 
     key: as in asset and table names ("p_kd_q"). model: asset key of the model directory. title: in the column
@@ -33,21 +33,25 @@ class Subject:
         return self.ordering.path if self.ordering else ()
 
 
-def subjects(study: Study) -> list[Subject]:
+def leaderboard_models(study: Study) -> list[LeaderboardModel]:
     """The base, the orderings and the external models, in the order of the leaderboard."""
     own = [
-        Subject(ordering.key, model_key(study.nodes[ordering.path]), ordering.text, position, ordering)
+        LeaderboardModel(
+            ordering.key, model_key(study.nodes[ordering.path]), ordering.text, position, ordering
+        )
         for position, ordering in enumerate(study.parsed_orderings)
     ]
     external = [
-        Subject(f"external_{model.name}", f"external_{model.name}", f"external: {model.name}", position)
+        LeaderboardModel(
+            f"external_{model.name}", f"external_{model.name}", f"external: {model.name}", position
+        )
         for position, model in enumerate(study.external_models, start=len(own))
     ]
     return own + external
 
 
 def parts(study: Study) -> tuple[str, ...]:
-    """The measurements that the study asks for; each leaves a `measured` artifact for every subject."""
+    """The measurements that the study asks for; each leaves a `measured` artifact for every entry."""
     asked = study.evaluation
     return (
         "metrics",
@@ -59,4 +63,4 @@ def parts(study: Study) -> tuple[str, ...]:
 
 def measurements(study: Study) -> list[str]:
     """Asset keys of all measurements."""
-    return [subject.asset(part) for subject in subjects(study) for part in parts(study)]
+    return [entry.asset(part) for entry in leaderboard_models(study) for part in parts(study)]

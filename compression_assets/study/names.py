@@ -26,7 +26,7 @@ DATASETS_OP = "datasets"
 REPORT = "report"
 PLAN = "plan"
 PARTS = ("metrics", "answers", "quality", "judged", "harness")
-"""Kinds of measurements: each is an asset `<part>_<subject>` for everything that is measured."""
+"""Kinds of measurements: each is an asset `<part>_<model>` for everything that is measured."""
 
 COMPARISONS = "comparisons"
 STEP_DIAGNOSTICS = "step_diagnostics"

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import near_match
-from compression_assets.techniques import registry
+from compression_assets.techniques import registry, technique
 
 BASE = "base"
 DEQUANTIZATION = "D"
@@ -163,8 +163,12 @@ def node_key(path: StepPath, techniques: Mapping[str, Rules] | None = None) -> s
 
 def last_quantized(path: StepPath) -> StepPath | None:
     """The path up to the last quantization before the last step of `path`; None where there is none."""
-    before = [registry.technique(technique_of(token)) for token in path[:-1]]
-    return next((path[:length] for length in range(len(before), 0, -1) if before[length - 1].quantizes), None)
+    try:
+        return path[
+            : technique.last_quantized([registry.technique(technique_of(token)) for token in path[:-1]])
+        ]
+    except StudyError:
+        return None
 
 
 def prefix_tree(

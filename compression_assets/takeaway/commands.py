@@ -26,14 +26,15 @@ def add_takeaway(commands: Any, command: Callable[..., argparse.ArgumentParser])
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
-    from compression_assets.store.metrics_db import MetricsDatabase
-    from compression_assets.study.places import current_study, database_file, study_root
+    from compression_assets.reporting.database import up_to_date
+    from compression_assets.study.places import current_study, study_root
     from compression_assets.takeaway.advice import advise, as_text
     from compression_assets.takeaway.recommend import parse_limits
 
     study = current_study()
     limits = parse_limits(arguments.max_size, arguments.max_perplexity, arguments.max, arguments.min)
-    choice, rows = advise(MetricsDatabase(database_file(study)), limits)
+    database, _ = up_to_date(study, study_root(study))
+    choice, rows = advise(database, limits)
     print(as_text(choice, rows, limits, arguments.study or study.name, study_root(study) / "models"))
     return 0 if choice.model else 1
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
+from compression_assets.reporting.database import up_to_date
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
-from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, model_key, relative_directory
@@ -141,15 +141,18 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
         for step in lineage
     ]
     ordering = node.final.text if node.final else "base"
-    return model_card(node.key, ordering, study.name, lineage[0].metadata, steps, _metrics(root, node.key))
+    return model_card(
+        node.key, ordering, study.name, lineage[0].metadata, steps, _metrics(study, root, node.key)
+    )
 
 
-def _metrics(root: Path, key: str) -> list[dict[str, Any]]:
-    database = MetricsDatabase(root / "compression.duckdb")
+def _metrics(study: Study, root: Path, key: str) -> list[dict[str, Any]]:
+    database, _ = up_to_date(study, root)
     if not database.file.exists():
         return []
     columns, rows = database.query(
-        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'metrics' AND table_name = ?", [key]
+        "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'metrics' AND table_name = ?",
+        [key],
     )
     if not rows[0][0]:
         return []

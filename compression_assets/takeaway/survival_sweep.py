@@ -13,13 +13,14 @@ from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.graph.run import run_study
+from compression_assets.reporting.database import refresh
 from compression_assets.store.artifact_store import ArtifactStore
-from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.tables import write_table
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, TEACHER_LOGITS, model_key, relative_directory
 from compression_assets.study.orderings import Node
-from compression_assets.study.places import database_file, study_root
+from compression_assets.study.places import study_root
 from compression_assets.takeaway.survival_cell import (
     DEFAULT_ROUNDINGS,
     GPTQ,
@@ -74,7 +75,8 @@ def sweep(
         print(f"[{index}/{len(cells)}] {cell.name}: {_summary(rows)}", flush=True)
     rows = stored_rows(root)
     table = [{name: value for name, value in row.items() if name != "nll"} for row in rows]
-    MetricsDatabase(database_file(study)).write_table(TABLE, table)
+    write_table(root, TABLE, table)
+    refresh(study, root)
     return rows
 
 

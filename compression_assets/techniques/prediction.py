@@ -45,7 +45,7 @@ class Prediction:
     config: content of the new model's config.json, as far as it decides shapes and the number format of the weights.
     tokens: content tokens trained on. flops: of training and forward passes. memory: peak bytes, libraries included.
     seconds: of its arithmetic; what reading and writing files takes is added by the plan. None: cannot be told, because
-    the config states its sizes under other names.
+    the config states its sizes under other names or the technique does not say.
     """
 
     config: Config

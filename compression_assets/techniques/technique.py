@@ -73,9 +73,10 @@ class Technique:
     def predict(cls, config: Config, recipe: Any, context: StepContext) -> Prediction:
         """What a step will come to, from the parent's config.json alone.
 
-        Raises StudyError when the recipe cannot be applied to the config.
+        Raises StudyError when the recipe cannot be applied to the config. Where a class does not say, shapes stay what
+        they are and nothing is known of the costs.
         """
-        return Prediction(in_format(config, cls.leaves(recipe)))
+        return Prediction(in_format(config, cls.leaves(recipe)), flops=None, seconds=None)
 
 
 def last_quantized(before: Sequence[type[Technique]]) -> int:

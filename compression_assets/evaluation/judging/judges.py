@@ -7,29 +7,45 @@ from types import SimpleNamespace
 from typing import Any
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.embedding import described
+from compression_assets.evaluation.judging import embedding_judge, likelihood
 from compression_assets.evaluation.judging.asking import Asker, Backend
-from compression_assets.evaluation.judging.prompts import INSTRUCTIONS, import_deepeval
+from compression_assets.evaluation.judging.prompts import INSTRUCTIONS, Case, import_deepeval, metric
 from compression_assets.evaluation.judging.replies import SCALE, Reply, Shape
-from compression_assets.evaluation.judging.settings import GeminiJudge, JudgeModel, LocalJudge
+from compression_assets.evaluation.judging.settings import (
+    EmbeddingJudge,
+    GeminiJudge,
+    JudgeModel,
+    LanguageModelJudge,
+    LikelihoodJudge,
+)
 
 
 def judge_name(model: JudgeModel) -> str:
     """How tables name a judge. No secrets."""
-    if isinstance(model, LocalJudge):
-        return "the base model" if model.source is None else _source_name(model.source)
+    if isinstance(model, LanguageModelJudge):
+        name = "the base model" if model.source is None else _source_name(model.source)
+        return f"{name} (by likelihood)" if isinstance(model, LikelihoodJudge) else name
+    if isinstance(model, EmbeddingJudge):
+        return f"{described(model.model)} (by embedding)"
     return model.model if isinstance(model, GeminiJudge) else f"{model.model} at {model.base_url}"
 
 
-def open_backend(model: JudgeModel, directory: Path | None, weights: str, device: str) -> Backend:
+def open_backend(
+    model: JudgeModel, directory: Path | None, weights: str, device: str, downloads: Path
+) -> Backend:
     """Somebody who answers. directory, weights: of a local judge's model, and its data version.
 
     Raises StudyError when the environment lacks the key.
     """
-    if isinstance(model, LocalJudge):
+    if isinstance(model, EmbeddingJudge):
+        return embedding_judge.EmbeddingBackend(model.model, downloads, judge_name(model))
+    if isinstance(model, LanguageModelJudge):
         from compression_assets.evaluation.judging.local_judge import LocalBackend
 
         assert directory is not None
-        return LocalBackend(directory, weights, device, judge_name(model))
+        backend = likelihood.LikelihoodBackend if isinstance(model, LikelihoodJudge) else LocalBackend
+        return backend(directory, weights, device, judge_name(model))
     key = _key(model.api_key_env, judge_name(model))
     if isinstance(model, GeminiJudge):
         from compression_assets.evaluation.judging.gemini_judge import GeminiBackend
@@ -38,6 +54,40 @@ def open_backend(model: JudgeModel, directory: Path | None, weights: str, device
     from compression_assets.evaluation.judging.openai_judge import OpenAiBackend
 
     return OpenAiBackend(model, key)
+
+
+def metric_of(name: str, case: Case, asker: Asker, max_characters: int) -> Any:
+    """A DeepEval metric of one case: G-Eval or prompt alignment where the judge is asked, else what is read from it."""
+    if isinstance(asker.backend, likelihood.LikelihoodBackend):
+        read = likelihood.score
+    elif isinstance(asker.backend, embedding_judge.EmbeddingBackend):
+        read = embedding_judge.score
+    else:
+        return metric(name, deepeval_model(asker))
+    import_deepeval()
+    from deepeval.metrics import BaseMetric
+
+    class ReadMetric(BaseMetric):
+        def __init__(self) -> None:
+            self.threshold = 0.5
+            self.async_mode = True
+
+        def measure(self, test_case: Any, *_: Any, **__: Any) -> float:
+            raise NotImplementedError("judges are read asynchronously")
+
+        async def a_measure(self, test_case: Any, *_: Any, **__: Any) -> float:
+            self.score = await read(name, case, asker, max_characters)
+            self.success = self.score >= self.threshold
+            return self.score
+
+        def is_successful(self) -> bool:
+            return bool(self.success)
+
+        @property
+        def __name__(self) -> str:
+            return f"{name} ({asker.backend.name})"
+
+    return ReadMetric()
 
 
 def deepeval_model(asker: Asker) -> Any:

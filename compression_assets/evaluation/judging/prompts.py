@@ -109,7 +109,7 @@ def deepeval_case(name: str, case: Case, max_characters: int) -> Any:
     from deepeval.test_case import LLMTestCase
 
     question, context, answer = (
-        _cut(text, max_characters) for text in (case.question, case.context, case.answer)
+        cut(text, max_characters) for text in (case.question, case.context, case.answer)
     )
     prompt = f"Answer this question based on the provided context.\nContext: {context}\nQuestion: {question}"
     return LLMTestCase(
@@ -120,5 +120,6 @@ def deepeval_case(name: str, case: Case, max_characters: int) -> Any:
     )
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
+    """At most `length` characters of a text, marked where the rest is missing."""
     return text if len(text) <= length else text[:length] + _CUT

@@ -33,9 +33,9 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """What is asked for: kind "score", or "verdicts" with exactly `count` of them."""
+    """What is asked for: a "score", exactly `count` "verdicts", the "nats" of a text after another, or a "cosine"."""
 
-    kind: Literal["score", "verdicts"]
+    kind: Literal["score", "verdicts", "nats", "cosine"]
     count: int = 1
 
     def schema(self) -> dict[str, Any]:
@@ -44,6 +44,8 @@ class Shape:
         if self.kind == "score":
             score = {"type": "integer", "enum": [int(label) for label in SCALE]}
             return _object({"reason": reason, "score": score})
+        if self.kind in ("nats", "cosine"):
+            return _object({self.kind: {"type": "number"}})
         verdict = _object({"reason": reason, "verdict": {"type": "string", "enum": list(VERDICTS)}})
         bounds = {"minItems": self.count, "maxItems": self.count}
         return _object({"verdicts": {"type": "array", "items": verdict, **bounds}})
@@ -63,7 +65,10 @@ class Reply:
     def checked(self, shape: Shape) -> "Reply":
         """The same answer in canonical JSON. Raises JudgeError (transient) when it does not fit the shape."""
         value = _parsed(self.text, shape.kind)
-        content = _score(value) if shape.kind == "score" else _verdicts(value, shape.count)
+        if shape.kind in ("nats", "cosine"):
+            content = _number(value, shape.kind)
+        else:
+            content = _score(value) if shape.kind == "score" else _verdicts(value, shape.count)
         if any(not (math.isfinite(value) and value <= ROUNDING) for _, value in self.top or ()):
             raise _garbage("its log-probabilities are none")
         return Reply(json.dumps(content), self.top, self.tokens)
@@ -99,6 +104,14 @@ def _score(value: dict[str, Any]) -> dict[str, Any]:
     if not whole or str(int(score or 0)) not in SCALE:
         raise _garbage(f"its score {str(score)[:40]!r} is not on the scale {SCALE[0]} to {SCALE[-1]}")
     return {"reason": str(value.get("reason", "")), "score": int(score or 0)}
+
+
+def _number(value: dict[str, Any], name: str) -> dict[str, Any]:
+    number = value.get(name)
+    least = 0.0 if name == "nats" else -1 - ROUNDING
+    if not isinstance(number, float) or not math.isfinite(number) or number < least:
+        raise JudgeError(f"it gives {name} of {number}", transient=False)
+    return value
 
 
 def _verdicts(value: dict[str, Any], count: int) -> dict[str, Any]:

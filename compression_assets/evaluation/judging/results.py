@@ -59,7 +59,7 @@ def to_rows(samples: Sequence[Sample], coverage: float, calibration: Calibration
     rows = []
     for column in COLUMNS:
         row = mean_row(column, list(samples), higher_is_better=True, coverage=coverage)
-        notes = [calibration.doubt(column), _why(row, samples)]
+        notes = [calibration.doubt(column) or calibration.weakness(column), _why(row, samples)]
         rows.append(replace(row, note="; ".join(note for note in notes if note)))
     return [
         *rows,

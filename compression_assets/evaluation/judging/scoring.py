@@ -3,17 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.asking import Asker
-from compression_assets.evaluation.judging.judges import dead_judge, deepeval_model
+from compression_assets.evaluation.judging.judges import dead_judge, metric_of
 from compression_assets.evaluation.judging.prompts import (
     METRICS,
     Case,
     deepeval_case,
     import_deepeval,
-    metric,
 )
 from compression_assets.evaluation.judging.replies import JudgeError
 from compression_assets.store.reports import Report, no_report
@@ -48,7 +46,6 @@ async def _judge_all(
     cases: Sequence[Case], asker: Asker, max_characters: int, asset: str, report: Report
 ) -> list[Outcome]:
     import_deepeval()
-    judge = deepeval_model(asker)
     gate = asyncio.Semaphore(asker.patience.concurrency if asker.backend.parallel else 1)
     total = len(METRICS) * len(cases)
     done = 0
@@ -62,7 +59,7 @@ async def _judge_all(
                 given_up = dead_judge(asker, asset)
             if given_up is not None:
                 return None
-            outcome = await _judge(name, case, judge, max_characters)
+            outcome = await _judge(name, case, asker, max_characters)
         done += 1
         report(done, total, "judging")
         return outcome
@@ -78,10 +75,10 @@ async def _judge_all(
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def _judge(name: str, case: Case, judge: Any, max_characters: int) -> Outcome:
+async def _judge(name: str, case: Case, asker: Asker, max_characters: int) -> Outcome:
     from deepeval.errors import ContextWindowExceededError
 
-    measured = metric(name, judge)
+    measured = metric_of(name, case, asker, max_characters)
     try:
         value = await measured.a_measure(deepeval_case(name, case, max_characters), _show_indicator=False)
     except JudgeError as error:

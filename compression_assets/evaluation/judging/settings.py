@@ -1,16 +1,17 @@
 """What a study file says about judging. Light: imported with the study, before deepeval and torch."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
+from compression_assets.evaluation.embedding import EmbeddingSource
 from compression_assets.sources.models import ModelSource
 from compression_assets.strict import Strict
 
-PLANTED_QUESTIONS = 24
-"""Questions of the calibration test that ship with the package (`data/planted_answers.jsonl`)."""
+PLANTED_QUESTIONS = 30
+"""Questions of the calibration test that ship with the package (the half `test` of `data/planted_answers.jsonl`)."""
 
 
 def _variable(name: str) -> str:
@@ -35,6 +36,20 @@ def _plain_url(url: str) -> str:
 
 Variable = Annotated[str, AfterValidator(_variable)]
 Text = Annotated[str, Field(min_length=1)]
+Kind = Literal[
+    "wrong",
+    "off_topic",
+    "empty",
+    "other_words",
+    "long",
+    "denial",
+    "parroting",
+    "copying",
+    "run_on",
+    "other_language",
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+"""What is tried in the calibration test: see `calibration.PAIRS`."""
 
 
 class GeminiJudge(Strict):
@@ -73,7 +88,27 @@ class LocalJudge(Strict):
     source: ModelSource | None = None
 
 
-JudgeModel = Annotated[GeminiJudge | OpenAiJudge | LocalJudge, Field(discriminator="kind")]
+class LikelihoodJudge(Strict):
+    """A transformers model on this machine that is not asked but read: how far an answer and what is known explain each
+    other, by their likelihoods. Any language model will do, a small one too. source: left out, the study's own base."""
+
+    kind: Literal["likelihood"]
+    source: ModelSource | None = None
+
+
+class EmbeddingJudge(Strict):
+    """Cosines of sentence embeddings between question, expected answer and answer: fast, and independent of any
+    language model. It knows what an answer is about, hardly whether it is true."""
+
+    kind: Literal["embedding"]
+    model: EmbeddingSource
+
+
+JudgeModel = Annotated[
+    GeminiJudge | OpenAiJudge | LocalJudge | LikelihoodJudge | EmbeddingJudge, Field(discriminator="kind")
+]
+LanguageModelJudge = LocalJudge | LikelihoodJudge
+"""Judges that are a model directory on this machine."""
 
 
 class PatienceSettings(Strict):
@@ -99,7 +134,9 @@ class JudgeSettings(Strict):
 
     items: answers judged of each model, the first of its question set, so the same ones for all. coverage: share of
     them that must have been judged for a score to stand. calibration_questions: of the planted ones that the judge
-    is tried on. trust: a column is trusted when the lower end of the judge's pairwise accuracy reaches it.
+    is tried on. trust: a column is trusted when the lower end of the judge's pairwise accuracy reaches it;
+    trust_kinds: kinds of planted pairs whose own accuracy has to reach it too. others: judges of the same answers whose
+    scores are compared with the first one's in the table `judge_agreement`, and stand in no other.
     max_characters: of a context, question or answer as the judge reads it; the rest is cut off and marked.
     """
 
@@ -108,8 +145,24 @@ class JudgeSettings(Strict):
     coverage: float = Field(default=0.95, gt=0, le=1)
     calibration_questions: int = Field(default=PLANTED_QUESTIONS, ge=2, le=PLANTED_QUESTIONS)
     trust: float = Field(default=0.8, gt=0.5, lt=1)
+    trust_kinds: tuple[Kind, ...] = ()
+    others: tuple[JudgeModel, ...] = ()
     max_characters: int = Field(default=6000, ge=100)
     patience: PatienceSettings = PatienceSettings()
+
+    @field_validator("trust_kinds", "others", mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        return tuple(values) if isinstance(values, list) else values
+
+    @field_validator("others")
+    @classmethod
+    def _no_further_models(cls, others: tuple[JudgeModel, ...]) -> tuple[JudgeModel, ...]:
+        if any(isinstance(other, LanguageModelJudge) and other.source is not None for other in others):
+            raise ValueError(
+                "others may judge with the base model, an address or embeddings, not a model of their own"
+            )
+        return others
 
     def content(self) -> dict[str, Any]:
         """JSON of everything that a judged score depends on: all but the patience."""

@@ -1,4 +1,4 @@
-"""`quality_<subject>`: SQuAD scores, length and clarity of each model's answers, copied into DuckDB."""
+"""`quality_<model>`: SQuAD scores, length and clarity of each model's answers."""
 
 from importlib.metadata import version
 
@@ -6,12 +6,11 @@ import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import ClaritySettings
-from compression_assets.graph.assets.artifact import Artifact, Workplace
-from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
+from compression_assets.graph.assets.artifact import BuildContext
+from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.model_asset import released_model_asset
-from compression_assets.graph.resources.storage import StudyStorage
 from compression_assets.store.reports import StepReport
-from compression_assets.study.leaderboard_models import Subject, subjects
+from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, FLUENCY_MODEL
 
@@ -19,10 +18,10 @@ PART = "quality"
 
 
 def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """One a subject, and `fluency_model` where that is not the base; none in a study that asks no questions."""
+    """One a model, and `fluency_model` where that is not the base; none in a study that asks no questions."""
     if study.evaluation.answers is None:
         return []
-    assets = [_quality_asset(study, subject) for subject in subjects(study)]
+    assets = [_quality_asset(study, model) for model in leaderboard_models(study)]
     clarity = study.evaluation.clarity
     if clarity is not None and clarity.fluency_model != "base":
         assets.append(
@@ -37,21 +36,12 @@ def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
     return assets
 
 
-def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
-    answers = subject.asset("answers")
+def _quality_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition:
+    answers = model.asset("answers")
     clarity = study.evaluation.clarity
     fluency_model = _fluency_asset(clarity)
-    artifact = Artifact(
-        asset=subject.asset(PART),
-        settings={"clarity": clarity.model_dump(mode="json") if clarity else None} | _versions(clarity),
-        code="compression_assets.evaluation.answer_scores",
-        inputs=(answers, *([fluency_model] if clarity else [])),
-        parent=subject.model,
-        path=subject.path,
-        sources=(clarity.embedding_model,) if clarity else (),
-    )
 
-    def measure(place: Workplace, storage: StudyStorage) -> tuple[list[MetricRow], list[Sample], StepReport]:
+    def measure(place: BuildContext) -> tuple[list[MetricRow], list[Sample], StepReport]:
         from compression_assets.evaluation.answer_scores import measure_answers, measure_answers_clarity
         from compression_assets.evaluation.answers import read_answers
 
@@ -63,7 +53,7 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
                 clarity,
                 fluency_model,
                 place.inputs[fluency_model],
-                storage.downloads,
+                place.storage.downloads,
                 place.device,
                 place.report,
             )
@@ -71,8 +61,17 @@ def _quality_asset(study: Study, subject: Subject) -> dg.AssetsDefinition:
         values = {row.metric: row.value for row in rows}
         return rows, samples, StepReport(metadata={"summary": f"F1 {values['f1']:.2f}"})
 
-    about = f"SQuAD scores, length and clarity of the answers of {subject.model}"
-    return measured_asset(study, subject, artifact, Measurement(PART, PART, about, measure))
+    artifact = measurement(
+        model,
+        PART,
+        measure,
+        settings={"clarity": clarity.model_dump(mode="json") if clarity else None} | _versions(clarity),
+        code=("compression_assets.evaluation.answer_scores",),
+        inputs=(answers, *([fluency_model] if clarity else [])),
+        sources=(clarity.embedding_model,) if clarity else (),
+    )
+    about = f"SQuAD scores, length and clarity of the answers of {model.model}"
+    return measured_asset(study, model, artifact, group=PART, about=about)
 
 
 def _versions(clarity: ClaritySettings | None) -> dict[str, str]:

@@ -4,8 +4,6 @@ Everything that judges answers reads these; nothing generates them again.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,16 +12,17 @@ from compression_assets.evaluation import four_bit
 from compression_assets.evaluation.answers import Answer, read_answers
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import AnswerSettings
-from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.artifact import BuildContext
 from compression_assets.graph.assets.code import format_code
-from compression_assets.graph.assets.data import question_input
-from compression_assets.graph.assets.measured_asset import Measurement, measured_asset
+from compression_assets.graph.assets.data import question_artifact
+from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.memory import of_scoring
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
+from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import StepReport
-from compression_assets.study.leaderboard_models import Subject, subjects
+from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
-from compression_assets.study.names import QUESTION_SET
+from compression_assets.study.names import QUESTION_SET, relative_directory
 from compression_assets.study.orderings import technique_of
 from compression_assets.tables import markdown
 from compression_assets.techniques import registry
@@ -35,36 +34,24 @@ SHOWN = 5
 
 
 def answers_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """`answers_<subject>` for every model that is measured, in a study that asks for answers."""
+    """`answers_<model>` for every model that is measured, in a study that asks for answers."""
     settings = study.evaluation.answers
     if settings is None:
         return []
-    return [_answers_asset(study, subject, settings) for subject in subjects(study)]
+    return [_answers_asset(study, model, settings) for model in leaderboard_models(study)]
 
 
-def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> dg.AssetsDefinition:
-    model = subject.model
-    quantized = bool(subject.path) and registry.technique(technique_of(subject.path[-1])).quantizes
-    artifact = Artifact(
-        asset=subject.asset(PART),
-        settings={PART: settings.model_dump(mode="json")},
-        code=("compression_assets.evaluation.answering", *format_code(study, subject.path)),
-        inputs=(model, QUESTION_SET),
-        # Greedy answers are the same whatever the seed.
-        seed=study.seed if settings.temperature > 0 else None,
-        parent=model,
-        path=subject.path,
-        warnings=(four_bit.CHECK,) if quantized else (),
-        needs=of_scoring(model, study),
-    )
+def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettings) -> dg.AssetsDefinition:
+    asset = model.model
+    quantized = bool(model.path) and registry.technique(technique_of(model.path[-1])).quantizes
 
-    def measure(place: Workplace, storage: StudyStorage) -> tuple[list[MetricRow], list[Sample], StepReport]:
+    def measure(place: BuildContext) -> tuple[list[MetricRow], list[Sample], StepReport]:
         from compression_assets.evaluation.answering import answer_questions
         from compression_assets.evaluation.answers import write_answers, write_speed
         from compression_assets.text.questions import read_question_set
 
         answered = answer_questions(
-            place.inputs[model],
+            place.inputs[asset],
             read_question_set(place.inputs[QUESTION_SET]),
             settings,
             study.seed,
@@ -84,31 +71,34 @@ def _answers_asset(study: Study, subject: Subject, settings: AnswerSettings) -> 
         )
         return answered.rows(), answered.samples(), report
 
-    def to_table(storage: StudyStorage, directory: Path) -> dict[str, Any]:
-        found = read_answers(directory)
-        storage.database.write_table(TABLE, table_rows(subject.key, found), ["model"])
-        sql = f"`SELECT question, answer FROM {TABLE} WHERE model = '{subject.key}'`"
+    artifact = measurement(
+        model,
+        PART,
+        measure,
+        settings={PART: settings.model_dump(mode="json")},
+        code=("compression_assets.evaluation.answering", *format_code(study, model.path)),
+        inputs=(asset, QUESTION_SET),
+        # Greedy answers are the same whatever the seed.
+        seed=study.seed if settings.temperature > 0 else None,
+        warnings=(four_bit.CHECK,) if quantized else (),
+        memory=of_scoring(asset, study),
+    )
+
+    def metadata(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
+        found = read_answers(storage.artifacts.root / relative_directory(manifest.asset))
+        sql = f"`SELECT question, answer FROM {TABLE} WHERE model = '{model.key}'`"
         return {"examples": _examples(found), "sql": dg.MetadataValue.md(sql)}
 
-    about = f"What {model} answers to the questions (table {TABLE}) and how fast"
-    measurement = Measurement(
-        PART,
-        PART,
-        about,
-        measure,
+    return measured_asset(
+        study,
+        model,
+        artifact,
+        group=PART,
+        about=f"What {asset} answers to the questions (table {TABLE}) and how fast",
         kinds=frozenset({"parquet", "duckdb"}),
-        side_inputs=(question_input(study),),
-        more=to_table,
+        on_demand=(question_artifact(study),),
+        metadata=metadata,
     )
-    return measured_asset(study, subject, artifact, measurement)
-
-
-def table_rows(model: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Rows of the table `answers`, in the order of the questions."""
-    return [
-        {"model": model, "position": position, **asdict(answer), "expected": list(answer.expected)}
-        for position, answer in enumerate(answers)
-    ]
 
 
 def _examples(answers: Sequence[Answer]) -> dg.MarkdownMetadataValue:

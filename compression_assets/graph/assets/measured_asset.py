@@ -1,93 +1,109 @@
-"""One way to make the asset of a measurement: measure a subject once into an artifact, then copy that into DuckDB."""
+"""The asset `<part>_<key>` of a measurement of a leaderboard's model: rows and samples as Parquet."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import dagster as dg
 
+from compression_assets.evaluation.measured import read_rows, rows_with_intervals, write_measured
 from compression_assets.evaluation.rows import MetricRow, Sample
-from compression_assets.graph.assets.artifact import (
-    Artifact,
-    ArtifactConfig,
-    Workplace,
-    as_failure,
-    make,
-    result,
-)
-from compression_assets.graph.assets.made_on_demand import SideInput, make_missing
-from compression_assets.graph.assets.measured import record, write_measured
+from compression_assets.graph.assets.artifact import Artifact, Build, BuildContext
+from compression_assets.graph.assets.artifact_asset import Metadata, Shown, artifact_asset
 from compression_assets.graph.assets.priority import FILL, PRIORITY
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.resources import StudyStorage
+from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import StepReport
-from compression_assets.study.leaderboard_models import Subject
+from compression_assets.study.leaderboard_models import LeaderboardModel
 from compression_assets.study.model import Study
-from compression_assets.study.names import OWNERS, POOL, relative_directory
+from compression_assets.study.names import POOL, relative_directory
+from compression_assets.tables import markdown
 
-Measure = Callable[[Workplace, StudyStorage], tuple[Sequence[MetricRow], Sequence[Sample], StepReport]]
+WRITER = "compression_assets.evaluation.measured:write_measured"
+
+Measure = Callable[[BuildContext], tuple[Sequence[MetricRow], Sequence[Sample], StepReport]]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What sets one kind of measurement of a subject apart from the others.
+def measurement(
+    model: LeaderboardModel, part: str, measure: Measure, *, code: tuple[str, ...], **about: Any
+) -> Artifact:
+    """The artifact of a measurement. part: prefix of its key. code: what measures, as in Artifact.
 
-    part: prefix of the asset's key. group: in the UI, and its tag `stage`.
-    about: its description, to which the table's name is added.
-    measure: writes what it likes into the workplace and returns rows, samples per item and a report.
-    side_inputs: made first where they are missing. incomplete: whether a finished measurement has to be made again.
-    lineage: rows for the table of that name.
-    more: metadata for Dagster from the finished directory, after it was recorded.
+    measure: returns rows, samples by item and a report, and may write more into its context's output.
+    about: further fields of Artifact.
     """
-
-    part: str
-    group: str
-    about: str
-    measure: Measure
-    kinds: frozenset[str] = frozenset({"duckdb"})
-    priority: str = FILL
-    pool: str | None = POOL
-    side_inputs: tuple[SideInput, ...] = ()
-    incomplete: Callable[[StudyStorage], bool] = lambda storage: False
-    lineage: Callable[[StudyStorage], Sequence[dict[str, Any]]] = lambda storage: ()
-    more: Callable[[StudyStorage, Path], Mapping[str, Any]] = lambda storage, directory: {}
+    return Artifact(
+        asset=model.asset(part),
+        build=_writing(measure),
+        code=(*code, WRITER),
+        parent=model.model,
+        path=model.path,
+        **about,
+    )
 
 
 def measured_asset(
-    study: Study, subject: Subject, artifact: Artifact, measurement: Measurement
+    study: Study,
+    model: LeaderboardModel,
+    artifact: Artifact,
+    *,
+    group: str,
+    about: str,
+    kinds: frozenset[str] = frozenset({"duckdb"}),
+    priority: str = FILL,
+    pool: str | None = POOL,
+    on_demand: tuple[Artifact, ...] = (),
+    metadata: Metadata = lambda manifest, storage: {},
 ) -> dg.AssetsDefinition:
-    """The asset `<part>_<subject>`."""
-    part = measurement.part
+    """group: in the UI, and its tag `stage`. about: its description, to which the table's name is added.
 
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name=measurement.group,
-        description=f"{measurement.about}, in DuckDB table metrics.{subject.key}.",
-        kinds=set(measurement.kinds),
-        tags={"stage": measurement.group, "ordering": subject.key},
-        owners=OWNERS,
-        code_version=artifact.code_version,
-        check_specs=artifact.check_specs(),
-        op_tags={PRIORITY: measurement.priority},
-        pool=measurement.pool,
+    metadata: shown beside the figures, which every measurement has.
+    """
+
+    def shown(manifest: Manifest, storage: StudyStorage) -> Mapping[str, Any]:
+        return {**_figures(study, model, manifest, storage), **metadata(manifest, storage)}
+
+    return artifact_asset(
+        Shown(
+            artifact,
+            group=group,
+            description=f"{about}, in DuckDB table metrics.{model.key}.",
+            kinds=kinds,
+            tags={"stage": group, "ordering": model.key},
+            metadata=shown,
+        ),
+        priority={PRIORITY: priority},
+        pool=pool,
+        on_demand=on_demand,
+        recorded_in=study,
     )
-    def measured(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            rows, samples, report = measurement.measure(place, storage)
-            write_measured(place.output, rows, samples, context.run_id)
-            return report
 
-        make_missing(measurement.side_inputs, context, storage, gpu)
-        again = config.rebuild or measurement.incomplete(storage)
-        manifest, cached = make(context, artifact, build, storage, gpu, again)
-        directory = storage.artifacts.root / relative_directory(artifact.asset)
-        with as_failure(artifact.asset):
-            shown = record(study, storage, subject, part, manifest, measurement.lineage(storage))
-            shown |= measurement.more(storage, directory)
-        return result(manifest, cached, directory, **shown)
 
-    return measured
+def _writing(measure: Measure) -> Build:
+    @wraps(measure)
+    def build(place: BuildContext) -> StepReport:
+        rows, samples, report = measure(place)
+        write_measured(place.output, rows, samples)
+        return replace(report, metadata={**report.metadata, "run_id": place.run_id})
+
+    return build
+
+
+def _figures(
+    study: Study, model: LeaderboardModel, manifest: Manifest, storage: StudyStorage
+) -> dict[str, Any]:
+    root = storage.artifacts.root
+    directory = root / relative_directory(manifest.asset)
+    settings = study.evaluation.statistics
+    rows = read_rows(
+        rows_with_intervals(root, manifest.asset, directory, manifest.data_version, settings, study.seed)
+    )
+    columns = ("metric", "value", "lo", "hi", "unit", "n", "n_failed", "note")
+    table = markdown(columns, [[getattr(row, name) for name in columns] for row in rows])
+    return {
+        "figures": dg.MetadataValue.md(table),
+        **{row.metric: row.value for row in rows},
+        **{f"{row.metric}_note": row.note for row in rows if row.note},
+        "sql": dg.MetadataValue.md(f"`SELECT * FROM metrics.{model.key}`"),
+    }

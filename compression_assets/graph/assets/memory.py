@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compression_assets.graph.assets.artifact import MemoryNeeds
+from compression_assets.graph.assets.artifact import MemoryEstimate
 from compression_assets.machine.devices import compute_bytes
 from compression_assets.planning.memory import logits_memory, scoring_memory
 from compression_assets.study.model import Study
@@ -18,30 +18,30 @@ from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
 
 
-def of_step(model: str, token: str, study: Study) -> MemoryNeeds:
+def of_step(model: str, token: str, study: Study) -> MemoryEstimate:
     """Of a step applied to the model of an asset."""
     found, recipe = technique(technique_of(token)), study.recipe(token)
 
-    def needs(inputs: Mapping[str, Path], device: str) -> int | None:
+    def estimate(inputs: Mapping[str, Path], device: str) -> int | None:
         return found.predict(_config(inputs[model]), recipe, _context(study, device)).memory
 
-    return needs
+    return estimate
 
 
-def of_correction(recipe: FinetuneRecipe, study: Study) -> MemoryNeeds:
+def of_correction(recipe: FinetuneRecipe, study: Study) -> MemoryEstimate:
     """Of fine-tuning the base model to be the teacher."""
     return lambda inputs, device: (
         predict_finetuning(_config(inputs[BASE_MODEL]), recipe, _context(study, device)).memory
     )
 
 
-def of_logits(study: Study) -> MemoryNeeds:
+def of_logits(study: Study) -> MemoryEstimate:
     """Of running the teacher over the distillation set."""
     estimate = partial(logits_memory, recipe=study.teacher_logits, max_length=study.data.max_length)
     return lambda inputs, device: _from_config(inputs[TEACHER_MODEL], estimate, device)
 
 
-def of_scoring(model: str, study: Study) -> MemoryNeeds:
+def of_scoring(model: str, study: Study) -> MemoryEstimate:
     """Of measuring the perplexity of the model of an asset."""
     batch_size = study.evaluation.perplexity.batch_size
     estimate = partial(scoring_memory, batch_size=batch_size, max_length=study.data.max_length)

@@ -1,18 +1,16 @@
-"""One definition for every asset that is a model directory: base, teacher and the nodes of the prefix tree."""
+"""Every asset that is a model directory: base, teacher and the nodes of the prefix tree."""
 
-from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 
-from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.assets.artifact import Artifact, BuildContext
+from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.reporting.sparkline import loss_picture
 from compression_assets.sources.models import ModelSource
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import Check, StepReport
-from compression_assets.study.names import OWNERS, POOL, relative_directory
+from compression_assets.study.names import relative_directory
 
 SHOWN_ROWS = 60
 COMPLETE = "manifest_complete"
@@ -24,7 +22,6 @@ REQUIRED = (
 
 def model_asset(
     artifact: Artifact,
-    build: Callable[[Workplace, StudyStorage], StepReport],
     *,
     group: str,
     description: str,
@@ -32,57 +29,42 @@ def model_asset(
     kind: str = "huggingface",
     priority: dict[str, str] | None = None,
 ) -> dg.AssetsDefinition:
-    """An asset that leaves a model directory, written by `build`. kind: the library of its number format."""
-
-    @dg.asset(
-        key=artifact.asset,
-        deps=list(artifact.inputs),
-        group_name=group,
-        description=description,
-        kinds={"pytorch", kind},
-        tags=tags,
-        owners=OWNERS,
-        pool=POOL,
-        op_tags=priority,
-        code_version=artifact.code_version,
-        check_specs=[
-            *artifact.check_specs(),
-            dg.AssetCheckSpec(COMPLETE, asset=artifact.asset, blocking=True),
-        ],
+    """The asset of a model directory. kind: the library of its number format."""
+    return artifact_asset(
+        Shown(
+            artifact,
+            group=group,
+            description=description,
+            kinds=frozenset({"pytorch", kind}),
+            tags=tags,
+            metadata=lambda manifest, storage: model_metadata(manifest),
+            more_checks={COMPLETE: _completeness},
+        ),
+        priority=priority,
     )
-    def model(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build_here(place: Workplace) -> StepReport:
-            return build(place, storage)
-
-        manifest, cached = make(context, artifact, build_here, storage, gpu, config.rebuild)
-        directory = storage.artifacts.root / relative_directory(artifact.asset)
-        return result(manifest, cached, directory, [_completeness(manifest)], **model_metadata(manifest))
-
-    return model
 
 
 def released_model_asset(
     asset: str, source: ModelSource, *, group: str, description: str, tags: dict[str, str]
 ) -> dg.AssetsDefinition:
     """A model as somebody released it, written as a bfloat16 model directory."""
-    artifact = Artifact(
-        asset=asset,
-        settings=source.model_dump(mode="json"),
-        code="compression_assets.sources.models",
-        checks=("weights_finite", "size_as_asked"),
-        sources=(source,),
-    )
 
-    def build(place: Workplace, storage: StudyStorage) -> StepReport:
+    def build(place: BuildContext) -> StepReport:
         from compression_assets.sources.models import fetch_model
         from compression_assets.weights.checkpoints import check_finite, check_size
 
-        metadata = fetch_model(source, place.output, storage.downloads)
+        metadata = fetch_model(source, place.output, place.storage.downloads)
         return StepReport(checks=(check_finite(place.output), check_size(place.output)), metadata=metadata)
 
-    return model_asset(artifact, build, group=group, description=description, tags=tags)
+    artifact = Artifact(
+        asset=asset,
+        build=build,
+        settings=source.model_dump(mode="json"),
+        code=("compression_assets.sources.models",),
+        checks=("weights_finite", "size_as_asked"),
+        sources=(source,),
+    )
+    return model_asset(artifact, group=group, description=description, tags=tags)
 
 
 def _completeness(manifest: Manifest) -> Check:

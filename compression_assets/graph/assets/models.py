@@ -5,12 +5,11 @@ import json
 import dagster as dg
 
 from compression_assets.errors import StudyError
-from compression_assets.graph.assets.artifact import Artifact, Workplace
+from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.code import step_code
 from compression_assets.graph.assets.memory import of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import PRIORITY, longest_ways
-from compression_assets.graph.resources.storage import StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, model_key
@@ -51,47 +50,22 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     """The artifact of one node: made by its last step from its parent and the data which that step reads."""
     assert node.step is not None
     technique = registry.technique(node.technique or "")
-    parent_key = model_key(parent)
-    return Artifact(
-        asset=model_key(node),
-        settings=study.recipe(node.step).model_dump(mode="json"),
-        code=step_code(study, node),
-        inputs=tuple(
-            dict.fromkeys((parent_key, *study.inputs_of(node.step), *_earlier_models(study, node).values()))
-        ),
-        seed=study.seed if node.seed is None else node.seed,
-        parent=parent_key,
-        technique=node.step,
-        path=node.path,
-        checks=technique.checks,
-        needs=of_step(parent_key, node.step, study),
-    )
-
-
-def _earlier_models(study: Study, node: Node) -> dict[str, str]:
-    """The technique's name for each earlier model that a node's last step reads -> its asset key."""
-    return {name: model_key(study.nodes[path]) for name, path in study.models_read(node.path).items()}
-
-
-def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
-    artifact = step_artifact(study, node, parent)
-    assert node.step is not None
-    technique = registry.technique(node.technique or "")
     recipe, data = study.recipe(node.step), study.inputs_of(node.step)
     parent_key = model_key(parent)
-    earlier = _earlier_models(study, node)
+    seed = study.seed if node.seed is None else node.seed
+    earlier = {name: model_key(study.nodes[path]) for name, path in study.models_read(node.path).items()}
 
-    def build(place: Workplace, _: StudyStorage) -> StepReport:
+    def build(place: BuildContext) -> StepReport:
         config = json.loads((place.inputs[parent_key] / "config.json").read_text())
         if reason := technique.refusal(config, recipe):
-            raise StudyError(f"{artifact.asset} cannot be made: {reason}")
+            raise StudyError(f"{model_key(node)} cannot be made: {reason}")
         return technique.apply(
             StepInputs(
                 parent=place.inputs[parent_key],
                 output=place.output,
                 recipe=recipe,
                 data={asset: place.inputs[asset] for asset in data},
-                seed=study.seed if node.seed is None else node.seed,
+                seed=seed,
                 device=place.device,
                 report=place.report,
                 scratch=place.scratch,
@@ -100,11 +74,27 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
             )
         )
 
+    return Artifact(
+        asset=model_key(node),
+        build=build,
+        settings=recipe.model_dump(mode="json"),
+        code=step_code(study, node),
+        inputs=tuple(dict.fromkeys((parent_key, *data, *earlier.values()))),
+        seed=seed,
+        parent=parent_key,
+        technique=node.step,
+        path=node.path,
+        checks=technique.checks,
+        memory=of_step(parent_key, node.step, study),
+    )
+
+
+def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
+    technique = registry.technique(node.technique or "")
     return model_asset(
-        artifact,
-        build,
+        step_artifact(study, node, parent),
         group=_group(node),
-        description=f"{technique.title} of {parent_key}. Steps so far: {' → '.join(node.path)}.",
+        description=f"{technique.title} of {model_key(parent)}. Steps so far: {' → '.join(node.path)}.",
         tags={
             "stage": "model",
             "technique": (node.technique or "").lower(),
@@ -113,7 +103,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
             **_variants(node),
             **({"ordering": node.final.key} if node.final else {}),
         },
-        kind=technique.leaves(recipe).library,
+        kind=technique.leaves(study.recipe(node.step or "")).library,
         priority={PRIORITY: str(seconds)},
     )
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import dagster as dg
 
-from compression_assets.graph.assets.artifact import tracked
-from compression_assets.graph.resources.storage import StudyStorage
-from compression_assets.study.names import OWNERS, RECOMMENDATION
+from compression_assets.graph.assets.report_asset import Outcome, report_asset
+from compression_assets.graph.resources import StudyStorage
+from compression_assets.reporting.database import up_to_date
+from compression_assets.study.model import Study
+from compression_assets.study.names import RECOMMENDATION
 
 
 class RecommendationConfig(dg.Config):
@@ -17,31 +19,31 @@ class RecommendationConfig(dg.Config):
     minimum: dict[str, float] = {}
 
 
-@dg.asset(
-    key=RECOMMENDATION,
-    deps=["leaderboard"],
-    group_name="report",
-    description="Models that no other is both as small as and as good as, and the one to take under given limits.",
-    kinds={"duckdb"},
-    tags={"stage": "report"},
-    owners=OWNERS,
-)
-def recommendation(
-    context: dg.AssetExecutionContext, config: RecommendationConfig, storage: StudyStorage
-) -> dg.MaterializeResult:
-    from compression_assets.takeaway.advice import advise, as_markdown
-    from compression_assets.takeaway.recommend import Limits, parse_limits
+def recommendation_asset(study: Study) -> dg.AssetsDefinition:
+    def compute(storage: StudyStorage, config: RecommendationConfig) -> Outcome:
+        from compression_assets.takeaway.advice import advise, as_markdown
+        from compression_assets.takeaway.recommend import Limits, parse_limits
 
-    with tracked(context, storage, RECOMMENDATION):
+        root = storage.artifacts.root
         stated = parse_limits(config.max_size, config.max_perplexity, (), ())
         limits = Limits(stated.most, config.minimum)
-        choice, rows = advise(storage.database, limits)
-    metadata: dict[str, Any] = {
-        "why": choice.why,
-        "pareto_front": ", ".join(choice.front),
-        "table": dg.MetadataValue.md(as_markdown(choice, rows, limits)),
-    }
-    if choice.model is not None:
-        metadata["model"] = choice.model
-        metadata["directory"] = dg.MetadataValue.path(str(storage.artifacts.root / "models" / choice.model))
-    return dg.MaterializeResult(metadata=metadata)
+        database, _ = up_to_date(study, root)
+        choice, rows = advise(database, limits)
+        shown: dict[str, Any] = {
+            "why": choice.why,
+            "pareto_front": ", ".join(choice.front),
+            "table": dg.MetadataValue.md(as_markdown(choice, rows, limits)),
+        }
+        if choice.model is not None:
+            shown["model"] = choice.model
+            shown["directory"] = dg.MetadataValue.path(str(root / "models" / choice.model))
+        return Outcome(shown)
+
+    return report_asset(
+        study,
+        RECOMMENDATION,
+        compute,
+        deps=["leaderboard"],
+        description="Models that no other is both as small as and as good as, and the one to take under given limits.",
+        config=RecommendationConfig,
+    )

@@ -2,13 +2,14 @@
 
 import base64
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import dagster as dg
 
-from compression_assets.graph.assets.artifact import tracked
-from compression_assets.graph.resources.storage import StudyStorage
+from compression_assets.graph.assets.report_asset import Outcome, report_asset
+from compression_assets.graph.resources import StudyStorage
 from compression_assets.study.model import Study
-from compression_assets.study.names import OWNERS, REPORT
+from compression_assets.study.names import REPORT
 
 
 def unread(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetKey]:
@@ -21,38 +22,38 @@ def unread(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetKey]:
 def page_asset(study: Study, after: Sequence[dg.AssetKey]) -> dg.AssetsDefinition:
     """after: what the page waits for."""
 
-    @dg.asset(
-        key=REPORT,
-        deps=list(after),
-        group_name="report",
-        description="Everything that the study shows, on one page that needs no network: reports/report.html.",
-        kinds={"html"},
-        tags={"stage": "report"},
-        owners=OWNERS,
-    )
-    def report(context: dg.AssetExecutionContext, storage: StudyStorage) -> dg.MaterializeResult:
+    def compute(storage: StudyStorage, _: Any) -> Outcome:
         from compression_assets.reporting.caveats import caveats
+        from compression_assets.reporting.database import up_to_date
         from compression_assets.reporting.page import write_report
         from compression_assets.reporting.read import read_report_data
         from compression_assets.reporting.results import overview
 
         root = storage.artifacts.root
-        with tracked(context, storage, REPORT) as outcome:
-            data = read_report_data(study, root, storage.database)
-            file, same = write_report(data, root)
-            outcome.update(cached=same, note=str(file))
+        database, _behind = up_to_date(study, root)
+        data = read_report_data(study, root, database)
+        file, same = write_report(data, root)
         limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
-        return dg.MaterializeResult(
-            metadata={
+        return Outcome(
+            {
                 "page": dg.MetadataValue.url(file.as_uri()),
                 "path": dg.MetadataValue.path(str(file)),
                 "kib": round(file.stat().st_size / 1024),
                 "quality against size": picture(overview(data)),
                 "what the figures cannot say": dg.MetadataValue.md(limits),
-            }
+            },
+            note=str(file),
+            cached=same,
         )
 
-    return report
+    return report_asset(
+        study,
+        REPORT,
+        compute,
+        deps=after,
+        description="Everything that the study shows, on one page that needs no network: reports/report.html.",
+        kinds=frozenset({"html"}),
+    )
 
 
 def picture(png: bytes) -> dg.MarkdownMetadataValue:

@@ -4,22 +4,18 @@ from dataclasses import replace
 
 import dagster as dg
 
-from compression_assets.graph.assets.artifact import Artifact, ArtifactConfig, Workplace, make, result
+from compression_assets.graph.assets.artifact import Artifact, BuildContext
+from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.memory import of_correction, of_logits
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
 from compression_assets.graph.assets.priority import teacher_priority
-from compression_assets.graph.resources.gpu import Gpu
-from compression_assets.graph.resources.storage import StudyStorage
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
     BASE_MODEL,
     DATASETS,
-    OWNERS,
-    POOL,
     TEACHER_LOGITS,
     TEACHER_MODEL,
-    relative_directory,
 )
 from compression_assets.training.teacher.teacher_logits import ONE_TEMPERATURE
 
@@ -37,18 +33,8 @@ def teacher_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
     data = DATASETS["teacher"]
-    artifact = Artifact(
-        asset=TEACHER_MODEL,
-        settings=teacher.model_dump(mode="json"),
-        code="compression_assets.training.finetuning",
-        inputs=(BASE_MODEL, data),
-        seed=study.seed,
-        parent=BASE_MODEL,
-        checks=("weights_finite", "size_as_asked"),
-        needs=of_correction(teacher.finetune, study),
-    )
 
-    def build(place: Workplace, _: StudyStorage) -> StepReport:
+    def build(place: BuildContext) -> StepReport:
         from compression_assets.training.finetuning import finetune_teacher
         from compression_assets.weights.checkpoints import check_size
 
@@ -64,9 +50,19 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         )
         return replace(report, checks=(*report.checks, check_size(place.output)))
 
+    artifact = Artifact(
+        asset=TEACHER_MODEL,
+        build=build,
+        settings=teacher.model_dump(mode="json"),
+        code=("compression_assets.training.finetuning",),
+        inputs=(BASE_MODEL, data),
+        seed=study.seed,
+        parent=BASE_MODEL,
+        checks=("weights_finite", "size_as_asked"),
+        memory=of_correction(teacher.finetune, study),
+    )
     return model_asset(
         artifact,
-        build,
         group="teacher",
         description="The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
         tags=TAGS,
@@ -87,61 +83,53 @@ def _fetched(teacher: ModelTeacher) -> dg.AssetsDefinition:
 def _logits(study: Study) -> dg.AssetsDefinition:
     data = DATASETS["distillation"]
     temperature = study.distillation_temperature
+
+    def build(place: BuildContext) -> StepReport:
+        from compression_assets.training.teacher.teacher_logits import (
+            check_same_tokenizer,
+            write_teacher_logits,
+        )
+        from compression_assets.weights.checkpoints import read_config
+
+        check_same_tokenizer(place.inputs[TEACHER_MODEL], place.inputs[BASE_MODEL])
+        teacher = place.storage.artifacts.require(
+            place.inputs[TEACHER_MODEL], TEACHER_MODEL, TEACHER_LOGITS, verify=False
+        )
+        metadata = write_teacher_logits(
+            place.inputs[TEACHER_MODEL],
+            place.inputs[data],
+            place.output,
+            study.teacher_logits,
+            temperature=temperature,
+            vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
+            teacher_fingerprint=teacher.data_version,
+            seed=study.seed,
+            device=place.device,
+            report=place.report,
+            scratch=place.scratch,
+        )
+        return StepReport(metadata=metadata)
+
     artifact = Artifact(
         asset=TEACHER_LOGITS,
+        build=build,
         settings={
             **study.teacher_logits.model_dump(mode="json"),
             # Other codings keep whole distributions, whatever temperature they are asked for later.
             "temperature": temperature if study.teacher_logits.coding in ONE_TEMPERATURE else None,
         },
-        code="compression_assets.training.teacher.teacher_logits",
+        code=("compression_assets.training.teacher.teacher_logits",),
         inputs=(TEACHER_MODEL, BASE_MODEL, data),
         seed=study.seed,
-        needs=of_logits(study),
+        memory=of_logits(study),
     )
-
-    @dg.asset(
-        key=TEACHER_LOGITS,
-        deps=list(artifact.inputs),
-        group_name="teacher",
-        description="The teacher's next-token distributions over the distillation set, in that set's order.",
-        kinds={"safetensors"},
-        tags=TAGS,
-        owners=OWNERS,
-        pool=POOL,
-        op_tags=teacher_priority(study),
-        code_version=artifact.code_version,
+    return artifact_asset(
+        Shown(
+            artifact,
+            group="teacher",
+            description="The teacher's next-token distributions over the distillation set, in that set's order.",
+            kinds=frozenset({"safetensors"}),
+            tags=TAGS,
+        ),
+        priority=teacher_priority(study),
     )
-    def teacher_logits(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> dg.MaterializeResult:
-        def build(place: Workplace) -> StepReport:
-            from compression_assets.training.teacher.teacher_logits import (
-                check_same_tokenizer,
-                write_teacher_logits,
-            )
-            from compression_assets.weights.checkpoints import read_config
-
-            check_same_tokenizer(place.inputs[TEACHER_MODEL], place.inputs[BASE_MODEL])
-            teacher = storage.artifacts.require(
-                place.inputs[TEACHER_MODEL], TEACHER_MODEL, TEACHER_LOGITS, verify=False
-            )
-            metadata = write_teacher_logits(
-                place.inputs[TEACHER_MODEL],
-                place.inputs[data],
-                place.output,
-                study.teacher_logits,
-                temperature=temperature,
-                vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
-                teacher_fingerprint=teacher.data_version,
-                seed=study.seed,
-                device=place.device,
-                report=place.report,
-                scratch=place.scratch,
-            )
-            return StepReport(metadata=metadata)
-
-        manifest, cached = make(context, artifact, build, storage, gpu, config.rebuild)
-        return result(manifest, cached, storage.artifacts.root / relative_directory(TEACHER_LOGITS))
-
-    return teacher_logits

@@ -1,4 +1,4 @@
-"""The device a step runs on: leased for its duration, with enough memory, measured, and cleaned up after. No models.
+"""The device a step runs on: leased for its duration, with enough memory, measured, and cleaned up after.
 
 What devices there are is in `devices`, the locks are in `locks`.
 """
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import dagster as dg
-
 from compression_assets.errors import StudyError
 from compression_assets.machine.devices import (
     CudaDevice,
@@ -25,14 +23,17 @@ from compression_assets.machine.devices import (
     resident_bytes,
     visible_devices,
 )
+from compression_assets.machine.locks import SAY_EVERY, Waiting, holder_of, locked, try_lock
 from compression_assets.machine.workers import cuda_devices
-from compression_assets.store.locks import SAY_EVERY, Waiting, holder_of, locked, try_lock
 
 CHECK_VARIABLE = "COMPRESSION_MEMORY_CHECK"
 POLL_SECONDS = 0.5
 GIB = 2**30
 
-Needs = Callable[[str], int | None]
+LOCKS = Path("/tmp/compression_assets_locks")
+"""Directory of the locks; the same for all users and studies of a machine, since its devices are."""
+
+Memory = Callable[[str], int | None]
 """Peak bytes that a step is expected to take on a device ("cpu" or "cuda:N"); None: not known."""
 
 
@@ -68,66 +69,57 @@ class Lease:
         return found
 
 
-class Gpu(dg.ConfigurableResource):
-    """Hands out one device at a time to one step at a time; on a machine without CUDA, the CPU and its memory.
+@contextmanager
+def lease(
+    holder: str,
+    memory: Memory = lambda device: None,
+    waiting: Waiting | None = None,
+    uses_device: bool = True,
+    *,
+    device: str = "auto",
+    locks: Path = LOCKS,
+) -> Iterator[Lease]:
+    """Lease a device for `holder` (an asset's name). CUDA leases exclude each other across processes.
 
-    device: "auto" (the first free CUDA device, else the CPU), "cpu", or "cuda:N", N as in CUDA_VISIBLE_DEVICES.
-    locks: directory of the locks; the same for all users and studies of a machine, since its devices are.
+    memory: how much the step is expected to take there. waiting: told who holds what is waited for. uses_device:
+    False for a step that has no use for a CUDA device: it gets the CPU. device: "auto" (the first free CUDA device,
+    else the CPU), "cpu", or "cuda:N", N as in CUDA_VISIBLE_DEVICES. locks: directory of the locks.
+    Raises StudyError when a CUDA device is asked for and none is there, and before any work when the memory cannot
+    suffice (unless COMPRESSION_MEMORY_CHECK=off).
     """
+    _make_shared(locks)
+    asked = time.monotonic()
+    devices = _candidates(device, holder) if uses_device else []
+    tell = waiting or _teller(holder)
+    take = _cuda(devices, locks, holder, memory, tell) if devices else _memory(locks, holder, memory, tell)
+    with take as (name, expected), _in_use(name):
+        reset_peak(name)
+        held = resident_bytes()
+        started = time.monotonic()
+        try:
+            yield Lease(name, started, expected, started - asked)
+        finally:
+            give_back(name, held)
 
-    device: str = "auto"
-    locks: str = "/tmp/compression_assets_locks"
 
-    @contextmanager
-    def lease(
-        self,
-        holder: str,
-        needs: Needs = lambda device: None,
-        waiting: Waiting | None = None,
-        computes: bool = True,
-    ) -> Iterator[Lease]:
-        """Lease a device for `holder` (an asset's name). CUDA leases exclude each other across processes.
-
-        needs: how much memory the step is expected to take there. waiting: told who holds what is waited for.
-        computes: False for a step that has no use for a CUDA device: it gets the CPU.
-        Raises StudyError when a CUDA device is asked for and none is there, and before any work when the memory
-        cannot suffice (unless COMPRESSION_MEMORY_CHECK=off).
-        """
-        folder = Path(self.locks)
-        _make_shared(folder)
-        asked = time.monotonic()
-        devices = self._candidates(holder) if computes else []
-        tell = waiting or _teller(holder)
-        take = (
-            _cuda(devices, folder, holder, needs, tell) if devices else _memory(folder, holder, needs, tell)
+def _candidates(device: str, holder: str) -> list[CudaDevice]:
+    """CUDA devices that would do; none means the CPU."""
+    if device == "cpu" or (device == "auto" and not cuda_devices()):
+        return []
+    found = visible_devices()
+    if device == "auto":
+        return found
+    wanted = int(device.partition(":")[2] or 0)
+    if not found:
+        raise StudyError(
+            f"{holder} asks for {device}, but torch finds no CUDA device; set the gpu resource to 'auto'"
         )
-        with take as (device, expected), _in_use(device):
-            reset_peak(device)
-            held = resident_bytes()
-            started = time.monotonic()
-            try:
-                yield Lease(device, started, expected, started - asked)
-            finally:
-                give_back(device, held)
-
-    def _candidates(self, holder: str) -> list[CudaDevice]:
-        """CUDA devices that would do; none means the CPU."""
-        if self.device == "cpu" or (self.device == "auto" and not cuda_devices()):
-            return []
-        found = visible_devices()
-        if self.device == "auto":
-            return found
-        wanted = int(self.device.partition(":")[2] or 0)
-        if not found:
-            raise StudyError(
-                f"{holder} asks for {self.device}, but torch finds no CUDA device; set the gpu resource to 'auto'"
-            )
-        if wanted >= len(found):
-            raise StudyError(
-                f"{holder} asks for {self.device}, but only {len(found)} CUDA devices are visible; "
-                "set the gpu resource to 'auto' or see CUDA_VISIBLE_DEVICES"
-            )
-        return [found[wanted]]
+    if wanted >= len(found):
+        raise StudyError(
+            f"{holder} asks for {device}, but only {len(found)} CUDA devices are visible; "
+            "set the gpu resource to 'auto' or see CUDA_VISIBLE_DEVICES"
+        )
+    return [found[wanted]]
 
 
 class Reservation(NamedTuple):
@@ -140,10 +132,10 @@ class Reservation(NamedTuple):
 
 @contextmanager
 def _cuda(
-    devices: list[CudaDevice], folder: Path, holder: str, needs: Needs, waiting: Waiting
+    devices: list[CudaDevice], folder: Path, holder: str, memory: Memory, waiting: Waiting
 ) -> Iterator[tuple[str, int | None]]:
     """The first device that nobody holds and that has the memory, locked."""
-    need = needs("cuda") if _checked() else None
+    need = memory("cuda") if _checked() else None
     largest = max(devices, key=lambda device: device.total_bytes)
     if need is not None and need > largest.total_bytes:
         raise _too_small(
@@ -187,9 +179,9 @@ def lock_of(folder: Path, device: CudaDevice) -> Path:
 
 
 @contextmanager
-def _memory(folder: Path, holder: str, needs: Needs, waiting: Waiting) -> Iterator[tuple[str, int | None]]:
+def _memory(folder: Path, holder: str, memory: Memory, waiting: Waiting) -> Iterator[tuple[str, int | None]]:
     """The CPU, once the memory that the step needs is neither taken nor promised to another step."""
-    need = needs("cpu")
+    need = memory("cpu")
     if need is None or not _checked():
         yield "cpu", need
         return

@@ -1,0 +1,55 @@
+"""Resources that assets ask for: the device and the storage of the study. What they do is in `machine` and `store`."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import dagster as dg
+
+from compression_assets.machine.lease import LOCKS, Lease, Memory, lease
+from compression_assets.machine.locks import Waiting
+from compression_assets.machine.progress import ProgressLog
+from compression_assets.reporting.database import database_of
+from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.store.metrics_db import MetricsDatabase
+
+
+class Gpu(dg.ConfigurableResource):
+    """Hands out one device at a time to one step at a time; on a machine without CUDA, the CPU and its memory.
+
+    device: "auto", "cpu" or "cuda:N"; locks: directory of the locks; as in `machine.lease.lease`.
+    """
+
+    device: str = "auto"
+    locks: str = str(LOCKS)
+
+    def lease(
+        self,
+        holder: str,
+        memory: Memory = lambda device: None,
+        waiting: Waiting | None = None,
+        uses_device: bool = True,
+    ) -> AbstractContextManager[Lease]:
+        """As `machine.lease.lease`."""
+        return lease(holder, memory, waiting, uses_device, device=self.device, locks=Path(self.locks))
+
+
+class StudyStorage(dg.ConfigurableResource):
+    """Everything below storage/<study>/, and the downloads that studies share. root: directory of the study."""
+
+    root: str
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        return ArtifactStore(Path(self.root))
+
+    @property
+    def database(self) -> MetricsDatabase:
+        return database_of(Path(self.root))
+
+    @property
+    def downloads(self) -> Path:
+        """Hash-checked downloads; beside the studies because their content does not depend on a study."""
+        return Path(self.root).parent / ".downloads"
+
+    def progress(self, run_id: str) -> ProgressLog:
+        return ProgressLog(Path(self.root) / "progress" / f"{run_id}.jsonl")
