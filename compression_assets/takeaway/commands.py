@@ -1,4 +1,4 @@
-"""Commands of the take-away: recommend, export, doctor, clean. Parsing and printing only."""
+"""Commands of the take-away: recommend, export, serve, doctor, clean. Parsing and printing only."""
 
 import argparse
 from collections.abc import Callable
@@ -16,6 +16,13 @@ def add_takeaway(commands: Any, command: Callable[..., argparse.ArgumentParser])
     export = command(commands, "export", _export, "write a model for use elsewhere, and check it")
     export.add_argument("model", help="such as p_kd_q, or an intermediate one such as p_kd")
     export.add_argument("--format", default="hf", metavar="FORMAT", help="hf, w4a16, gguf or gguf:TYPE")
+
+    serve = command(
+        commands, "serve", _serve, "run an exported model in llama.cpp, as OpenAI's API on this machine"
+    )
+    serve.add_argument("model", help="exported before, as gguf")
+    serve.add_argument("--type", help="of the tensors, such as q4_0, where there are several files")
+    serve.add_argument("--port", type=int, default=8080, help="0 for a free one (default 8080)")
 
     command(commands, "doctor", _doctor, "say what this machine lacks for the study")
 
@@ -51,6 +58,17 @@ def _export(arguments: argparse.Namespace) -> int:
         f"{done.path}: {done.bytes / 2**20:,.1f} MiB; loaded back, perplexity {done.after:.4f} "
         f"(the study's model {done.before:.4f}){f'; {done.engine}' if done.engine else ''}"
     )
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from functools import partial
+
+    from compression_assets.study.places import current_study, study_root
+    from compression_assets.takeaway.serve import exported_file, serve
+
+    file = exported_file(study_root(current_study()), arguments.model, arguments.type)
+    serve(file, arguments.port, partial(print, flush=True))
     return 0
 
 

@@ -21,6 +21,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "bitsandbytes",
+    "compressed-tensors",
     "safetensors",
     "datasets",
     "duckdb",
