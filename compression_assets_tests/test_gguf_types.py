@@ -10,6 +10,7 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.perplexity import measure_perplexity
 from compression_assets.sources.gguf_splitting import QWEN2, SPLITTINGS
 from compression_assets.sources.models import GgufModel, fetch_model
 from compression_assets.takeaway import llama_cpp
@@ -26,6 +27,7 @@ from compression_assets.weights.formats.grouped_integer import Int4, Int8Grouped
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
 from compression_assets_tests.tiny_models import tiny_directory
+from compression_assets_tests.training_helpers import tiny_dataset
 
 COPIES = [("int4", 32, "q4_0"), ("int4", 64, "q4_0"), ("int8_grouped", 64, "q8_0")]
 
@@ -112,6 +114,11 @@ def test_llama_cpp_runs_what_was_copied(tmp_path: Path, kind: str, size: int, ta
     quantize_checkpoint(model(tmp_path / "model"), tmp_path / "q", recipe)
     write_gguf(tmp_path / "q", tmp_path / "q.gguf", "tiny", "a test", target)
     assert "predicts the same" in check_in_llama_cpp(tmp_path / "q", tmp_path / "q.gguf", list(range(200)))
+    dataset = tiny_dataset(4, longest=900)
+    found = llama_cpp.measure(tmp_path / "q.gguf", dataset)
+    assert found.perplexity == pytest.approx(measure_perplexity(tmp_path / "q", dataset).perplexity, rel=0.01)
+    assert found.prompt_speed > found.generation_speed > 0 and 0 < found.first_token < 60
+    assert 2**20 < found.resident < 2**32
 
 
 def test_a_modelfile_says_the_chat_template(tmp_path: Path) -> None:

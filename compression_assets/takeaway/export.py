@@ -19,6 +19,7 @@ from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, model_key, relative_directory
 from compression_assets.study.orderings import Node
+from compression_assets.takeaway import llama_cpp
 from compression_assets.takeaway.gguf_tensors import EXACT, TYPES, refuse_second_rounding
 from compression_assets.takeaway.model_card import model_card
 from compression_assets.takeaway.modelfile import write_modelfile
@@ -211,10 +212,20 @@ def _tokens(directory: Path, texts: list[str]) -> list[list[int]]:
 
 
 def _engine(root: Path, directory: Path, file: Path) -> str:
+    """What llama.cpp makes of a file that is loaded back in `directory`."""
     from compression_assets.takeaway.gguf_check import check_in_llama_cpp
 
-    longest = max(_evaluation_set(root).rows, key=lambda row: len(row.input_ids))
-    return check_in_llama_cpp(directory, file, list(longest.input_ids))
+    dataset = _evaluation_set(root)
+    longest = max(dataset.rows, key=lambda row: len(row.input_ids))
+    said = check_in_llama_cpp(directory, file, list(longest.input_ids))
+    if not llama_cpp.available():
+        return said
+    found = llama_cpp.measure(file, dataset)
+    return (
+        f"{said}; there (xllamacpp {found.version}, {found.threads} threads) perplexity {found.perplexity:.4f}, "
+        f"{found.prompt_speed:,.0f} tokens/s of a prompt, {found.generation_speed:,.0f} generated, first token after "
+        f"{found.first_token:.2f} s, {found.resident / 2**20:,.0f} MiB resident"
+    )
 
 
 def _replace(work: Path, target: Path) -> None:
