@@ -64,11 +64,7 @@ def export(study: Study, root: Path, model: str, form: str, device: str = "cpu")
     directory = root / relative_directory(model_key(node))
     kind = None if form in ("hf", "w4a16") else form.partition(":")[2] or "bf16"
     _refuse_format(study, node, directory, form, kind)
-    target = (
-        root
-        / EXPORTS
-        / (model if kind is None else f"{model}.gguf" if kind == "bf16" else f"{model}.{kind}.gguf")
-    )
+    target = root / EXPORTS / (model if kind is None else gguf_name(model, kind))
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".building-{target.name}.{os.getpid()}"
     try:
@@ -79,20 +75,35 @@ def export(study: Study, root: Path, model: str, form: str, device: str = "cpu")
 
             steps = " → ".join(str(step.technique or "base") for step in lineage)
             write_gguf(directory, work, f"{study.name} {model}", f"compression_assets, steps: {steps}", kind)
-        with _loaded_back(directory, work, kind) as loaded:
-            before, after = (_perplexity(study, root, one, device) for one in (directory, loaded))
-            if kind in (None, *EXACT) and abs(after / before - 1) > TOLERANCE:
-                raise StudyError(
-                    f"the {form} export of {model} was loaded back with perplexity {after:.4g} instead of "
-                    f"{before:.4g}; it was not kept: report this, and use another format"
-                )
-            engine = "" if kind is None else _engine(root, loaded, work)
+        before, after, engine = _checked(study, root, directory, work, kind, device)
         _replace(work, target)
     finally:
         _remove(work)
     if kind is not None:
         write_modelfile(directory, target)
     return Exported(target, _bytes(target), before, after, engine)
+
+
+def gguf_name(model: str, kind: str) -> str:
+    """Name of the file that a model is exported to in a tensor type."""
+    return f"{model}.gguf" if kind == "bf16" else f"{model}.{kind}.gguf"
+
+
+def _checked(
+    study: Study, root: Path, directory: Path, work: Path, kind: str | None, device: str
+) -> tuple[float, float, str]:
+    """(Perplexity of the original, of what was written and loaded back, what llama.cpp made of a file).
+
+    Raises StudyError where they are not those of one model.
+    """
+    with _loaded_back(directory, work, kind) as loaded:
+        before, after = (_perplexity(study, root, one, device) for one in (directory, loaded))
+        if kind in (None, *EXACT) and abs(after / before - 1) > TOLERANCE:
+            raise StudyError(
+                f"the export of {directory} was loaded back with perplexity {after:.4g} instead of {before:.4g}; "
+                "it was not kept: report this, and use another format"
+            )
+        return before, after, "" if kind is None else _engine(root, loaded, work, after)
 
 
 def _refuse_format(study: Study, node: Node, directory: Path, form: str, kind: str | None) -> None:
@@ -211,8 +222,8 @@ def _tokens(directory: Path, texts: list[str]) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
-def _engine(root: Path, directory: Path, file: Path) -> str:
-    """What llama.cpp makes of a file that is loaded back in `directory`."""
+def _engine(root: Path, directory: Path, file: Path, perplexity: float) -> str:
+    """What llama.cpp makes of a file. directory: the same loaded back, with its perplexity."""
     from compression_assets.takeaway.gguf_check import check_in_llama_cpp
 
     dataset = _evaluation_set(root)
@@ -222,7 +233,8 @@ def _engine(root: Path, directory: Path, file: Path) -> str:
         return said
     found = llama_cpp.measure(file, dataset)
     return (
-        f"{said}; there (xllamacpp {found.version}, {found.threads} threads) perplexity {found.perplexity:.4f}, "
+        f"{said}; there (xllamacpp {found.version}, {found.threads} threads) perplexity {found.perplexity:.4f} "
+        f"({found.perplexity / perplexity - 1:+.1%} to the file loaded back), "
         f"{found.prompt_speed:,.0f} tokens/s of a prompt, {found.generation_speed:,.0f} generated, first token after "
         f"{found.first_token:.2f} s, {found.resident / 2**20:,.0f} MiB resident"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.takeaway import llama_cpp
-from compression_assets.takeaway.export import EXPORTS
+from compression_assets.takeaway.export import EXPORTS, gguf_name
 from compression_assets.takeaway.gguf_tensors import TYPES
 
 LOOPBACK = "127.0.0.1"
@@ -21,8 +21,8 @@ def exported_file(root: Path, model: str, kind: str | None = None) -> Path:
 
     Raises StudyError when there is none, or more than one to choose from.
     """
-    names = {one: f"{model}.gguf" if one == "bf16" else f"{model}.{one}.gguf" for one in TYPES}
-    there = {one: root / EXPORTS / name for one, name in names.items() if (root / EXPORTS / name).is_file()}
+    files = {one: root / EXPORTS / gguf_name(model, one) for one in TYPES}
+    there = {one: file for one, file in files.items() if file.is_file()}
     wanted = [kind] if kind else list(there)
     if not there or wanted[0] not in there:
         example = kind or "q8_0"
