@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -286,14 +286,21 @@ def recommend(
     return 0 if choice.model else 1
 
 
-@_command("export p_kd_q", "export p_kd_q --format gguf")
+@_command("export p_kd_q", "export p_kd --format gguf:q8_0")
 @click.argument("model")
-@click.option("--format", "form", type=click.Choice(["hf", "gguf"]), default="hf", show_default=True)
-def export(model: str, form: Literal["hf", "gguf"]) -> None:
-    """Write a finished MODEL for use elsewhere.
+@click.option(
+    "--format",
+    "form",
+    metavar="FORMAT",
+    default="hf",
+    show_default=True,
+    help="hf, w4a16 (of an int4 model), gguf, or gguf:TYPE with TYPE bf16, f16, q8_0, q5_0 or q4_0.",
+)
+def export(model: str, form: str) -> None:
+    """Write a MODEL of the study for use elsewhere.
 
-    MODEL is one of the leaderboard, such as p_kd_q. What is written is loaded back, and kept only if it scores as the
-    study's model does.
+    MODEL is a key such as p_kd_q, or of an intermediate one such as p_kd. What is written is loaded back, and kept only
+    if it scores as the study's model does.
     """
     from compression_assets.machine.runtime import prepare_process
     from compression_assets.study.places import current_study, study_root
@@ -304,8 +311,28 @@ def export(model: str, form: Literal["hf", "gguf"]) -> None:
     done = export(study, study_root(study), model, form)
     print(
         f"{done.path}: {done.bytes / 2**20:,.1f} MiB; loaded back, perplexity {done.after:.4f} "
-        f"(the study's model {done.before:.4f})"
+        f"(the study's model {done.before:.4f}){f'; {done.engine}' if done.engine else ''}"
     )
+
+
+@_command("serve p_kd_q", "serve p_kd --type q4_0 --port 8081")
+@click.argument("model")
+@click.option(
+    "--type", "kind", metavar="TYPE", help="Of the tensors, such as q4_0, where there are several files."
+)
+@click.option("--port", type=int, default=8080, show_default=True, help="0 for a free one.")
+def serve(model: str, kind: str | None, port: int) -> None:
+    """Run an exported MODEL in llama.cpp, as OpenAI's API on this machine.
+
+    MODEL was exported before, as gguf. Prints a curl command that works.
+    """
+    from functools import partial
+
+    from compression_assets.study.places import current_study, study_root
+    from compression_assets.takeaway.serve import exported_file
+    from compression_assets.takeaway.serve import serve as serve_file
+
+    serve_file(exported_file(study_root(current_study()), model, kind), port, partial(print, flush=True))
 
 
 @_command("evaluate path/to/model --study demo")

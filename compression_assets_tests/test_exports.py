@@ -22,7 +22,8 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
     project = Project(tmp_path)
     study = {name: project.read()[name] for name in ("name", "seed", "data", "techniques")}
     base = {"kind": "directory", "path": str(tmp_path / "model")}
-    project.write({**study, "base_model": base, "orderings": ["P-Q"]})
+    study["techniques"]["Q:int4"] = {"kind": "int4"}
+    project.write({**study, "base_model": base, "orderings": ["P-Q", "P-Q:int4"]})
     code, output = project.compression("run")
     assert code == 0, output
 
@@ -33,5 +34,22 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
     assert ("predicts the same" if llama_cpp.available() else "not tried in llama.cpp") in output
     fields = gguf.GGUFReader(project.root / "exports" / "p_q.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
+
+    code, output = project.compression("export", "p_q", "--format", "gguf:q4_0")
+    assert code != 0 and "is in NF4: in q4_0 its weights would be rounded a second time" in output
+    assert "export p as gguf:q4_0, or this one as gguf:q8_0" in output
+    code, output = project.compression("export", "p_q", "--format", "w4a16")
+    assert code != 0 and "p_q is in NF4, not in int4" in output
+    code, output = project.compression("export", "p_q", "--format", "gguf:q3")
+    assert code != 0 and "unknown export format 'gguf:q3': did you mean 'gguf:q" in output
+
+    code, output = project.compression("export", "p_q_int4", "--format", "gguf:q4_0")
+    assert code == 0 and "MiB; loaded back, perplexity" in output, output
+    assert ("predicts the same" if llama_cpp.available() else "not tried in llama.cpp") in output
+    modelfile = (project.root / "exports" / "p_q_int4.q4_0.Modelfile").read_text()
+    assert "FROM ./p_q_int4.q4_0.gguf" in modelfile
+    code, output = project.compression("export", "p_q_int4", "--format", "w4a16")
+    assert code == 0 and (project.root / "exports" / "p_q_int4" / "model.safetensors").is_file(), output
+
     code, output = project.compression("export", "pq")
     assert code != 0 and "no model 'pq'" in output and "p_q" in output

@@ -273,7 +273,8 @@ def test_config_and_parts_of_a_format_agree_with_what_it_writes(name: str) -> No
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
     stored, parts = form.quantize(weight), form.parts((64, 128))
     assert stored.keys() == parts.keys()
-    names = {"U8": torch.uint8, "I8": torch.int8, "F32": torch.float32, "BF16": torch.bfloat16}
+    names = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64}
+    names |= {"F32": torch.float32, "BF16": torch.bfloat16}
     for part, described in parts.items():
         assert stored[part].dtype == names[described.dtype], part
         assert described.text or tuple(stored[part].shape) == described.shape, part

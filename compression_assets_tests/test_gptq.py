@@ -161,7 +161,7 @@ def test_refusals(tmp_path: Path) -> None:
         quantize_checkpoint(base, tmp_path / "q", RECIPE)
     with pytest.raises(StudyError, match="calibration set is empty"):
         quantize_checkpoint(base, tmp_path / "q", RECIPE, calibration=tiny_dataset(0))
-    with pytest.raises(ValueError, match="nf4 only"):
+    with pytest.raises(ValueError, match="nf4, int4 and int8_grouped only"):
         QuantizationRecipe(kind="int8", rounding="gptq")
 
 

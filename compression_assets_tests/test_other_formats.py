@@ -70,5 +70,5 @@ def test_int8_codes_by_the_formula() -> None:
 
 
 def test_what_is_for_nf4_only_is_refused() -> None:
-    with pytest.raises(ValueError, match="for nf4 only, not for int8"):
+    with pytest.raises(ValueError, match="for nf4, int4 and int8_grouped only, not for int8"):
         QuantizationRecipe(kind="int8", rounding="stochastic")

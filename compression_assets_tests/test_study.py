@@ -288,7 +288,10 @@ MALFORMED: list[tuple[list[tuple[str, Any]], str]] = [
     ([("techniques/KD/epochs", 1.5)], "techniques.KD.epochs must be a whole number, not 1.5"),
     ([("techniques/KD/epochs", None)], "techniques.KD.epochs must be a whole number, not nothing"),
     ([("techniques/P/finetune/epochs", 0)], "techniques.P.finetune.epochs must be greater than"),
-    ([("techniques/Q/kind", "nf5")], "techniques.Q.kind must be 'nf4', 'fp4' or 'int8', not 'nf5'"),
+    (
+        [("techniques/Q/kind", "nf5")],
+        "techniques.Q.kind must be 'nf4', 'fp4', 'int8', 'int4' or 'int8_grouped', not 'nf5'",
+    ),
     ([("techniques/Q", None)], "techniques.Q must be a mapping of keys; write 'Q: {}'"),
     ([("techniques", ["KD"])], "techniques must be a mapping from techniques to recipes"),
     ([("techniques/KDD", {})], "techniques.KDD is no technique: unknown technique 'KDD': did you mean 'KD'?"),

@@ -22,6 +22,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "bitsandbytes",
+    "compressed-tensors",
     "safetensors",
     "datasets",
     "duckdb",

@@ -1,4 +1,4 @@
-"""Writing a model directory as one GGUF file, in 16 bit. NF4 weights are dequantized: GGUF has no such format.
+"""Writing a model directory as one GGUF file. NF4 weights are dequantized: GGUF has no such format.
 
 The file is what llama.cpp reads: metadata, the tokenizer (`gguf_vocabulary`), tensors under GGUF's names with the rows
 of Llama's queries and keys in llama.cpp's order. Names come from the gguf package.
@@ -9,22 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.gguf_rope import llama3_divisors
+from compression_assets.takeaway.gguf_tensors import (
+    EXACT,
+    copied,
+    file_type,
+    ggml_type,
+    rounded,
+    same_numbers,
+    type_of_embeddings,
+)
 from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
+from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.grouped_integer import GroupedInteger
 
 if TYPE_CHECKING:
     import gguf
     import torch
 
 ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
 """Settings of a YaRN that llama.cpp computes as transformers does."""
 
 
-def write_gguf(directory: Path, file: Path, name: str, note: str) -> None:
-    """Write `directory` (bf16 or quantized) into `file`: matrices in bfloat16, vectors in float32.
+def write_gguf(directory: Path, file: Path, name: str, note: str, kind: str = "bf16") -> None:
+    """Write `directory` (bf16 or quantized) into `file`. kind: type of its matrices, one of `gguf_tensors.TYPES`.
 
-    Raises StudyError for an architecture or a tokenizer that this does not cover.
+    Raises StudyError for an architecture or a tokenizer that this does not cover, and for weights that the type cannot
+    hold.
     """
     import gguf
     from transformers import AutoTokenizer
@@ -44,8 +57,11 @@ def write_gguf(directory: Path, file: Path, name: str, note: str) -> None:
     writer.add_name(name)
     writer.add_description(note)
     _add_config(writer, config)
+    writer.add_file_type(file_type(kind))
+    if kind not in EXACT:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_vocabulary(writer, content, tokenizer, config.vocab_size, directory)
-    _add_tensors(writer, directory, config, architecture)
+    _add_tensors(writer, directory, config, architecture, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,8 +69,6 @@ def write_gguf(directory: Path, file: Path, name: str, note: str) -> None:
 
 
 def _add_config(writer: "gguf.GGUFWriter", config: Any) -> None:
-    import gguf
-
     heads = config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -68,7 +82,6 @@ def _add_config(writer: "gguf.GGUFWriter", config: Any) -> None:
     writer.add_value_length(_head(config))
     writer.add_rope_dimension_count(_head(config))
     _add_rope(writer, config)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
 
 
 def _add_rope(writer: "gguf.GGUFWriter", config: Any) -> None:
@@ -101,7 +114,7 @@ def _head(config: Any) -> int:
 
 
 def _add_tensors(
-    writer: "gguf.GGUFWriter", directory: Path, config: Any, architecture: "gguf.MODEL_ARCH"
+    writer: "gguf.GGUFWriter", directory: Path, config: Any, architecture: "gguf.MODEL_ARCH", kind: str
 ) -> None:
     import gguf
 
@@ -109,29 +122,42 @@ def _add_tensors(
 
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     model = empty_model(config)
+    to_copy = _to_copy(directory, kind)
     for name, tensor in fitting(directory, dense_tensors(directory), model):
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise StudyError(f"the tensor {name} of {directory} has no name in GGUF: use --format hf")
-        if config.model_type == "llama":
-            tensor = _in_llama_order(name, tensor, config)
         if tensor.ndim == 1:
-            writer.add_tensor(found, tensor.float().contiguous().numpy())
-            continue
-        _add_bfloat16(writer, found, tensor)
+            writer.add_tensor(found, _in_llama_order(name, tensor, config).float().contiguous().numpy())
+        elif name in to_copy:
+            form, stored = to_copy.pop(name)
+            codes, scales = (
+                _in_llama_order(name, one, config) for one in (form.codes(stored), form.scales(stored))
+            )
+            writer.add_tensor(found, copied(name, codes, scales, kind), raw_dtype=ggml_type(kind))
+        else:
+            own = type_of_embeddings(kind) if found in EMBEDDINGS else kind
+            raw = rounded(name, _in_llama_order(name, tensor, config), own)
+            writer.add_tensor(found, raw, raw_dtype=ggml_type(own))
 
 
-def _add_bfloat16(writer: "gguf.GGUFWriter", name: str, tensor: "torch.Tensor") -> None:
-    """numpy has no bfloat16: its bits go in as the bytes that they are."""
-    import gguf
-    import torch
+def _to_copy(directory: Path, kind: str) -> "dict[str, tuple[GroupedInteger, Stored]]":
+    """Weight name -> format and parts, of the weights whose codes and scales the type holds as they are."""
+    from compression_assets.weights.checkpoints import is_quantized, quantized_weights
 
-    raw = tensor.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
-    writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    if not is_quantized(directory):
+        return {}
+    return {
+        weight.name: (weight.format, weight.parts)
+        for weight in quantized_weights(directory)
+        if isinstance(weight.format, GroupedInteger) and same_numbers(weight.format, kind)
+    }
 
 
 def _in_llama_order(name: str, tensor: "torch.Tensor", config: Any) -> "torch.Tensor":
-    """llama.cpp rotates neighbouring rows, transformers the two halves of a head."""
+    """Rows as llama.cpp's Llama has them: it rotates neighbouring rows, transformers the two halves of a head."""
+    if config.model_type != "llama":
+        return tensor
     if ".q_proj." in name:
         heads = config.num_attention_heads
     elif ".k_proj." in name:

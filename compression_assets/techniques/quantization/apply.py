@@ -21,7 +21,7 @@ from compression_assets.weights import checkpoints
 from compression_assets.weights.architectures import uncovered_share_of
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
-from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.format import Format, Shape, Stored
 from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.layers import linear_layers
 
@@ -199,8 +199,13 @@ def _kept_grid(
     return {
         stored.name: stored.parts
         for stored in checkpoints.quantized_weights(grid)
-        if type(stored.format) is type(recipe.format) and stored.shape == tuple(shapes[stored.name])
+        if stored.shape == tuple(shapes[stored.name])
+        and _same_parts(stored.format, recipe.format, stored.shape)
     }
+
+
+def _same_parts(one: Format, other: Format, shape: Shape) -> bool:
+    return type(one) is type(other) and one.parts(shape) == other.parts(shape)
 
 
 def _write_config(source: Path, target: Path, recipe: QuantizationRecipe) -> None:

@@ -1,6 +1,6 @@
 """What Q is told: the number format, and how a weight becomes a code of it."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -29,7 +29,9 @@ class QuantizationRecipe(Strict):
     """How linear layers are stored. Defaults: the authors' scripts (NF4, block 64, double quantization).
 
     kind: a number format: nf4; fp4, as large with other values; int8 (LLM.int8, threshold 6.0), to which blocks and
-        absmax do not apply; or one that another package brings.
+        absmax do not apply; int4 and int8_grouped, integers that transformers, vLLM and llama.cpp run; or one that
+        another package brings.
+    group_size: of int4 and int8_grouped: neighbours in a row that share a scale; None: 64.
     blocksize: weights that share one absmax; transformers makes no other. double_quant: absmax itself is
         stored in 8 bits.
     compute_dtype: dtype in which the quantized layers multiply, as recorded in config.json.
@@ -43,6 +45,7 @@ class QuantizationRecipe(Strict):
     """
 
     kind: Annotated[str, AfterValidator(_known_format)] = "nf4"
+    group_size: Literal[32, 64, 128] | None = None
     blocksize: Literal[64] = 64
     double_quant: bool = True
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -55,15 +58,25 @@ class QuantizationRecipe(Strict):
     def _rounding_fits_the_kind(self) -> Self:
         if (self.rounding != "nearest" or self.keep_absmax) and not isinstance(self.format, GridFormat):
             able = [name for name in quantizing_formats() if issubclass(format_class(name), GridFormat)]
+            allowed = f"{', '.join(able[:-1])} and {able[-1]}"
             raise ValueError(
-                f"rounding and keep_absmax can be chosen for {' and '.join(able)} only, not for {self.kind}"
+                f"rounding and keep_absmax can be chosen for {allowed} only, not for {self.kind}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_groups_have_a_size(self) -> Self:
+        if self.group_size is not None and not hasattr(self.format, "group_size"):
+            raise ValueError(f"group_size is for int4 and int8_grouped only, not for {self.kind}")
         return self
 
     @property
     def format(self) -> Format:
         """The number format that this recipe leaves."""
-        return make_format(self.kind, double_quant=self.double_quant, compute_dtype=self.compute_dtype)
+        options: dict[str, Any] = {"double_quant": self.double_quant, "compute_dtype": self.compute_dtype}
+        if self.group_size is not None:
+            options["group_size"] = self.group_size
+        return make_format(self.kind, **options)
 
     @property
     def by_output(self) -> bool:

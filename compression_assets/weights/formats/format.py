@@ -116,6 +116,10 @@ class Format(ABC):
         """Bytes of a weight in a file, text left out."""
         return sum(part.bytes for part in self.parts(shape).values() if not part.text)
 
+    def refusal(self, shape: Shape) -> str:
+        """Why a weight [out, in] cannot be stored in this format at all; "" if it can."""
+        return ""
+
     def misfit(self, shape: Shape, device: str) -> str:
         """Why the kernels of a kind of device ("cpu", "cuda") cannot multiply by a weight [out, in]; "" if they can."""
         return ""

@@ -47,7 +47,7 @@ class GridFormat(Format):
 
     def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
         """On the scales that are stored: rounded weights need not reach the outer level that decides a new one."""
-        scaled = self.scales(stored) > 0
+        scaled = self.scales(stored) != 0
         same = (self.nearest(self.scaled(weight, stored)) == self.codes(stored))[scaled]
         return same.double().mean().item() if scaled.any() else 1.0, int((~scaled).sum())
 

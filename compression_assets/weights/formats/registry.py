@@ -16,6 +16,8 @@ FORMATS: dict[str, str] = {
     "nf4": "compression_assets.weights.formats.nf4:NF4",
     "fp4": "compression_assets.weights.formats.fp4:FP4",
     "int8": "compression_assets.weights.formats.int8:Int8",
+    "int4": "compression_assets.weights.formats.grouped_integer:Int4",
+    "int8_grouped": "compression_assets.weights.formats.grouped_integer:Int8Grouped",
 }
 GROUP = "compression_assets.formats"
 """Entry points of other packages: a name -> "module:Class"."""

@@ -1,0 +1,72 @@
+"""llama.cpp's OpenAI-compatible server on an exported GGUF file, on this machine's loopback address only."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compression_assets.errors import StudyError
+from compression_assets.takeaway import llama_cpp
+from compression_assets.takeaway.export import EXPORTS, gguf_name
+from compression_assets.takeaway.gguf_tensors import TYPES
+
+LOOPBACK = "127.0.0.1"
+ERRORS_ONLY = 1
+"""llama.cpp's verbosity."""
+
+
+def exported_file(root: Path, model: str, kind: str | None = None) -> Path:
+    """The GGUF file that `compression export` has left of a model. kind: its tensor type, where there are several.
+
+    Raises StudyError when there is none, or more than one to choose from.
+    """
+    files = {one: root / EXPORTS / gguf_name(model, one) for one in TYPES}
+    there = {one: file for one, file in files.items() if file.is_file()}
+    wanted = [kind] if kind else list(there)
+    if not there or wanted[0] not in there:
+        example = kind or "q8_0"
+        raise StudyError(
+            f"{model} is not exported; do that first: compression export {model} --format gguf:{example}"
+        )
+    if len(wanted) > 1:
+        raise StudyError(f"{model} is exported in {', '.join(there)}: say which with --type")
+    return there[wanted[0]]
+
+
+def serve(
+    file: Path, port: int, say: Callable[[str], Any] = print, until: threading.Event | None = None
+) -> None:
+    """Serve a file, saying where and how to ask it, until Ctrl-C or `until` is set. port: 0 for a free one.
+
+    Raises StudyError when llama.cpp is not installed, or cannot serve the file there.
+    """
+    if not llama_cpp.available():
+        raise StudyError("llama.cpp is not installed: pip install 'compression-assets[llama-cpp]'")
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.model_alias = str(file), {file.stem}
+    settings.hostnames, settings.port, settings.verbosity = [LOOPBACK], port, ERRORS_ONLY
+    # Answers are for programs here, not for pages of other sites in a browser.
+    settings.cors_origins = f"http://{LOOPBACK}"
+    try:
+        server = xllamacpp.Server(settings)
+    except RuntimeError as error:
+        raise StudyError(
+            f"llama.cpp cannot serve {file} (its reason is above): try another --port"
+        ) from error
+    address = server.listening_address
+    say(f"{file.name} is served on {address}/v1 until Ctrl-C. Ask it with:\n{curl(address)}")
+    try:
+        (until or threading.Event()).wait()
+    except KeyboardInterrupt:
+        say("stopped")
+
+
+def curl(address: str) -> str:
+    """A command that asks the server one question."""
+    body = {"messages": [{"role": "user", "content": "Tell me about your day."}], "max_tokens": 64}
+    return (
+        f"curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    )
