@@ -66,7 +66,14 @@ def test_selections_that_the_readme_promises() -> None:
     assert names('key:"final_*"') == {
         f"final_{key}" for key in ("kd", "p", "q", "p_kd_q", "kd_p_q", "p_q_kd", "kd_q_p", "q_kd_p", "q_p_kd")
     }
-    reports = {"leaderboard", "comparisons", "step_diagnostics", "report", "recommendation"}
+    reports = {
+        "leaderboard",
+        "comparisons",
+        "step_diagnostics",
+        "judge_agreement",
+        "report",
+        "recommendation",
+    }
     measured = {f"{part}_p_kd_q" for part in (*parts(load_study("demo")), "diagnostics")}
     assert names("final_p_kd_q*") == {"final_p_kd_q", *measured, *reports}
     upstream = {"base_model", "final_p", "model_p_kd", "final_p_kd_q", "teacher_model", "teacher_logits"}
