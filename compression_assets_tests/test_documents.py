@@ -4,6 +4,7 @@ Commands stand in indented or fenced blocks of README.md, CONTRIBUTING.md and do
 study, or stands in one of the lists below with the reason why it is not.
 """
 
+import ast
 import os
 import re
 import runpy
@@ -26,6 +27,7 @@ from compression_assets_tests.test_commands import understood
 pytestmark = pytest.mark.timeout(700)
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "compression_assets"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
     "make",
@@ -224,6 +226,25 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose):
         if not target.startswith(("http://", "https://")):
             assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_functions_that_are_named_exist(document: Path) -> None:
+    """`folder/file.py:function`, as CONTRIBUTING.md follows a weight, in the package or beside it."""
+    for place, name in re.findall(r"`([\w/]+\.py):([\w.]+)`", document.read_text()):
+        file = next(file for file in (PACKAGE / place, ROOT / place) if file.is_file())
+        assert name in defined_in(ast.parse(file.read_text())), f"{place} has no {name}"
+
+
+def defined_in(tree: ast.Module | ast.ClassDef) -> set[str]:
+    """Functions and classes of a module, and methods as Class.method."""
+    found = set()
+    for part in tree.body:
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(part.name)
+        if isinstance(part, ast.ClassDef):
+            found |= {f"{part.name}.{name}" for name in defined_in(part)}
+    return found
 
 
 def test_the_study_file_reference_is_up_to_date() -> None:
