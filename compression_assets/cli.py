@@ -1,4 +1,4 @@
-"""The command `compression`: every command of the project. It reads words, calls, and prints; no science in here.
+"""The command `compression`: every command of the project. It reads words, calls, and prints.
 
 Completion in bash: eval "$(_COMPRESSION_COMPLETE=bash_source compression)"; zsh_source and fish_source for the others.
 """

@@ -3,7 +3,7 @@
 After a dequantization every layer starts on the grid of the Q before; a model that never was quantized is compared with
 direct quantization of what its last training started from. Where a step in between removes rows of a matrix, blocks
 stay what they were if in_features is a multiple of 64; where it removes columns, they shift and the matrix is left out.
-The mathematics of one matrix is in survival.py, running it as an asset is not in here.
+The mathematics of one matrix is in survival.py.
 """
 
 from collections.abc import Sequence

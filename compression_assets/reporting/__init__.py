@@ -1,1 +1,1 @@
-"""The report of a study: one page, made from the database and the manifests. No Dagster, no measuring."""
+"""What a study shows: the database derived from its artifacts, the leaderboard, and the report on one page."""

@@ -1,4 +1,4 @@
-"""Which techniques there are. Nothing about how they work, and nothing heavy: a class is imported when asked for.
+"""Which techniques there are. A class is imported when it is asked for.
 
 To add one: write a class that extends `Technique` (technique.py says what it may state), and name it as
 "module:Class" under the name that orderings use, in capitals: here, or from another package as an entry point of the

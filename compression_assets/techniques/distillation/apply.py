@@ -1,4 +1,4 @@
-"""Knowledge distillation (KD): a student learns from the stored answers of a teacher. No training loop in here."""
+"""Knowledge distillation (KD): a student learns from the stored answers of a teacher."""
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any

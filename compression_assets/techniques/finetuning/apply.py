@@ -1,4 +1,4 @@
-"""Plain fine-tuning (FT): the control beside distillation, without a teacher. No training loop in here."""
+"""Plain fine-tuning (FT): the control beside distillation, without a teacher."""
 
 from compression_assets.store.reports import StepReport
 from compression_assets.techniques.step import StepInputs

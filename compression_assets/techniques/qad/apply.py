@@ -2,7 +2,7 @@
 
 Float32 masters start at the dequantized weights. Forward and backward passes see the weights as they will be stored,
 and gradients go to the masters as if it were they (straight-through estimator: Bengio et al. 2013, arXiv 1308.3432).
-After QAD (arXiv 2601.20088). No training loop in here.
+After QAD (arXiv 2601.20088).
 """
 
 import math
