@@ -12,7 +12,7 @@ from compression_assets.weights.formats.format import Format
 
 
 class Quantization(Technique):
-    """Q: stores every linear layer but the output embedding in NF4."""
+    """Q: stores every linear layer but the output embedding in few bits."""
 
     name = "Q"
     title = "NF4 quantization"
