@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 
 SCORED_HEAD_ROWS = 1024
 """Positions whose logits are held at once where perplexity is measured."""
