@@ -1,7 +1,7 @@
 """The base class of everything a study file holds: recipes, sources, splits, the study itself.
 
-Belongs here: what must be true of every such model. Not here: the study's own fields (`study.py`) and how a
-validation failure becomes one sentence (`study_errors.py`).
+Belongs here: what must be true of every such model. Not here: the study's own fields (`study/model.py`) and how a
+validation failure becomes one sentence (`study/sentences.py`).
 """
 
 from collections.abc import Iterable

@@ -1,1 +1,1 @@
-"""Measurements of a model directory: plain Python and torch, typed rows out, no Dagster."""
+"""Measurements of a model directory: plain Python and torch, typed rows out."""

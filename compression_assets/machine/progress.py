@@ -1,4 +1,4 @@
-"""How far a run is: steps append events to a file, whoever watches the run reads them. No Dagster.
+"""How far a run is: steps append events to a file, whoever watches the run reads them.
 
 A file works for steps in the same process and in processes of their own alike.
 """

@@ -1,4 +1,4 @@
-"""How many processes of a run work at once, how they start and with how many threads. No Dagster, nothing heavy.
+"""How many processes of a run work at once, how they start and with how many threads.
 
 On CUDA a step has a fresh process, so that its memory returns, and there are as many at once as devices. On a CPU
 steps are forked from a server that has imported torch already, and two work at once: on 2 cores two processes of one

@@ -1,7 +1,7 @@
 """How many bytes the teacher's run and scoring need at their peak, from config.json's shapes alone.
 
-No torch, no files and no devices in here: `plan` shows these figures, the device lease holds them against what is free.
-They are estimates on the high side; a step that is a quarter below its estimate is as expected.
+`plan` shows these figures, the device lease holds them against what is free. They are estimates
+on the high side; a step that is a quarter below its estimate is as expected.
 """
 
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""The report of a study: one page, made from the database and the manifests. No Dagster, no measuring."""
+"""The report of a study: one page, made from the database and the manifests; nothing is measured here."""

@@ -1,7 +1,7 @@
 """Directories that are either complete or absent, each with a manifest of what made it.
 
 Models, data sets, teacher logits and measurements are all artifacts. What is inside one is the
-business of whoever writes it; this module only knows files, hashes and manifests. No Dagster.
+business of whoever writes it; this module only knows files, hashes and manifests.
 """
 
 import json

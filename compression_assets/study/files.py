@@ -1,6 +1,6 @@
 """Loading a study: a preset by its name or a file of a user's own, checked down to the files that it names.
 
-How YAML is read is in `study_yaml.py`, how an error becomes a sentence in `study_errors.py`.
+How YAML is read is in `plain_yaml.py`, how an error becomes a sentence in `sentences.py`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a study is: the strict model of a study file, and loading one.
 
 Belongs here: the keys of a study file and what must hold between them. Not here: how YAML is read
-(`study_yaml.py`), how an error becomes a sentence (`study_errors.py`), the recipes and sources themselves.
+(`plain_yaml.py`), how an error becomes a sentence (`sentences.py`), the recipes and sources themselves.
 Every preset in `studies/` is an example; `smoke.yaml` is the shortest.
 """
 

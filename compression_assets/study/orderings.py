@@ -1,4 +1,4 @@
-"""The grammar of orderings: from "Q-P-KD" to steps, keys and the prefix tree. Pure: no Dagster, no torch, no files.
+"""The grammar of orderings: from "Q-P-KD" to steps, keys and the prefix tree.
 
 A step token is a technique's name, or a name and a variant: "Q", "Q:stochastic". An ordering may end in a seed of its
 own, "P-KD@1": its steps are then the tokens "P@1" and "KD@1", which share nothing with those of another seed, and its

@@ -1,6 +1,6 @@
 """Reading a study file as plain values: YAML 1.2's core types, nothing that can be misread.
 
-Belongs here: what is refused before anyone asks what the keys mean. Not here: the keys (`study.py`).
+Belongs here: what is refused before anyone asks what the keys mean. Not here: the keys (`model.py`).
 """
 
 import math

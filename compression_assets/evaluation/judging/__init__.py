@@ -1,1 +1,1 @@
-"""Judging answers with a language model, through DeepEval: prompts, judges, calibration, typed rows out. No Dagster."""
+"""Judging answers with a language model, through DeepEval: prompts, judges, calibration, typed rows out."""

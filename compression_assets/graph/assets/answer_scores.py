@@ -16,11 +16,11 @@ from compression_assets.study.names import BASE_MODEL, FLUENCY_MODEL
 PART = "quality"
 
 
-def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
+def answer_scores_assets(study: Study) -> list[dg.AssetsDefinition]:
     """One a model, and `fluency_model` where that is not the base; none in a study that asks no questions."""
     if study.evaluation.answers is None:
         return []
-    assets = [_quality_asset(study, model) for model in leaderboard_models(study)]
+    assets = [_answer_scores_asset(study, model) for model in leaderboard_models(study)]
     clarity = study.evaluation.clarity
     if clarity is not None and clarity.fluency_model != "base":
         assets.append(
@@ -35,7 +35,7 @@ def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
     return assets
 
 
-def _quality_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition:
+def _answer_scores_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition:
     answers = model.asset("answers")
     clarity = study.evaluation.clarity
     fluency_model = _fluency_asset(clarity)
