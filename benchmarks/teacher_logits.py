@@ -11,7 +11,7 @@ from compression_assets.training.teacher.logits_coding import (
     encode_top_k,
     stored_bytes,
 )
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 
 if TYPE_CHECKING:
     import torch

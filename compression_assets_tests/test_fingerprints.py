@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compression_assets.graph.assets.code import format_code, step_code, technique_code
-from compression_assets.store import code_fingerprints, fingerprints
+from compression_assets.store import code_fingerprints, fingerprint_cache, fingerprints
 from compression_assets.store.code_fingerprints import code_fingerprint
 from compression_assets.study.files import load_study
 from compression_assets.techniques.registry import TECHNIQUES, technique
@@ -167,3 +167,66 @@ def test_importing_the_definitions_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """find(source, ...) writes a package `kept` and asks for the hash of kept.main:run as a new process does.
+
+    Returns the hash, and whether any source was parsed for it.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fingerprint_cache, "_file", lambda: tmp_path / "cache" / "found.json")
+    parsed: list[str] = []
+    original = code_fingerprints._source
+    monkeypatch.setattr(code_fingerprints, "_source", lambda name: parsed.append(name) or original(name))
+
+    def as_new() -> None:
+        forget()
+        code_fingerprints._is_module.cache_clear()
+        for remembered in (
+            fingerprint_cache.kept_code_fingerprint,
+            fingerprint_cache._known,
+            fingerprint_cache._sources,
+        ):
+            remembered.cache_clear()
+
+    def find(main: str, **others: str) -> tuple[str, bool]:
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        for name, source in {"__init__": "", "main": main, **others}.items():
+            (tmp_path / "kept" / f"{name}.py").write_text(source)
+        importlib.invalidate_caches()
+        as_new()
+        parsed.clear()
+        return fingerprint_cache.kept_code_fingerprint("kept.main:run"), bool(parsed)
+
+    yield find
+    monkeypatch.undo()
+    as_new()
+
+
+def test_a_kept_fingerprint_is_found_without_parsing_while_no_source_changes(kept, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    main = "from kept.helpers import double\n" + RUN
+    first, parsed = kept(main, helpers=HELPER)
+    assert parsed and first == code_fingerprint("kept.main:run")
+    assert kept(main, helpers=HELPER) == (first, False)
+    # As long, and perhaps within one tick of the file system's clock: only the content tells.
+    changed, parsed = kept(main, helpers=HELPER.replace("= 2", "= 3"))
+    assert parsed and changed == code_fingerprint("kept.main:run") != first
+    assert kept(main, helpers=HELPER) == (first, False)
+    assert kept(main, helpers=HELPER, further="") == (first, True)
+
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(file.read_text()[:-9])
+    assert kept(main, helpers=HELPER) == (first, True)
+    assert kept(main, helpers=HELPER) == (first, False)
+    file.write_text(file.read_text().replace('"sources": "', '"sources": "of another version '))
+    assert kept(main, helpers=HELPER) == (first, True)
+
+
+def test_where_nothing_can_be_kept_fingerprints_are_found_all_the_same(  # type: ignore[no-untyped-def]
+    kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file, where a folder is wanted")
+    first, _ = kept(HELPER + RUN)
+    assert kept(HELPER + RUN) == (first, True)

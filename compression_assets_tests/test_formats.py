@@ -27,7 +27,7 @@ from compression_assets.weights.first_answer import cannot_run
 from compression_assets.weights.formats import registry
 from compression_assets.weights.formats.bf16 import BF16
 from compression_assets.weights.formats.int8 import Int8
-from compression_assets.weights.formats.layout import format_of, layout_of, with_layers
+from compression_assets.weights.formats.layout import format_of, layout_of
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory
 from compression_assets_tests.training_helpers import tiny_dataset
@@ -190,9 +190,12 @@ def test_one_name_for_two_formats_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_each_layer_may_have_a_format_of_its_own(tmp_path: Path) -> None:
     """As a search over layers would leave it: NF4, one layer in int8, one in full precision."""
     parent = tiny_directory(tmp_path / "parent")
-    exceptions = {"model.layers.0.mlp.down_proj": Int8(), "model.layers.1.self_attn.q_proj": BF16()}
+    exceptions = {
+        "model.layers.0.mlp.down_proj": Int8().to_config(),
+        "model.layers.1.self_attn.q_proj": BF16().to_config(),
+    }
     config = json.loads((parent / "config.json").read_text())
-    config["quantization_config"] = with_layers(NF4().to_config(), exceptions)
+    config["quantization_config"] = {**NF4().to_config(), "layers": exceptions}
     mixed = tmp_path / "mixed"
     checkpoints.copy_tokenizer(parent, mixed)
     (mixed / "config.json").write_text(json.dumps(config))

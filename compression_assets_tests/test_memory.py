@@ -12,7 +12,7 @@ from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.memory import LIBRARIES, MIB, Shapes, stored_bytes
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 from compression_assets.weights.checkpoints import empty_model
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets.weights.layers import linear_layers

@@ -1,8 +1,9 @@
 """Asking one model directory the study's questions: prompts in, answers out.
 
-How tokens are generated belongs to `generation`, how fast to `speed`, how the true 4-bit model compares to `four_bit`.
+How tokens are generated belongs to `generation`, how fast to `speed`, how the quantized model itself answers to
+`four_bit`.
 
-Precision policy, as for perplexity: weights in the compute dtype, NF4 ones exactly dequantized to it.
+Precision policy, as for perplexity: weights in the compute dtype, quantized ones exactly dequantized to it.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Answered:
     def rows(self) -> list[MetricRow]:
         """The rows of `speed`, and answers_finished: the share of answers that ended by themselves.
 
-        Of a quantized model also how far its 4-bit forward pass agrees with the weights that it answered through.
+        Of a quantized model also how far its own forward pass agrees with the weights that it answered through.
         """
         return [
             *self.speed.rows(),

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets.errors import StudyError
 from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.rows import MetricRow
 
@@ -132,16 +131,3 @@ def fixed_prompt(prompts: Sequence[list[int]], model: "PreTrainedModel") -> list
 def write_speed(speed: Speed, directory: Path) -> None:
     """Write `speed.json` beside the answers."""
     (directory / SPEED).write_text(json.dumps(asdict(speed), indent=1, allow_nan=False))
-
-
-def read_speed(directory: Path) -> Speed:
-    """Read what `write_speed` wrote; StudyError if it is missing or damaged."""
-    path = directory / SPEED
-    try:
-        content = json.loads(path.read_text())
-        runs = {name: tuple(content[name]) for name in ("prompt_seconds", "writing_seconds")}
-        return Speed(**{**content, **runs})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(
-            f"the speed {path} cannot be read ({error}): build that model's answers again."
-        ) from error

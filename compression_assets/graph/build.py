@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from compression_assets.graph.assets.answer_scores import quality_assets
+from compression_assets.graph.assets.answer_scores import answer_scores_assets
 from compression_assets.graph.assets.answers import answers_assets
 from compression_assets.graph.assets.code_references import linked_to_repository
 from compression_assets.graph.assets.comparisons import comparisons_asset
@@ -36,7 +36,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *teacher_assets(study),
         *metrics_assets(study),
         *answers_assets(study),
-        *quality_assets(study),
+        *answer_scores_assets(study),
         *judging_assets(study),
         *harness_assets(study),
         *diagnostics_assets(study),

@@ -1,14 +1,14 @@
 """How many bytes the teacher's run and scoring need at their peak, from config.json's shapes alone.
 
-No torch, no files and no devices in here: `plan` shows these figures, the device lease holds them against what is free.
-They are estimates on the high side; a step that is a quarter below its estimate is as expected.
+`plan` shows these figures, the device lease holds them against what is free. They are estimates
+on the high side; a step that is a quarter below its estimate is as expected.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 
 SCORED_HEAD_ROWS = 1024
 """Positions whose logits are held at once where perplexity is measured."""

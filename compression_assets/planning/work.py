@@ -6,7 +6,7 @@ from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, relative_directory
 from compression_assets.training.teacher.logits_coding import stored_bytes
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 from compression_assets.training.work import Volume
 from compression_assets.weights.shapes import Config
 

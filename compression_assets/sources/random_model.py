@@ -1,14 +1,15 @@
 """Tiny models with random weights and a tokenizer of bytes, for tests and the smoke study. No network."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
 
 from compression_assets.store.fingerprints import file_sha256
+from compression_assets.strict import Strict
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
-
-    from compression_assets.sources.models import RandomModel
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY_SIZE = 256 + len(SPECIAL_TOKENS)
@@ -23,7 +24,37 @@ CHAT_TEMPLATE = (
 """ChatML with a constant system prompt when none is given, as Qwen2.5's and SmolLM2's templates have."""
 
 
-def write(source: "RandomModel", output_dir: Path, dtype: str) -> dict[str, Any]:
+class RandomModel(Strict):
+    """A tiny model with seeded random weights and a tokenizer of bytes; nothing is downloaded.
+
+    vocab_size defaults to the tokenizer's; a larger one is padded with ids that no text has.
+    """
+
+    kind: Literal["random"]
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    hidden_size: PositiveInt = 64
+    intermediate_size: PositiveInt = 128
+    num_hidden_layers: PositiveInt = 2
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 2
+    vocab_size: Annotated[int, Field(ge=VOCABULARY_SIZE)] | None = None
+    tie_word_embeddings: bool = True
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "RandomModel":
+        if (
+            self.hidden_size % (2 * self.num_attention_heads)
+            or self.num_attention_heads % self.num_key_value_heads
+        ):
+            raise ValueError(
+                "hidden_size must be a multiple of 2 * num_attention_heads, "
+                "and num_attention_heads of num_key_value_heads"
+            )
+        return self
+
+
+def write(source: RandomModel, output_dir: Path, dtype: str) -> dict[str, Any]:
     """Write model and tokenizer of a `RandomModel` into `output_dir`; returns the facts of `fetch_model`."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -72,7 +103,7 @@ def byte_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def _config(source: "RandomModel") -> "PretrainedConfig":
+def _config(source: RandomModel) -> "PretrainedConfig":
     from transformers import LlamaConfig, Qwen2Config
 
     architecture = {"qwen2": Qwen2Config, "llama": LlamaConfig}[source.architecture]

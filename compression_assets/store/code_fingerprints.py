@@ -38,7 +38,7 @@ def code_fingerprint(*roots: str) -> str:
 
 def reached(*roots: str) -> set[Place]:
     """Every definition that code starting at `roots` may use: of this package, and of the roots' own packages."""
-    packages = {PACKAGE, *(root.partition(".")[0].partition(":")[0] for root in roots)}
+    packages = packages_of(roots)
     waiting = [place for root in roots for place in _places(root)]
     found: set[Place] = set()
     while waiting:
@@ -52,6 +52,11 @@ def reached(*roots: str) -> set[Place]:
         # What a module does when it is imported belongs to everything in it.
         waiting += [(place[0], effect) for effect in module.effects]
     return found
+
+
+def packages_of(roots: Iterable[str]) -> set[str]:
+    """The packages whose sources decide a fingerprint of `roots`."""
+    return {PACKAGE, *(root.partition(".")[0].partition(":")[0] for root in roots)}
 
 
 @dataclass

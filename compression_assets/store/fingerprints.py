@@ -7,6 +7,7 @@ result has to reach one of these functions.
 import hashlib
 import importlib.metadata
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+@cache
+def installed_version(library: str) -> str:
+    """Version of an installed library, read from its metadata once: many assets ask for the same one.
+
+    Raises importlib.metadata.PackageNotFoundError when it is not installed.
+    """
+    return importlib.metadata.version(library)
+
+
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that decide what a step computes."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {name: installed_version(name) for name in LIBRARIES}

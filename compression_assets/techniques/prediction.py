@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe
+from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 from compression_assets.training.work import Volume
 from compression_assets.weights.formats.format import Format
 from compression_assets.weights.shapes import Config

@@ -1,7 +1,6 @@
 """How many bytes forward passes and training need at their peak, from config.json's shapes alone.
 
-No torch, no files and no devices in here. They are estimates on the high side; a step that is a quarter below its
-estimate is as expected.
+They are estimates on the high side; a step that is a quarter below its estimate is as expected.
 """
 
 import json

@@ -49,17 +49,6 @@ def file_bytes(config: Config, layout: Layout | None = None) -> int:
     parts = dict(stored_parts(tensors(config), layout or layout_in(config)))
     return 8 + _header_bytes(parts) + sum(part.bytes for part in parts.values())
 
-    """Length of safetensors' JSON header, filled up with spaces to a multiple of 8."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    order = list(WIDTHS)
-    begin = 0
-    for name, part in sorted(parts.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
-        end = begin + part.bytes
-        header[name] = {"dtype": part.dtype, "shape": list(part.shape), "data_offsets": [begin, end]}
-        begin = end
-    length = len(json.dumps(header, separators=(",", ":")))
-    return -(-length // 8) * 8
-
 
 def _header_bytes(parts: Mapping[str, Part]) -> int:
     """Length of safetensors' JSON header, filled up with spaces to a multiple of 8."""

@@ -1,7 +1,5 @@
 """`quality_<model>`: SQuAD scores, length and clarity of each model's answers."""
 
-from importlib.metadata import version
-
 import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
@@ -9,6 +7,7 @@ from compression_assets.evaluation.settings import ClaritySettings
 from compression_assets.graph.assets.artifact import BuildContext
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.model_asset import released_model_asset
+from compression_assets.store.fingerprints import installed_version
 from compression_assets.store.reports import StepReport
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
@@ -17,11 +16,11 @@ from compression_assets.study.names import BASE_MODEL, FLUENCY_MODEL
 PART = "quality"
 
 
-def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
+def answer_scores_assets(study: Study) -> list[dg.AssetsDefinition]:
     """One a model, and `fluency_model` where that is not the base; none in a study that asks no questions."""
     if study.evaluation.answers is None:
         return []
-    assets = [_quality_asset(study, model) for model in leaderboard_models(study)]
+    assets = [_answer_scores_asset(study, model) for model in leaderboard_models(study)]
     clarity = study.evaluation.clarity
     if clarity is not None and clarity.fluency_model != "base":
         assets.append(
@@ -36,7 +35,7 @@ def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
     return assets
 
 
-def _quality_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition:
+def _answer_scores_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition:
     answers = model.asset("answers")
     clarity = study.evaluation.clarity
     fluency_model = _fluency_asset(clarity)
@@ -77,7 +76,9 @@ def _quality_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition
 def _versions(clarity: ClaritySettings | None) -> dict[str, str]:
     """Versions of the libraries whose own rules decide a figure."""
     return (
-        {name: version(name) for name in ("sentence-transformers", "textstat", "pyphen")} if clarity else {}
+        {name: installed_version(name) for name in ("sentence-transformers", "textstat", "pyphen")}
+        if clarity
+        else {}
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.graph.resources import StudyStorage
-from compression_assets.store.code_fingerprints import code_fingerprint
+from compression_assets.store.fingerprint_cache import kept_code_fingerprint
 from compression_assets.store.fingerprints import fingerprint
 from compression_assets.store.reports import Report, StepReport
 
@@ -67,5 +67,5 @@ class Artifact:
     def code_version(self) -> str:
         """Changes with the settings and the code, not with the inputs (Dagster tracks those itself)."""
         return fingerprint(
-            {"settings": self.settings, "code": code_fingerprint(*self.code), "seed": self.seed}
+            {"settings": self.settings, "code": kept_code_fingerprint(*self.code), "seed": self.seed}
         )[:16]

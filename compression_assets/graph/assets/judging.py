@@ -1,6 +1,5 @@
 """The judge's own test, and a judged asset for every model; both only in studies that have a judge."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -15,6 +14,7 @@ from compression_assets.graph.assets.priority import MEASURE, PRIORITY
 from compression_assets.graph.assets.report_asset import Outcome, report_asset
 from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.artifact_store import Manifest
+from compression_assets.store.fingerprints import installed_version
 from compression_assets.store.reports import MISSING, Check, StepReport
 from compression_assets.store.tables import write_table
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
@@ -82,7 +82,7 @@ def _models_of(judge: "JudgeModel") -> tuple[str, ...]:
 
 
 def _settings(judge: JudgeSettings) -> dict[str, Any]:
-    return {"judge": judge.content(), "deepeval": version("deepeval")}
+    return {"judge": judge.content(), "deepeval": installed_version("deepeval")}
 
 
 def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinition:

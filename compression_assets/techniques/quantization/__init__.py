@@ -12,10 +12,10 @@ from compression_assets.weights.formats.format import Format
 
 
 class Quantization(Technique):
-    """Q: stores every linear layer but the output embedding in few bits."""
+    """Q: stores every linear layer but the output embedding in a number format of few bits, NF4 by default."""
 
     name = "Q"
-    title = "NF4 quantization"
+    title = "quantization"
     Recipe = QuantizationRecipe
     quantizes = True
     checks = ("weights_finite", "size_as_asked", "dequantization_error")

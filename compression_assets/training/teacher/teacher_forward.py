@@ -14,7 +14,7 @@ from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import DenseTargets
 from compression_assets.training.loop import body_and_head
 from compression_assets.training.teacher.logits_coding import encode_top_k
-from compression_assets.training.teacher.teacher_logits import (
+from compression_assets.training.teacher.shards import (
     HEAD,
     TeacherLogitsRecipe,
     shard_path,

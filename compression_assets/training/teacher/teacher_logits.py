@@ -1,62 +1,31 @@
 """The store of a teacher's next-token distributions: written once, read by every distillation step.
 
-Here are its recipe and how it is read and checked. How it is made is in `teacher_forward`, how distributions
-become tensors in `logits_coding`, what a loss does with them in `head_loss`.
+Here is how it is read and checked. Its recipe and files are in `shards`, how it is made in `teacher_forward`, how
+distributions become tensors in `logits_coding`, what a loss does with them in `head_loss`.
 """
 
 import json
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Report, no_report
-from compression_assets.strict import Strict
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import DenseTargets, Targets
 from compression_assets.training.teacher.logits_coding import decode
+from compression_assets.training.teacher.shards import HEAD, TeacherLogitsRecipe, shard_path, shard_rows
+from compression_assets.training.teacher.teacher_forward import write_shards
 
 if TYPE_CHECKING:
     import torch
 
 MANIFEST = "logits.json"
-HEAD = "head.safetensors"
 ONE_TEMPERATURE = ("top_k",)
 LEAST_K = ((1.0, 36), (2.0, 4096))
 """(Temperature, least k whose gradient has a cosine of 0.99 there); a lower temperature is no harder."""
-
-
-class TeacherLogitsRecipe(Strict):
-    """How the teacher's distributions are kept.
-
-    hidden: the teacher's last hidden states, 2 bytes a dimension, and its output layer once. Exact at any temperature,
-    in a fraction of the bytes of logits, for one more matrix product in each step.
-    dense: bfloat16 logits, 2 bytes a vocabulary entry, for any temperature.
-    top_k: the k largest and the mass of the rest, for the temperature it was made at. With the default k every measured
-    cosine with the exact gradient is above 0.99 at temperature 1, in 120 bytes a token of a vocabulary of 151,936
-    (benchmarks/RESULTS.md). At temperature 2 no small k does it; `compression check` warns.
-    load_in_8bit: run the teacher through bitsandbytes' LLM.int8 (threshold 6.0, the paper's); CUDA only, elsewhere
-    it is left out and noted in the manifest.
-    """
-
-    coding: Literal["dense", "hidden", "top_k"] = "hidden"
-    k: int = Field(default=36, ge=1, description="largest probabilities kept (top_k only)")
-    batch_size: int = Field(default=16, ge=1, description="rows in one forward pass of the teacher")
-    rows_per_shard: int = Field(
-        default=256, ge=1, description="an interrupted run goes on after its last whole shard"
-    )
-    load_in_8bit: bool = False
-
-    @model_validator(mode="after")
-    def _sizes_have_their_coding(self) -> Self:
-        if "k" in self.model_fields_set and "coding" not in self.model_fields_set:
-            raise ValueError("k belongs to coding: top_k; name that as coding")
-        return self
 
 
 def coding_doubt(recipe: TeacherLogitsRecipe, temperature: float) -> str | None:
@@ -98,7 +67,6 @@ def write_teacher_logits(
     scratch: where shards are kept until all are there; whole ones that an interrupted call with the same arguments
     left are used again. None: nothing is kept. `output` and `scratch` lie on one disk, so that moving costs nothing.
     """
-    from compression_assets.training.teacher.teacher_forward import write_shards
 
     dataset = TokenDataset.load(dataset_directory)
     identity = {
@@ -120,17 +88,6 @@ def write_teacher_logits(
     manifest = identity | {"tokens": dataset.n_trained, "rows": len(dataset)} | made
     _write_json(output / MANIFEST, manifest)
     return manifest | measured
-
-
-def shard_path(directory: Path, index: int) -> Path:
-    """File of a shard of rows."""
-    return directory / f"shard-{index:05d}.safetensors"
-
-
-def shard_rows(dataset: TokenDataset, recipe: TeacherLogitsRecipe) -> list[range]:
-    """Row indices of each shard."""
-    size = recipe.rows_per_shard
-    return [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
 
 
 class TeacherLogits:
@@ -279,8 +236,3 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(path)
-
-
-def total_bytes(paths: Iterable[Path]) -> int:
-    """Bytes of some files."""
-    return sum(path.stat().st_size for path in paths)

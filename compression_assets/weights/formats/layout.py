@@ -31,11 +31,6 @@ def layout_in(config: Mapping[str, Any]) -> Layout:
     return _shared_out(formats_in(quantization), layers)
 
 
-def with_layers(quantization: Mapping[str, Any], layers: Mapping[str, Format]) -> dict[str, Any]:
-    """A `quantization_config` with exceptions: module name -> the format of its weight."""
-    return {**quantization, LAYERS: {module: form.to_config() for module, form in layers.items()}}
-
-
 def quantization_of(directory: Path) -> dict[str, Any]:
     """The `quantization_config` of a model directory, {} in full precision. Raises StudyError when it can't be read."""
     file = directory / "config.json"
