@@ -57,8 +57,8 @@ def read_tokenizer(metadata: Metadata, path: Path) -> "PreTrainedTokenizerFast":
 def check_tokenizer(metadata: Metadata, path: Path) -> None:
     """StudyError as `read_tokenizer`, from what the file says alone: nothing is built."""
     values = metadata.values
-    kind = values.get("tokenizer.ggml.model")
-    if str(kind) not in NEEDED:
+    kind = str(values.get("tokenizer.ggml.model"))
+    if kind not in NEEDED:
         raise StudyError(
             f"{path} has a tokenizer of the kind tokenizer.ggml.model = {shortened(repr(kind))}; gpt2 and llama are "
             "read: give the directory that the file was made from (kind: directory or hub)."
