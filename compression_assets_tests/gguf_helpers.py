@@ -126,6 +126,9 @@ def rewritten(
         if name not in (keys or {}):
             writer.add_key_value(name, value, types[0], types[-1] if len(types) > 1 else None)
     for name, value in (keys or {}).items():
+        if name == "general.alignment":
+            writer.add_custom_alignment(value)
+            continue
         kind = gguf.GGUFValueType.get_type(value)
         of = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
         writer.add_key_value(name, value, kind, of)

@@ -7,10 +7,12 @@ import torch
 from transformers import AutoTokenizer
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.answering import answer_questions
+from compression_assets.evaluation.answering import _answer, answer_questions
 from compression_assets.evaluation.four_bit import compare_with_four_bit
-from compression_assets.evaluation.prompts import INSTRUCTION, question_prompt, stop_tokens
+from compression_assets.evaluation.generation import Generated
+from compression_assets.evaluation.prompts import INSTRUCTION, prompt_tokens, question_prompt, stop_tokens
 from compression_assets.evaluation.settings import AnswerSettings
+from compression_assets.sources.tokenizer_setup import prepare
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.text.chat_template import ChatTemplate
@@ -69,6 +71,24 @@ def test_the_prompt_is_the_papers_in_the_models_own_template(model_dir: Path) ->
     tokenizer.chat_template = None
     plain = question_prompt(ChatTemplate(tokenizer), "Q?", "C.")
     assert plain == f"user:\n{INSTRUCTION}.\n\nContext: C.\n\nQuestion: Q?<|im_end|>\nassistant:\n"
+
+
+def test_an_end_that_no_token_spells_is_cut_from_an_answer(model_dir: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n[END]\n' }}{% endfor %}"
+    )
+    template = ChatTemplate(tokenizer)
+    assert template.end_token() is None
+    notes = prepare(tokenizer, tiny_model(), tmp_path)
+    assert any(r"ends an answer with the text '\n[END]'" in note for note in notes)
+    for said, answer, finished in (
+        ("a bee\n[END]\nuser: and", "a bee", True),
+        ("a bee [END] is", "a bee [END] is", False),
+    ):
+        new = Generated(tuple(prompt_tokens(template, said)), finished=False)
+        found = _answer(QUESTIONS[0], "?", new, template)
+        assert (found.answer, found.finished, found.n_tokens) == (answer, finished, len(new.tokens))
 
 
 def test_the_chats_end_of_turn_ends_an_answer_even_if_no_config_names_it(model_dir: Path) -> None:

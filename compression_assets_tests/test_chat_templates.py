@@ -58,6 +58,12 @@ def test_templates_that_draw_text_by_chance_are_refused(drawn: str) -> None:
         ChatTemplate(with_template(drawn + SHOWN))
 
 
+@pytest.mark.parametrize("broken", ["{{ 1 // 0 }}", "{{ '{}'.format() }}", "{{ messages[9].content.x }}"])
+def test_a_template_that_fails_is_a_sentence(broken: str) -> None:
+    with pytest.raises(StudyError, match="refuses a conversation with the roles user, assistant"):
+        ChatTemplate(with_template(SHOWN + broken)).text(HELLO)
+
+
 def test_a_named_template_and_its_settings_are_used() -> None:
     tokenizer = with_template(
         {"default": "plain " + SHOWN, "tool_use": "{{ 'think ' if enable_thinking else 'no ' }}" + SHOWN}

@@ -15,7 +15,10 @@ from click.shell_completion import BashComplete
 
 from compression_assets.cli import commands
 from compression_assets.errors import next_command
+from compression_assets.sources.gguf_splitting import SPLITTINGS
 from compression_assets.study.files import load_study
+from compression_assets.takeaway.gguf_file import write_gguf
+from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
 from compression_assets_tests.project import Project
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -82,7 +85,10 @@ def test_init_writes_a_study_that_check_accepts(
     (project.storage / "models").mkdir()
     tiny_directory(project.storage / "models" / "mine")
     (project.storage / "chats.jsonl").write_text("")
-    (project.storage / "w.gguf").write_bytes(b"GGUF" + bytes(20))
+    if model == "w.gguf":
+        released = tiny_directory(tmp_path / "released", vocab_size=720)
+        put_tokenizer(released, byte_level_tokenizer(SPLITTINGS[2]))
+        write_gguf(released, project.storage / model, "tiny", "a test")
     code, output = project.compression("init", model, chats, "--output", "sub dir/my-study.yaml")
     assert code == 0, output
     assert "compression plan --study 'sub dir/my-study.yaml'" in output

@@ -1,9 +1,11 @@
 """What a GGUF file says is read, or refused by name: keys, tensors, rotary positions, rules of splitting."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from compression_assets.errors import StudyError
 from compression_assets.planning.models import config_of
+from compression_assets.sources.gguf_header import TensorInfo, read_floats, read_header
 from compression_assets.sources.gguf_metadata import Metadata
 from compression_assets.sources.gguf_rope import llama3_divisors, rope_parameters
 from compression_assets.sources.gguf_splitting import SPLITTINGS
-from compression_assets.sources.models import GgufModel, fetch_model
+from compression_assets.sources.models import GgufModel, check_model_source, fetch_model
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.text.samples import TEXTS
 from compression_assets_tests.gguf_helpers import (
@@ -34,6 +37,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put_tokenizer(directory, byte_level_tokenizer(SPLITTINGS[2]))
     write_gguf(directory, folder / "good.gguf", "tiny", "a test")
     return folder / "good.gguf"
+
+
+def check(file: Path) -> None:
+    check_model_source(GgufModel(kind="gguf", path=str(file)))
 
 
 def fetch(file: Path, folder: Path) -> Path:
@@ -59,6 +66,8 @@ def fetch(file: Path, folder: Path) -> Path:
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model = 't5'"),
         ({"general.type": "adapter"}, "general.type = adapter"),
         ({"split.count": 2}, "split.count = 2"),
+        ({"llama.attention.head_count": 0}, "does not state attention.head_count"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "720 tokens, but 2 of tokenizer.ggml.token_type"),
     ],
 )
 def test_what_is_not_read_is_refused_by_name(
@@ -66,14 +75,67 @@ def test_what_is_not_read_is_refused_by_name(
 ) -> None:
     file = rewritten(good, tmp_path / "other.gguf", keys)
     with pytest.raises(StudyError, match=says) as caught:
+        check(file)
+    with pytest.raises(StudyError, match=says):
         fetch(file, tmp_path)
     assert "\n" not in str(caught.value) and "other.gguf" in str(caught.value)
 
 
 def test_rules_that_a_file_does_not_name_are_not_guessed(tmp_path: Path, good: Path) -> None:
-    file = rewritten(good, tmp_path / "old.gguf", without=("tokenizer.ggml.pre",))
-    with pytest.raises(StudyError, match=r"tokenizer\.ggml\.pre = None"):
-        fetch(file, tmp_path)
+    for key, says in (
+        ("tokenizer.ggml.pre", r"tokenizer\.ggml\.pre = None"),
+        ("tokenizer.ggml.merges", r"does not state tokenizer\.ggml\.merges"),
+    ):
+        with pytest.raises(StudyError, match=says):
+            check(rewritten(good, tmp_path / "old.gguf", without=(key,)))
+
+
+def test_the_header_is_read_as_the_gguf_package_reads_it(tmp_path: Path, good: Path) -> None:
+    random = np.random.default_rng()
+    keys = {
+        "general.alignment": int(random.choice([32, 64, 128])),
+        "general.names": ["äöü", "", "x" * 300],
+        "general.numbers": random.normal(size=9).tolist(),
+        "general.signed": random.integers(-1000, 1000, size=5).tolist(),
+        "general.flags": [True, False],
+        "general.share": 0.25,
+    }
+    factors = random.normal(size=8).astype(np.float32)
+    file = rewritten(good, tmp_path / "odd.gguf", keys, tensors={"rope_freqs.weight": factors})
+    header, reader = read_header(file), gguf.GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert header.values == {name: value for name, value in fields.items() if not name.startswith("GGUF.")}
+    assert header.tensors == {
+        tensor.name: TensorInfo(
+            tuple(map(int, tensor.shape)), int(tensor.tensor_type), int(tensor.data_offset)
+        )
+        for tensor in reader.tensors
+    }
+    assert read_floats(file, header.tensors["rope_freqs.weight"]) == tuple(factors.tolist())
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.05, 0.4, 0.9, 0.9999])
+def test_a_file_that_is_cut_short_is_known_before_any_work(tmp_path: Path, good: Path, share: float) -> None:
+    data = good.read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(data[: int(share * len(data))])
+    check(good)
+    with pytest.raises(StudyError, match=r"cut\.gguf is truncated or damaged \(it ends"):
+        check(tmp_path / "cut.gguf")
+
+
+def test_bytes_that_are_damaged_give_a_sentence_and_nothing_else(tmp_path: Path, good: Path) -> None:
+    random, data = np.random.default_rng(14), good.read_bytes()
+    refused = 0
+    for number in range(60):
+        broken = bytearray(data)
+        for place in random.integers(4, 2000, size=3):
+            broken[place] = random.integers(256)
+        (tmp_path / f"{number}.gguf").write_bytes(broken)
+        with contextlib.suppress(StudyError):
+            check(tmp_path / f"{number}.gguf")
+            continue
+        refused += 1
+    assert refused > 30
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,12 @@ def same_tokens(directory: Path, other: Path) -> None:
     assert one.chat_template == tokenizer.chat_template
 
 
+def test_named_chat_templates_come_back_under_their_names(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer(SPLITTINGS[0])
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool-use": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    same_tokens(directory_of(tmp_path / "model", tokenizer), read_back(tmp_path / "model", tmp_path))
+
+
 @pytest.mark.parametrize("splitting", SPLITTINGS, ids=lambda splitting: str(splitting.names[0]))
 def test_byte_level_tokenizers_keep_their_rules(tmp_path: Path, splitting: Splitting) -> None:
     same_tokens(

@@ -276,6 +276,14 @@ def test_a_model_that_does_not_answer_is_an_error(
         quantize_checkpoint(base, tmp_path / "q", RECIPE)
 
 
+def test_the_first_answer_depends_on_no_chat_template(quantized: Path) -> None:
+    """Such a template may write today's date, have another name than `default`, or refuse a message."""
+    model, file = load_as_user(quantized, "cpu"), quantized / "chat_template.jinja"
+    before = generate_answer(model, quantized, 4)
+    file.write_text("{{ strftime_now('%d %b %Y') }}{{ raise_exception('no') }}")
+    assert generate_answer(model, quantized, 4) == before
+
+
 def test_logits_that_are_not_finite_are_an_error(base: Path, quantized: Path) -> None:
     tensors = load_file(quantized / "model.safetensors")
     tensors["model.norm.weight"][0] = torch.nan

@@ -2,6 +2,8 @@
 
 import pytest
 from pydantic import ValidationError
+from tokenizers import AddedToken
+from tokenizers.normalizers import NFKC
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.random_model import byte_tokenizer
@@ -150,6 +152,21 @@ def test_a_message_that_a_template_changes_is_refused_alone() -> None:
     splits = make_splits(source, ChatTemplate(tokenizer), sizes, 512, 1, max_refused=0.05)
     assert [one["id"] for one in splits.refusals.about()] == ["60"]
     assert "depending on what a message says" in splits.refusals.about()[0]["reason"]
+
+
+def test_content_that_turns_into_a_special_token_counts_as_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = NFKC()
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("(tool)", normalized=True)]})
+    source = [*CONVERSATIONS[:58], *(conversation(n, f"a ⒯ool {n} \uff08tool\uff09") for n in (58, 59))]
+    sizes = {"all": SplitSize(conversations=58)}
+    splits = make_splits(source, ChatTemplate(tokenizer), sizes, 512, 1, max_refused=0.05)
+    assert splits.counts["refused"] == len(splits.refusals) == 2
+    assert "the special token '(tool)'" in splits.refusals.about()[0]["reason"]
+    with pytest.raises(StudyError, match=r"2 of 60 conversations are refused, more than the 3%"):
+        make_splits(source, ChatTemplate(tokenizer), sizes, 512, 1, max_refused=0.03)
+    with pytest.raises(StudyError, match=r"ran out .* 2 refused\)"):
+        make_splits(source, ChatTemplate(tokenizer), {"all": SplitSize(conversations=59)}, 512, 1)
 
 
 def test_hash_ignores_system_messages_case_and_white_space() -> None:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.answers import Answer
 from compression_assets.evaluation.four_bit import Agreement, compare_with_four_bit
-from compression_assets.evaluation.generation import generate
+from compression_assets.evaluation.generation import Generated, generate
 from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import AnswerSettings
 from compression_assets.evaluation.speed import Speed, measure_speed
 from compression_assets.store.reports import Report, no_report
-from compression_assets.text.chat_template import TemplateSettings, load_chat_template
+from compression_assets.text.chat_template import ChatTemplate, TemplateSettings, load_chat_template
 from compression_assets.text.questions import Question
 
 if TYPE_CHECKING:
@@ -86,21 +86,29 @@ def answer_questions(
         report,
     )
     answers = [
-        Answer(
-            id=question.id,
-            question=question.question,
-            context=question.context,
-            expected=question.answers,
-            prompt=prompt,
-            answer=template.tokenizer.decode(new.tokens, skip_special_tokens=True).strip(),
-            n_tokens=new.n_tokens,
-            finished=new.finished,
-        )
+        _answer(question, prompt, new, template)
         for question, prompt, new in zip(asked, prompts, generated, strict=True)
     ]
     speed = measure_speed(model, tokens, format_of(model_dir), device)
     four_bit = compare_with_four_bit(model, model_dir, tokens, device) if is_quantized(model_dir) else None
     return Answered(answers, speed, four_bit)
+
+
+def _answer(question: Question, prompt: str, new: Generated, template: ChatTemplate) -> Answer:
+    text = template.tokenizer.decode(new.tokens, skip_special_tokens=True)
+    # Several tokens may spell the end, which generation does not stop at.
+    end = template.end_text()
+    place = text.find(end) if end else -1
+    return Answer(
+        id=question.id,
+        question=question.question,
+        context=question.context,
+        expected=question.answers,
+        prompt=prompt,
+        answer=(text if place < 0 else text[:place]).strip(),
+        n_tokens=new.n_tokens,
+        finished=new.finished or place >= 0,
+    )
 
 
 def _first(questions: Sequence[Question], count: int | None) -> Sequence[Question]:

@@ -3,6 +3,7 @@
 Keys and their meaning: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and gguf.constants.Keys.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
-
-GGUF_MAGIC = b"GGUF"
+from compression_assets.sources.gguf_header import MAGIC, Header, read_floats, read_header
+from compression_assets.tables import shortened
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """general.architecture of the files that are read; transformers calls these models by the same names."""
@@ -62,7 +63,6 @@ USED = (
 """Keys that decide what the model or its tokenizer computes, and are read as such."""
 
 HARMLESS = (
-    "GGUF.*",
     "general.*",  # names, authors, where the weights come from, how they were coded
     "split.no",
     "split.tensors.count",
@@ -75,13 +75,16 @@ HARMLESS = (
     "tokenizer.huggingface.json",  # a copy in another format
     "tokenizer.ggml.*_token_id",  # tokens of other tasks, such as filling in the middle
 )
-"""Keys that may say anything. An array among these is not read."""
+"""Keys that may say anything."""
+
+SCALING = "rope_freqs.weight"
+"""The tensor that says by what each rotary frequency is divided."""
 
 
 @dataclass(frozen=True)
 class Metadata:
     """values: of all keys. shapes: tensor -> dimensions from the fastest on, as GGUF lists them. factors: of
-    `rope_freqs.weight`, empty without it."""
+    `SCALING`, empty without it."""
 
     values: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
@@ -96,48 +99,46 @@ class Metadata:
         return self.values.get(f"{self.architecture}.{name}", default)
 
 
-def check_gguf(path: Path) -> None:
-    """StudyError unless `path` is a file that begins like a GGUF file."""
+def read_metadata(path: Path) -> Metadata:
+    """What a file says besides its weights, in a fraction of a second.
+
+    StudyError if the file or any tensor's data is cut short, or if it says what is not read here.
+    """
     if not path.is_file():
         raise StudyError(f"the GGUF file {path} does not exist: correct the path in the study.")
     with path.open("rb") as file:
-        if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
+        if file.read(len(MAGIC)) != MAGIC:
             raise StudyError(f"{path} is not a GGUF file (it does not begin with 'GGUF').")
-
-
-def read_metadata(path: Path) -> Metadata:
-    """StudyError if the file, or any tensor's data, is cut short, or if it says what is not read here."""
-    import gguf
-
-    check_gguf(path)
     try:
-        reader = gguf.GGUFReader(path)
-        values = {name: field.contents() for name, field in reader.fields.items()}
-        shapes = {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in reader.tensors}
-        factors = next((tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"), ())
-        metadata = Metadata(values, shapes, tuple(float(factor) for factor in factors))
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        OSError,
-        OverflowError,
-        MemoryError,
-        UnicodeDecodeError,
-    ) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        header = read_header(path)
+        _check_whole(path, header)
+        factors = read_floats(path, header.tensors[SCALING]) if SCALING in header.tensors else ()
+    except (ValueError, OSError) as error:
         raise StudyError(
-            f"the GGUF file {path} is truncated or damaged ({message}): copy or download it again."
+            f"the GGUF file {path} is truncated or damaged ({shortened(error)}): copy or download it again."
         ) from error
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    metadata = Metadata(header.values, shapes, factors)
     _check_architecture(path, metadata)
     _check_keys(path, metadata)
     return metadata
 
 
+def _check_whole(path: Path, header: Header) -> None:
+    """ValueError if a tensor ends beyond the file or is in a type that the gguf package does not know."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    size = path.stat().st_size
+    for name, tensor in header.tensors.items():
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+        if tensor.start + math.prod(tensor.shape) // block * block_bytes > size:
+            raise ValueError(f"it ends before its tensor {name}")
+
+
 def _check_architecture(path: Path, metadata: Metadata) -> None:
-    if metadata.values.get("general.architecture") not in ARCHITECTURES:
+    if (found := metadata.values.get("general.architecture")) not in ARCHITECTURES:
         raise StudyError(
-            f"{path} holds a model of architecture {metadata.values.get('general.architecture')!r}; GGUF is read for "
+            f"{path} holds a model of architecture {shortened(repr(found))}; GGUF is read for "
             f"{', '.join(ARCHITECTURES)} only: give the directory that the file was made from (kind: directory or hub)."
         )
 
@@ -160,7 +161,9 @@ def _check_keys(path: Path, metadata: Metadata) -> None:
     ):
         # A file in one piece may say so with 1.
         if key in metadata.values and metadata.values[key] not in (only, 1 if key == "split.count" else only):
-            raise StudyError(f"{path} says {key} = {metadata.values[key]}; only {only} is read here.")
+            raise StudyError(
+                f"{path} says {key} = {shortened(metadata.values[key])}; only {only} is read here."
+            )
     layered = [
         key
         for key, value in metadata.values.items()
@@ -172,7 +175,7 @@ def _check_keys(path: Path, metadata: Metadata) -> None:
 
 def check_tensors(path: Path, metadata: Metadata, read: Iterable[str]) -> None:
     """StudyError if the file holds tensors beyond `read`, the names under which the model looks for its own."""
-    unknown = sorted(set(metadata.shapes) - set(read) - {"rope_freqs.weight"})
+    unknown = sorted(set(metadata.shapes) - set(read) - {SCALING})
     if unknown:
         raise StudyError(
             f"{path} holds tensors that its architecture has not ({_listed(unknown)}): "

@@ -10,7 +10,7 @@ from compression_assets.errors import StudyError
 from compression_assets.sources import model_files, tokenizer_setup
 from compression_assets.sources.gguf_metadata import Metadata, check_tensors, read_metadata
 from compression_assets.sources.gguf_rope import rope_parameters
-from compression_assets.sources.gguf_tokenizer import read_tokenizer
+from compression_assets.sources.gguf_tokenizer import check_tokenizer, read_tokenizer
 from compression_assets.sources.saving import save_model
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.text.samples import TEXTS
@@ -73,11 +73,20 @@ def write(path: Path, output_dir: Path, dtype: str, masters: bool) -> dict[str, 
     }
 
 
+def check(path: Path) -> None:
+    """StudyError, as `write`, for all that is known without reading a weight."""
+    metadata = read_metadata(path)
+    config_settings(path, metadata)
+    check_tokenizer(metadata, path)
+
+
 def config_settings(path: Path, metadata: Metadata) -> dict[str, Any]:
     """The model's config as transformers writes it, `model_type` included. Raises StudyError for what is missing."""
     values = {ours: metadata.of_model(theirs) for ours, theirs in CONFIG.items()}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
-    if missing := [CONFIG[name] for name, value in values.items() if value is None]:
+    if missing := [
+        CONFIG[name] for name, value in values.items() if not isinstance(value, int | float) or not value
+    ]:
         raise StudyError(f"the GGUF file {path} does not state {', '.join(missing)}: make it anew.")
     if "token_embd.weight" not in metadata.shapes:
         raise StudyError(f"the GGUF file {path} has no embeddings (token_embd.weight): make it anew.")

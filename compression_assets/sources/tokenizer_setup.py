@@ -102,10 +102,15 @@ def _set_generation(tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedMode
 def _stop_at_the_chats_end(tokenizer: "PreTrainedTokenizerFast", generation: "GenerationConfig") -> list[str]:
     """Let the model stop at the token with which its template ends an answer, which training teaches it to say."""
     try:
-        end = ChatTemplate(tokenizer).end_token()
+        template = ChatTemplate(tokenizer)
+        end, spelled = template.end_token(), template.end_text()
     except StudyError:
         # Said again, and as an error, when conversations are rendered.
         return []
+    if spelled:
+        return [
+            f"the chat template ends an answer with the text {spelled!r}, at which generation cannot stop"
+        ]
     ends = ids_of(generation.eos_token_id)
     if end is None or end in ends:
         return []

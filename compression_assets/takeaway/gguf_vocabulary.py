@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.sources.gguf_splitting import splitting_of
 from compression_assets.sources.gguf_tokenizer import SPACE
+from compression_assets.text.chat_template import DEFAULT
 
 if TYPE_CHECKING:
     import gguf
@@ -148,8 +149,12 @@ def _add_special_tokens(writer: "gguf.GGUFWriter", tokenizer: "PreTrainedTokeniz
 
 
 def _add_templates(writer: "gguf.GGUFWriter", tokenizer: "PreTrainedTokenizerFast") -> None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        writer.add_chat_template([{"name": name, "template": text} for name, text in template.items()])
-    elif template:
-        writer.add_chat_template(template)
+    """The default one and those with a name, in an order of their own: the writer's is another in every process."""
+    templates = tokenizer.chat_template or {}
+    if isinstance(templates, str):
+        templates = {DEFAULT: templates}
+    for name in sorted(templates):
+        key = "tokenizer.chat_template" if name == DEFAULT else f"tokenizer.chat_template.{name}"
+        writer.add_string(key, templates[name])
+    if named := sorted(set(templates) - {DEFAULT}):
+        writer.add_array("tokenizer.chat_templates", named)

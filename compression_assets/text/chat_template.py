@@ -104,7 +104,7 @@ class ChatTemplate:
                 strftime_now=_strftime_now,
                 **self.settings.chat_template_kwargs,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             roles = shortened(", ".join(message.role for message in messages))
             raise StudyError(
                 f"the model's chat template refuses a conversation with the roles {roles} ({shortened(error)}): "
@@ -122,6 +122,10 @@ class ChatTemplate:
         """The added token with which the template ends a message of the assistant; None where it is plain text."""
         end = self.frame(("user", "assistant")).ends[-1]
         return next((index for text, index in self.added.items() if text and end.endswith(text)), None)
+
+    def end_text(self) -> str:
+        """What a model has to write to end an answer where the template ends it with plain text; else ""."""
+        return "" if self.end_token() is not None else self.frame(("user", "assistant")).ends[-1]
 
     def about(self) -> dict[str, Any]:
         """What rendered text depends on, for a record: settings, and the date where the template reads it."""

@@ -76,17 +76,20 @@ def make_splits(
     tokens; only as many are tokenised as are needed. Two conversations are duplicates if their contents
     are equal after NFKC, case folding and collapsing white space, or if their rows hold the same content
     tokens. `exclude` holds `content_hashes` of splits made from another source. Conversations that the template
-    refuses are left out; all of them are tried, so that nothing depends on which are drawn. StudyError when the source
+    refuses are left out; all of them are tried, so that nothing depends on which are drawn. A conversation whose
+    content turns into a special token is refused once it is drawn: only tokens show that. StudyError when the source
     runs out, and when more than `max_refused` (a share of the conversations) or all are refused.
     """
     counts: Counter[str] = Counter()
     refusals = Refusals(max_refused)
-    ordered = _accepted(_ordered(conversations, seed, exclude, counts), template, refusals)
-    rows = _rows(ordered, template, max_length, exclude, counts, refusals)
+    ordered = _ordered(conversations, seed, exclude, counts)
+    accepted = _accepted(ordered, template, refusals)
+    counts["refused"] = len(refusals)
+    rows = _rows(accepted, template, max_length, exclude, counts, refusals)
     splits = Splits()
     for name, size in sizes.items():
         splits[name] = _fill(name, size, rows, counts)
-    counts["refused"] = len(refusals)
+    refusals.require_few(len(ordered))
     splits.counts, splits.refusals = counts, refusals
     return splits
 
@@ -160,10 +163,10 @@ def _rows(
     seen: set[str] = set()
     for key, conversation in ordered:
         row = None
-        # Whether content became a special token is known from tokens alone, so of the conversations drawn.
         with refusals.noted(conversation):
             row = TokenRow(key, *render(template, conversation.messages, max_length))
         if row is None:
+            counts["refused"] += 1
             continue
         tokens = _token_hash(row)
         if row.n_predicted == 0:
@@ -187,7 +190,8 @@ def _fill(name: str, size: SplitSize, rows: Iterator[TokenRow], counts: Counter[
             raise StudyError(
                 f"the chat source ran out while filling the split {name!r}: {size} asked, {tokens:,} tokens in "
                 f"{len(taken):,} conversations left for it (of {counts['read']:,} read, {counts['duplicates']:,} "
-                f"duplicates, {counts['without_content']:,} without content): ask for less or name a larger source."
+                f"duplicates, {counts['without_content']:,} without content, {counts['refused']:,} refused): ask for "
+                "less or name a larger source."
             )
         taken.append(row)
         tokens += row.n_predicted

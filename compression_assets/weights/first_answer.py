@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPT = "Tell me about your day."
+"""Continued as plain text: a chat template may write today's date, need a name or refuse a message."""
 DEVICES = ("cpu", "cuda")
 
 
@@ -77,17 +78,12 @@ def load_as_user(directory: Path, device: str) -> "PreTrainedModel":
 
 
 def generate_answer(model: "PreTrainedModel", directory: Path, tokens: int) -> str:
-    """Exactly `tokens` tokens, greedily, with the directory's tokenizer. StudyError if a logit is not finite."""
+    """Exactly `tokens` tokens behind PROMPT, greedily. StudyError if a logit is not finite."""
     import torch
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    prompt = PROMPT
-    if tokenizer.chat_template:
-        message = {"role": "user", "content": PROMPT}
-        prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    special = not tokenizer.chat_template
-    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=special).to(model.device)
+    encoded = tokenizer(PROMPT, return_tensors="pt").to(model.device)
     length = encoded["input_ids"].shape[1]
     generated = model.generate(
         input_ids=encoded["input_ids"],
