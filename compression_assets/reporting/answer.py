@@ -61,7 +61,7 @@ def answer_of(results: Results) -> Answer:
 def ranked_table(results: Results, found: Answer) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows: rank, model, the goal's metric, perplexity to the base's here and in the paper, size."""
     best = results.study.goal.best
-    columns = ["", "model", metric(best).label, "size (MiB)", "smaller than base"]
+    columns = ["", "model", results.metric(best).label, "size (MiB)", "smaller than base"]
     values = [results.value(model, best) for model in found.ranked]
     places = places_of(results, best, found.ranked)
     rows: list[list[Any]] = [
@@ -116,10 +116,10 @@ def figure(results: Results, model: str, name: str) -> str:
 def _best(results: Results, choice: Choice) -> str:
     model, best = str(choice.model), results.study.goal.best
     limits = Limits.of(results.study.goal)
-    title = metric(best).title
+    title = results.metric(best).title
     among = len(choice.rivals)
     of = f"of {among} models" if SIZE in limits.most else f"of {among} equally small models"
-    where = f" with {_limits(limits)}" if limits.metrics else ""
+    where = f" with {_limits(results, limits)}" if limits.metrics else ""
     what = f"has the best {title} {of}" if among > 1 else "is the smallest model"
     return (
         f"{results.name(model)} {what}{where}: {title} {figure(results, model, best)}"
@@ -131,10 +131,10 @@ def _dagger(results: Results, name: str) -> str:
     return " (scored by a judge that failed its own test)" if name in results.untrusted else ""
 
 
-def _limits(limits: Limits) -> str:
-    most = [f"{metric(name).title} at most {limit:g}" for name, limit in limits.most.items()]
+def _limits(results: Results, limits: Limits) -> str:
+    most = [f"{results.metric(name).title} at most {limit:g}" for name, limit in limits.most.items()]
     return ", ".join(
-        [*most, *(f"{metric(name).title} at least {limit:g}" for name, limit in limits.least.items())]
+        [*most, *(f"{results.metric(name).title} at least {limit:g}" for name, limit in limits.least.items())]
     )
 
 
