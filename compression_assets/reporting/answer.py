@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.metrics import metric
+from compression_assets.evaluation.metrics import JUDGED, metric
 from compression_assets.reporting.choosing import Choice, Limits, choose
-from compression_assets.reporting.leaderboard import places_of, remarks, with_interval
+from compression_assets.reporting.leaderboard import left_out, places_of, remarks, with_interval
 from compression_assets.reporting.parts import sentence
 from compression_assets.reporting.read import Results, Row, read_results
 from compression_assets.store.metrics_db import MetricsDatabase
@@ -36,7 +36,13 @@ def answer(study: Study, root: Path, database: MetricsDatabase) -> str:
     """
     results = read_results(study, root, database)
     found = answer_of(results)
-    marked = [*found.sentences, "", plain(*ranked_table(results, found)), *remarks(results)]
+    judged = metric(study.goal.best).group == JUDGED
+    marked = [
+        *found.sentences,
+        "",
+        plain(*ranked_table(results, found)),
+        *(remarks if judged else left_out)(results),
+    ]
     return "\n".join(marked)
 
 

@@ -1,12 +1,15 @@
 """Who gave the judged scores: G-Eval is what a judge that is asked gives; one that is read gives something else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from compression_assets.evaluation.judging.calibration import WEAK
 from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.metrics import JUDGED, Metric, metric
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Metric -> row of metrics.<model>."""
 
 READ = {"likelihood": "by likelihood", "embedding": "by embedding"}
 """Kind of a judge that is read -> how titles of its scores say so."""
@@ -30,10 +33,9 @@ def title_of_any(name: str) -> str:
     return NOT_G_EVAL if name == "g_eval" else metric(name).title
 
 
-def judge_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Name of the judge that scored a model, from its rows of metrics.<model>; "" where none did."""
-    notes = (str(row.get("note") or "") for row in rows if row["metric"] == NAMED_IN)
-    return next(notes, "").removeprefix("judge: ")
+def judge_of(rows: Rows) -> str:
+    """Name of the judge that scored a model; "" where none did."""
+    return _note(rows.get(NAMED_IN, {})).removeprefix("judge: ")
 
 
 def introduced(name: str, judge: JudgeSettings | None) -> str:
@@ -45,7 +47,11 @@ def introduced(name: str, judge: JudgeSettings | None) -> str:
     return f"{name} ({judge.model.kind}), asked for G-Eval's scores"
 
 
-def weaknesses(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def weaknesses(rows: Rows) -> dict[str, str]:
     """Metric -> kinds of answers that its judge mistakes although it passed its test: "weak on copying (1 of 30)"."""
-    notes = {str(row["metric"]): str(row.get("note") or "").partition(";")[0] for row in rows}
+    notes = {name: _note(row).partition(";")[0] for name, row in rows.items()}
     return {name: note for name, note in notes.items() if note.startswith(WEAK)}
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return str(row.get("note") or "")

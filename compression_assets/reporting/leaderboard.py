@@ -84,15 +84,23 @@ def by_group(results: Results) -> list[list[str]]:
 
 def remarks(results: Results) -> list[str]:
     """What to know of the figures: who judged, what is not to be trusted or only in part, and what was left out."""
+    return [*_about_judged(results), *left_out(results)]
+
+
+def left_out(results: Results) -> list[str]:
+    """A sentence for each model whose figures are of an earlier state of the study."""
+    return [
+        f"{results.study.name} has earlier figures of {model}, which are left out: {why}; run: compression run"
+        for model, why in results.outdated.items()
+    ]
+
+
+def _about_judged(results: Results) -> list[str]:
     who = introduced(results.judge, results.study.evaluation.judge)
     judged = [f"judge: {who}"] if who else []
     untrusted = [f"† {results.metric(name).title} is {note}" for name, note in results.untrusted.items()]
     weak = [f"{results.metric(name).title}: its judge is {note}" for name, note in results.weaknesses.items()]
-    left_out = [
-        f"{results.study.name} has earlier figures of {model}, which are left out: {why}; run: compression run"
-        for model, why in results.outdated.items()
-    ]
-    return [*judged, *untrusted, *weak, *left_out]
+    return [*judged, *untrusted, *weak]
 
 
 def leaderboard_csv(results: Results) -> str:

@@ -92,14 +92,12 @@ class Results:
     @property
     def judge(self) -> str:
         """Name of the judge that gave the judged scores, "" where there are none."""
-        return next((name for rows in self.metrics.values() if (name := judge_of(rows.values()))), "")
+        return next((name for rows in self.metrics.values() if (name := judge_of(rows))), "")
 
     @property
     def weaknesses(self) -> dict[str, str]:
         """Metric -> what its note says a trusted judge mistakes."""
-        return {
-            name: note for rows in self.metrics.values() for name, note in weaknesses(rows.values()).items()
-        }
+        return {name: note for rows in self.metrics.values() for name, note in weaknesses(rows).items()}
 
     def metric(self, name: str) -> Metric:
         """A metric as this study shows it, with how it was judged."""

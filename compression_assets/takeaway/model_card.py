@@ -88,11 +88,11 @@ def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> 
         for name in names
     ]
     table = markdown(("metric", "value", f"{confidence} interval", "unit", "n"), rows)
-    who = introduced(judge_of(metrics), judge)
+    who = introduced(judge_of(known), judge)
     remarks = [
         *([f"Judge: {who}."] if who else []),
         *(f"† {titles[name]} is {known[name]['note']}." for name in doubted),
-        *(f"{titles[name]}: its judge is {note}." for name, note in weaknesses(known.values()).items()),
+        *(f"{titles[name]}: its judge is {note}." for name, note in weaknesses(known).items()),
     ]
     return "\n\n".join([table, *remarks])
 
