@@ -22,7 +22,7 @@ from compression_assets.reporting.headline import cautions, the_answer
 from compression_assets.reporting.judge import calibration
 from compression_assets.reporting.making import by_layer
 from compression_assets.reporting.metric_tables import every_metric
-from compression_assets.reporting.page import fingerprint_of, make_page, render, write_report
+from compression_assets.reporting.page import fingerprint_of, make_page, measured_on, render, write_report
 from compression_assets.reporting.parts import Page as PageOf
 from compression_assets.reporting.parts import Section, Table, number
 from compression_assets.reporting.read import ReportData, _agreement, read_report_data
@@ -284,6 +284,16 @@ def test_the_judges_test_is_read_by_column_and_shown_by_kind(data: ReportData) -
     assert copying[1].text == "–" and (copying[2].value, copying[2].below) == (0.5, "1 of 2")
     assert [cell.value for cell in empty[1:]] == [1.0, 1.0]
     assert Page(render(PageOf("a study", "", [section]))).numbers["relevance.copying.accuracy"] == [0.5]
+
+
+def test_the_page_says_where_figures_were_measured_not_where_it_was_written(data: ReportData) -> None:
+    elsewhere = {
+        name: replace(manifest, metadata={**manifest.metadata, "machine": "another, 64 cores"})
+        for name, manifest in data.manifests.items()
+    }
+    assert measured_on(replace(data, manifests=elsewhere)).startswith("another, 64 cores, in ")
+    unnamed = {name: replace(manifest, metadata={}) for name, manifest in data.manifests.items()}
+    assert measured_on(replace(data, manifests=unnamed)) == "cpu"
 
 
 def test_judges_that_differ_are_named_and_those_of_another_study_are_not_shown(
