@@ -376,26 +376,11 @@ def judge_agreement(file: Path) -> None:
 
     FILE is a CSV with the columns item, model and score; items and models as in the database's all_samples.
     """
-    from compression_assets.evaluation.judging.agreement import COLUMNS, against_people, read_people
-    from compression_assets.study.leaderboard_models import leaderboard_models
-    from compression_assets.study.names import relative_directory
     from compression_assets.study.places import current_study, study_root
-    from compression_assets.tables import plain
+    from compression_assets.takeaway.people import judges_against_people
 
     study = current_study()
-    people = read_people(file)
-    judged = {
-        model.key: study_root(study) / relative_directory(model.asset("judged"))
-        for model in leaderboard_models(study)
-    }
-    found = {key: folder for key, folder in judged.items() if folder.exists()}
-    rows = against_people(found, people, study.seed)
-    if not rows:
-        raise StudyError(
-            f"no answer of {file} was judged in study {study.name}: its columns {', '.join(COLUMNS)} name items and "
-            f"models as all_samples does; see: {next_command('query', 'SELECT DISTINCT model, item FROM all_samples')}"
-        )
-    print(plain(list(rows[0]), [list(row.values()) for row in rows]))
+    print(judges_against_people(study, study_root(study), _database(), file))
 
 
 @_command("clean --dry-run")

@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.rows import Sample
 from compression_assets.reporting.answer import answer_of, ranked_table
 from compression_assets.reporting.caveats import PAPER_PARAMETERS, PAPER_TOKENS, caveats
+from compression_assets.reporting.choosing import Choice, Limits
 from compression_assets.reporting.current import outdated
 from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.leaderboard import leaderboard_csv, leaderboard_json, leaderboard_text
@@ -22,7 +24,7 @@ from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.goal import Goal
 from compression_assets.study.leaderboard_models import parts
 from compression_assets.study.model import Study
-from compression_assets.takeaway.advice import left_out
+from compression_assets.takeaway.advice import as_text, left_out
 from compression_assets_tests.made_results import (
     PERPLEXITIES,
     made_manifests,
@@ -106,11 +108,42 @@ def test_the_leaderboard_fits_a_terminal(study: Study) -> None:
     short = leaderboard_text(judged)
     assert max(map(len, short.splitlines())) <= 100
     assert short.splitlines()[0].split() == ["model", "perplexity", "size", "(MiB)", "ratio", "F1", "judge"]
-    assert "NOT trusted" in short and "† g_eval is UNTRUSTED" in short
-    assert "G-Eval †" in leaderboard_text(judged, everything=True)
-    trusted = with_metric(results, "g_eval", dict.fromkeys(PERPLEXITIES, 0.5), 24)
-    assert "G-Eval" in leaderboard_text(trusted).splitlines()[0]
+    assert "NOT trusted" in short and "† judge's score (by likelihood) is UNTRUSTED" in short
+    assert "judge's score (by likelihood) †" in leaderboard_text(judged, everything=True)
+    trusted = with_metric(results, "g_eval", dict.fromkeys(PERPLEXITIES, 0.5), 24, width=0.02)
+    assert "judge's score (by likelihood)" in leaderboard_text(trusted).splitlines()[0]
+    assert max(map(len, leaderboard_text(trusted).splitlines())) <= 100
     assert "84.4 [72.1, 96.7]" in short
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "said"),
+    [
+        (
+            {"kind": "likelihood"},
+            "judge's score (by likelihood)",
+            "tiny, which is read and not asked:",
+        ),
+        ({"kind": "local"}, "G-Eval", "tiny (local), asked for G-Eval's scores"),
+        ({"kind": "gemini"}, "G-Eval", "tiny (gemini), asked for G-Eval's scores"),
+    ],
+)
+def test_the_judge_and_its_kind_stand_beside_its_scores(
+    study: Study, kind: dict[str, str], title: str, said: str
+) -> None:
+    judge = JudgeSettings.model_validate({"model": kind})
+    evaluation = study.evaluation.model_copy(update={"judge": judge})
+    results = made_results(study.model_copy(update={"evaluation": evaluation}))
+    assert "judge" not in leaderboard_text(results)
+    scores = {"base": 0.5, "kd": 0.4}
+    judged = with_metric(results, "g_eval", scores, 24, note="weak on copying (1 of 30); 1 of 24 failed")
+    judged = with_metric(judged, "judge_accuracy", scores, 24, note="judge: tiny")
+    text = leaderboard_text(judged)
+    assert title in text.splitlines()[0] and f"judge: {said}" in text
+    assert f"{title}: its judge is weak on copying (1 of 30)" in text
+    assert json.loads(leaderboard_json(judged))["judge"] == "tiny"
+    assert "judge: " not in as_text(Choice(None, "", ()), Limits(), judged, Path())
+    assert f"judge: {said}" in as_text(Choice(None, "", ()), Limits(least={"g_eval": 0.1}), judged, Path())
 
 
 def test_the_leaderboard_as_data_is_exact(study: Study) -> None:
@@ -167,7 +200,10 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     assert [
         said for said in caveats(results) if said.startswith("metrics/p is left out, since it cannot be read")
     ]
-    assert any(said.startswith("left out: metrics/q (") for said in left_out(results))
+    assert any(
+        said.startswith("left out: metrics/q (") for said in left_out({**results.outdated, **results.damaged})
+    )
+    assert "left out: metrics/" not in as_text(Choice(None, "", ()), Limits(), results, tmp_path)
     (root / "metrics" / "base" / "manifest.json").unlink()
     with pytest.raises(NothingMeasured, match="can be shown as it stands"):
         read_results(study, root, up_to_date(study, root)[0])
@@ -220,7 +256,7 @@ def test_nothing_is_said_against_what_nothing_can_be_said_against(spotless: Any)
                 500,
                 note="weak on copying (1 of 30); x",
             ),
-            "The judge of G-Eval passed its test, but is weak on copying (1 of 30).",
+            "G-Eval: the judge passed its test, but is weak on copying (1 of 30).",
         ),
         (lambda it: widened(it, 5.0), "The 95 % intervals of perplexity overlap for 2 of 21 pairs"),
         (lambda it: replace(it, metrics=without_intervals(it)), "No intervals have been computed"),

@@ -138,6 +138,21 @@ def test_the_next_command_is_quoted_and_names_the_study(monkeypatch: pytest.Monk
     assert next_command("run") == "compression run"
 
 
+def test_judges_are_held_against_people(finished_study: Project, tmp_path: Path) -> None:
+    items = finished_study.query(
+        "SELECT DISTINCT item FROM all_samples WHERE metric = 'g_eval' ORDER BY item"
+    )
+    file = tmp_path / "people.csv"
+    lines = [f"{item},{model},{place}" for place, (item,) in enumerate(items) for model in ("base", "kd")]
+    file.write_text("\n".join(["item,model,score", *lines, "nowhere,kd,1"]))
+    code, output = finished_study.compression("judge-agreement", str(file))
+    assert code == 0 and "g_eval" in output and "the base model" in output
+    assert f"{len(lines)} of the {len(lines) + 1} answers in" in output
+    file.write_text("item,model,score\nnowhere,kd,1\n")
+    code, output = finished_study.compression("judge-agreement", str(file))
+    assert code == 1 and "no answer of" in output and "Traceback" not in output
+
+
 def test_a_reader_that_has_had_enough_is_no_error(finished_study: Project) -> None:
     code, output = finished_study.command("bash", "-c", f"{shlex.join(COMPRESSION)} leaderboard | head -n 1")
     assert code == 0 and output.startswith("model ") and output.count("\n") == 1

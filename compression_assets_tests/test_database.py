@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.calibration import Accuracy, Calibration, write_calibration
 from compression_assets.evaluation.measured import INTERVALS, read_measured, write_measured
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.evaluation.settings import StatisticsSettings
@@ -145,6 +146,24 @@ def test_tables_of_steps_have_the_types_of_their_rows(study: Study, root: Path) 
         write_table(root, 'steps"; DROP TABLE models; --', [])
     with pytest.raises(ValueError, match="JSON compliant"):
         write_table(root, "steps", [{"more": {"value": float("nan")}}])
+
+
+def test_the_test_of_a_judge_that_was_replaced_is_not_shown(tmp_path: Path, root: Path) -> None:
+    def judged_by(kind: str) -> Study:
+        evaluation = {"perplexity": {"batch_size": 4}, "answers": {}, "judge": {"model": {"kind": kind}}}
+        return small_study(tmp_path, "P", evaluation=evaluation)
+
+    study = judged_by("likelihood")
+    assert study.evaluation.judge
+    found = Calibration(
+        "the base model", 2, (Accuracy("g_eval", "all", 4, 4, 0, 1.0, 0.5, 1.0, 0.8, True, ""),)
+    )
+    recipe = {"judge": study.evaluation.judge.content(), "deepeval": "1"}
+    leave(root, "judge_calibration", fill=lambda work: write_calibration(found, work), recipe=recipe)
+    refresh(study, root)
+    assert read(root, "SELECT judge FROM judge_calibration") == [("the base model",)]
+    refresh(judged_by("local"), root)
+    assert read(root, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'judge_calibration'") == [(0,)]
 
 
 def test_a_damaged_artifact_is_left_out_and_named(study: Study, root: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
 
     results = read_results(load_study(project.study_file), project.root, database_of(project.root))
     said = leaderboard_text(results, everything=True)
-    assert "G-Eval †" in said and f"† g_eval is UNTRUSTED: m at {server.url}/v1 puts 0%" in said.replace(
+    assert "G-Eval †" in said and f"† G-Eval is UNTRUSTED: m at {server.url}/v1 puts 0%" in said.replace(
         "\n ", ""
     )
     assert KEY not in output + again

@@ -238,7 +238,7 @@ def test_agreement_of_judges_and_of_people_over_judged_artifacts(tmp_path: Path)
     expected = stats.spearmanr([first[key] for key in keys], [second[key] for key in keys]).statistic
     assert (row["metric"], row["other"], row["n"]) == ("correctness", "words", 12)
     assert row["rho"] == pytest.approx(expected)
-    rows = against_people(judged, {key: value for key, value in second.items() if key[0] == "kd"}, seed=0)
+    rows = against_people(judged, {key: value for key, value in second.items() if key[0] == "kd"}, 0, "tiny")
     by_judge = {row["judge"]: row for row in rows}
     assert by_judge["words"]["rho"] == pytest.approx(1.0) and by_judge["words"]["n"] == 6
-    assert by_judge["the first"]["rho"] < 1
+    assert by_judge["tiny"]["rho"] < 1

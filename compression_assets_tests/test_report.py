@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.judges import judge_name
+from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.metrics import JUDGE, METRICS
 from compression_assets.evaluation.metrics import metric as metric_of
 from compression_assets.reporting.caveats import caveats
@@ -16,14 +18,14 @@ from compression_assets.reporting.charts import largest_rise
 from compression_assets.reporting.choosing import Limits, choose
 from compression_assets.reporting.comparisons import comparisons
 from compression_assets.reporting.database import database_of, refresh
-from compression_assets.reporting.headline import the_answer
+from compression_assets.reporting.headline import cautions, the_answer
 from compression_assets.reporting.judge import calibration
 from compression_assets.reporting.making import by_layer
 from compression_assets.reporting.metric_tables import every_metric
-from compression_assets.reporting.page import fingerprint_of, make_page, render, write_report
+from compression_assets.reporting.page import fingerprint_of, make_page, measured_on, render, write_report
 from compression_assets.reporting.parts import Page as PageOf
 from compression_assets.reporting.parts import Section, Table, number
-from compression_assets.reporting.read import ReportData, read_report_data
+from compression_assets.reporting.read import ReportData, _agreement, read_report_data
 from compression_assets.reporting.sample_answers import sample_answers
 from compression_assets.reporting.seeds import over_seeds
 from compression_assets.reporting.survival import why_it_breaks
@@ -263,12 +265,14 @@ def test_an_untrusted_judge_is_named_and_marked_wherever_its_scores_are_shown(da
     assert "G-Eval" not in trusted.untrusted
 
 
-def test_the_judges_test_is_read_by_column_and_shown_by_kind(data: ReportData) -> None:
-    def row(metric: str, kind: str, right: int, pairs: int) -> dict[str, object]:
-        about = {"judge": "tiny", "metric": metric, "kind": kind, "pairs": pairs, "right": right, "failed": 0}
-        shares = {"accuracy": right / pairs, "lo": 0.1, "hi": 1.0, "threshold": 0.8}
-        return about | shares | {"trusted": right == pairs, "detail": ""}
+def calibrated_row(metric: str, kind: str, right: int, pairs: int) -> dict[str, object]:
+    about = {"judge": "tiny", "metric": metric, "kind": kind, "pairs": pairs, "right": right, "failed": 0}
+    shares = {"accuracy": right / pairs, "lo": 0.1, "hi": 1.0, "threshold": 0.8}
+    return about | shares | {"trusted": right == pairs, "detail": ""}
 
+
+def test_the_judges_test_is_read_by_column_and_shown_by_kind(data: ReportData) -> None:
+    row = calibrated_row
     rows = [row("relevance", "all", 5, 8), row("relevance", "copying", 1, 2), row("relevance", "empty", 4, 4)]
     rows += [row("correctness", "all", 6, 6), row("correctness", "empty", 2, 2)]
     section = calibration(replace(data, tables={**data.tables, "judge_calibration": rows}))
@@ -280,6 +284,55 @@ def test_the_judges_test_is_read_by_column_and_shown_by_kind(data: ReportData) -
     assert copying[1].text == "–" and (copying[2].value, copying[2].below) == (0.5, "1 of 2")
     assert [cell.value for cell in empty[1:]] == [1.0, 1.0]
     assert Page(render(PageOf("a study", "", [section]))).numbers["relevance.copying.accuracy"] == [0.5]
+
+
+def test_the_page_says_where_figures_were_measured_not_where_it_was_written(data: ReportData) -> None:
+    elsewhere = {
+        name: replace(manifest, metadata={**manifest.metadata, "machine": "another, 64 cores"})
+        for name, manifest in data.manifests.items()
+    }
+    assert measured_on(replace(data, manifests=elsewhere)).startswith("another, 64 cores, in ")
+    unnamed = {name: replace(manifest, metadata={}) for name, manifest in data.manifests.items()}
+    assert measured_on(replace(data, manifests=unnamed)) == "cpu"
+
+
+def test_judges_that_differ_are_named_and_those_of_another_study_are_not_shown(
+    data: ReportData, finished_study: Project
+) -> None:
+    def row(metric: str, rho: float | None, **more: object) -> dict[str, object]:
+        ends = {"lo": None, "hi": None} if rho is None else {"lo": rho - 0.1, "hi": rho + 0.1}
+        about = {
+            "metric": metric,
+            "other": "words (by embedding)",
+            "n": 20,
+            "rho": rho,
+            "pairs": 8,
+            "right": 6,
+        }
+        return about | ends | more
+
+    rows = [row("relevance", 0.2), row("correctness", 0.8), row("prompt_alignment", None)]
+    several = replace(data, tables={**data.tables, "judge_agreement": rows})
+    (said,) = [point for point in cautions(several).points if "does not rank answers as" in point]
+    assert "relevance (rank correlation 0.20 [0.10, 0.30], n = 20 answers)" in said
+    assert "prompt alignment (one of them gives every answer the same score)" in said
+    assert "correctness" not in said
+    one = {"judge_calibration": [calibrated_row("relevance", "all", 5, 8)], "judge_agreement": rows}
+    (table,) = [
+        t for t in calibration(replace(data, tables={**data.tables, **one})).tables if t.key == "agreement"
+    ]
+    assert [line[1].text for line in table.rows] == ["correctness", "relevance", "prompt alignment"]
+    assert (table.rows[0][4].value, table.rows[0][4].below) == (0.75, "6 of 8")
+    # The study at hand has one judge: what an earlier one had further ones for is not its own.
+    assert _agreement(data, rows) == []
+    judge = JudgeSettings.model_validate(
+        {"model": {"kind": "local"}, "others": [{"kind": "embedding", "model": {"kind": "words"}}]}
+    )
+    evaluation = data.study.evaluation.model_copy(update={"judge": judge})
+    asked = replace(data, study=data.study.model_copy(update={"evaluation": evaluation}))
+    own = [row("relevance", 0.2, other=judge_name(judge.others[0]))]
+    assert _agreement(asked, [*rows, *own]) == own
+    assert _agreement(replace(asked, outdated={"kd": "old"}), own) == []
 
 
 def test_where_an_order_breaks() -> None:

@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.sources.models import GgufModel, fetch_model
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.study.files import load_study
@@ -37,6 +38,13 @@ def test_a_model_card_tells_where_a_model_comes_from() -> None:
     about = {"origin": "x/y@z", "license": "Apache-2.0"}
     card = model_card("p", "P", "demo", about, [step, pruned], [metric, judged], "60 %")
     assert "| G-Eval † |" in card and "† G-Eval is UNTRUSTED: x judged none." in card
+    accuracy = metric | {"metric": "judge_accuracy", "note": "judge: tiny"}
+    weak = metric | {"metric": "relevance", "note": "weak on copying (1 of 30)"}
+    judge = JudgeSettings.model_validate({"model": {"kind": "likelihood"}})
+    card_read = model_card("p", "P", "demo", about, [step], [judged, weak, accuracy], "95 %", judge)
+    assert "| judge's score (by likelihood) † |" in card_read and "| G-Eval" not in card_read
+    assert "Judge: tiny, which is read and not asked: its scores are not G-Eval's" in card_read
+    assert "relevance (by likelihood): its judge is weak on copying (1 of 30)." in card_read
     assert "60 % interval" in card and "perplexity †" not in card
     assert card.startswith('---\nlicense: apache-2.0\nbase_model: "x/y@z"\n')
     assert "base → P" in card and '`{"ratio": 0.3}`' in card and "11 to 14" in card

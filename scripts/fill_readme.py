@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 from compression_assets.reporting.answer import answer_of
-from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.database import up_to_date
-from compression_assets.reporting.headline import ranked
+from compression_assets.reporting.headline import cautions, ranked
 from compression_assets.reporting.page import measured_on
 from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.study.files import load_study
@@ -29,7 +28,7 @@ def text(data: ReportData) -> str:
     table = ranked(data, found)
     date = max(manifest.created_at for manifest in data.manifests.values())[:10]
     rows = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in table.written]
-    limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
+    limits = "\n".join(f"- {sentence}" for sentence in cautions(data).points)
     return (
         f"Study `{data.study.name}`, measured {date} on {measured_on(data)}. {' '.join(found.sentences)}\n\n"
         f"{markdown(table.full_columns, rows)}\n\n{table.caption}\n\nWhat these figures cannot say:\n\n{limits}\n"

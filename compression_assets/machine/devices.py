@@ -6,6 +6,7 @@ Who may use a device is said by `gpu`.
 import ctypes
 import gc
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def compute_bytes(device: str) -> int:
         return 2
     flags = (PROC / "cpuinfo").read_text()
     return 2 if any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16")) else 4
+
+
+def machine_name(device: str) -> str:
+    """What a device is: "AMD EPYC, 2 cores" for "cpu", with the cores that this process may use; a GPU by its name."""
+    if device != "cpu":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    lines = (PROC / "cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {len(os.sched_getaffinity(0))} cores"
 
 
 def resident_bytes(pid: int | str = "self") -> int:

@@ -18,6 +18,7 @@ from compression_assets.machine.devices import (
     CudaDevice,
     free_bytes,
     give_back,
+    machine_name,
     peak_bytes,
     reset_peak,
     resident_bytes,
@@ -58,8 +59,11 @@ class Lease:
         }
 
     def about(self) -> dict[str, str | float | int]:
-        """What else is worth recording: the compute format, the memory expected, the time spent waiting."""
-        found: dict[str, str | float | int] = {"waited_seconds": round(self.waited, 1)}
+        """What else is worth recording: the machine, the compute format, the memory expected, the time waited."""
+        found: dict[str, str | float | int] = {
+            "machine": machine_name(self.device),
+            "waited_seconds": round(self.waited, 1),
+        }
         if self.expected_bytes is not None:
             found["expected_memory_mib"] = round(self.expected_bytes / 2**20)
         if "torch" in sys.modules:  # a step that never computed has no format

@@ -45,6 +45,8 @@ JUDGED = 1.0
 """Seconds for the three questions to a judge about one answer."""
 ANSWER = 0.3
 """Seconds for a model's answer to one question."""
+TIMED = 4.0
+"""Seconds for the runs that time a model, of which the first warms up."""
 
 LIGHT = 0.5
 
@@ -73,7 +75,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
         costs[entry.asset("metrics")] = 3.0 + 3 * _tokens(study, "evaluation") / SCORED_PER_SECOND
         if study.evaluation.answers is not None and study.data.questions is not None:
             asked = study.evaluation.answers.questions or study.data.questions.count
-            costs[entry.asset("answers")] = 4.0 + asked * ANSWER
+            costs[entry.asset("answers")] = SAVING + TIMED + asked * ANSWER
             costs[entry.asset("quality")] = 8.0
         if study.evaluation.harness is not None:
             costs[entry.asset("harness")] = 60.0

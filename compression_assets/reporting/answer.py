@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.metrics import metric
+from compression_assets.evaluation.metrics import JUDGED, metric
 from compression_assets.reporting.choosing import Choice, Limits, choose
-from compression_assets.reporting.leaderboard import places_of, remarks, with_interval
+from compression_assets.reporting.leaderboard import left_out, places_of, remarks, with_interval
 from compression_assets.reporting.parts import sentence
 from compression_assets.reporting.read import Results, Row, read_results
 from compression_assets.store.metrics_db import MetricsDatabase
@@ -36,7 +36,13 @@ def answer(study: Study, root: Path, database: MetricsDatabase) -> str:
     """
     results = read_results(study, root, database)
     found = answer_of(results)
-    marked = [*found.sentences, "", plain(*ranked_table(results, found)), *remarks(results)]
+    judged = metric(study.goal.best).group == JUDGED
+    marked = [
+        *found.sentences,
+        "",
+        plain(*ranked_table(results, found)),
+        *(remarks if judged else left_out)(results),
+    ]
     return "\n".join(marked)
 
 
@@ -61,7 +67,7 @@ def answer_of(results: Results) -> Answer:
 def ranked_table(results: Results, found: Answer) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows: rank, model, the goal's metric, perplexity to the base's here and in the paper, size."""
     best = results.study.goal.best
-    columns = ["", "model", metric(best).label, "size (MiB)", "smaller than base"]
+    columns = ["", "model", results.metric(best).label, "size (MiB)", "smaller than base"]
     values = [results.value(model, best) for model in found.ranked]
     places = places_of(results, best, found.ranked)
     rows: list[list[Any]] = [
@@ -116,10 +122,10 @@ def figure(results: Results, model: str, name: str) -> str:
 def _best(results: Results, choice: Choice) -> str:
     model, best = str(choice.model), results.study.goal.best
     limits = Limits.of(results.study.goal)
-    title = metric(best).title
+    title = results.metric(best).title
     among = len(choice.rivals)
     of = f"of {among} models" if SIZE in limits.most else f"of {among} equally small models"
-    where = f" with {_limits(limits)}" if limits.metrics else ""
+    where = f" with {_limits(results, limits)}" if limits.metrics else ""
     what = f"has the best {title} {of}" if among > 1 else "is the smallest model"
     return (
         f"{results.name(model)} {what}{where}: {title} {figure(results, model, best)}"
@@ -131,10 +137,10 @@ def _dagger(results: Results, name: str) -> str:
     return " (scored by a judge that failed its own test)" if name in results.untrusted else ""
 
 
-def _limits(limits: Limits) -> str:
-    most = [f"{metric(name).title} at most {limit:g}" for name, limit in limits.most.items()]
+def _limits(results: Results, limits: Limits) -> str:
+    most = [f"{results.metric(name).title} at most {limit:g}" for name, limit in limits.most.items()]
     return ", ".join(
-        [*most, *(f"{metric(name).title} at least {limit:g}" for name, limit in limits.least.items())]
+        [*most, *(f"{results.metric(name).title} at least {limit:g}" for name, limit in limits.least.items())]
     )
 
 

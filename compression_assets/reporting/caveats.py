@@ -5,8 +5,8 @@ from itertools import combinations
 from typing import Any
 
 from compression_assets.evaluation.end_of_turn import METRIC, unlearned
-from compression_assets.evaluation.judging.calibration import WEAK
 from compression_assets.evaluation.metrics import JUDGED, SPEED, in_order, metric
+from compression_assets.reporting.parts import sentence
 from compression_assets.reporting.read import Results, Row
 from compression_assets.tables import significant
 
@@ -70,21 +70,19 @@ def _unfinished(data: Results) -> Iterator[str]:
 
 def _judge(data: Results) -> Iterator[str]:
     judged = in_order({name for name in data.measured if metric(name).group == JUDGED})
-    failed = [metric(name).title for name in judged if name in data.untrusted]
+    failed = [data.metric(name).title for name in judged if name in data.untrusted]
     if failed:
-        yield f"{', '.join(failed)} come from a judge that failed its own test: do not rank models by them."
-    untested = [metric(name).title for name in judged if name not in data.untrusted]
+        yield sentence(
+            f"{', '.join(failed)} come from a judge that failed its own test: do not rank models by them."
+        )
+    untested = [data.metric(name).title for name in judged if name not in data.untrusted]
     if untested and "judge_accuracy" not in data.measured:
-        yield f"{', '.join(untested)} come from a judge that took no test."
-    notes = {note: name for name in judged for note in _weaknesses(data, name)}
-    for note, name in notes.items():
-        yield f"The judge of {metric(name).title} passed its test, but is {note}."
-
-
-def _weaknesses(data: Results, name: str) -> set[str]:
-    """What the notes of a metric say against some kinds of answers."""
-    notes = (str(rows[name].get("note") or "") for rows in data.metrics.values() if name in rows)
-    return {note.partition(";")[0] for note in notes if note.startswith(WEAK)}
+        yield sentence(f"{', '.join(untested)} come from a judge that took no test.")
+    by_note: dict[str, list[str]] = {}
+    for name, note in data.weaknesses.items():
+        by_note.setdefault(note, []).append(data.metric(name).title)
+    for note, titles in by_note.items():
+        yield sentence(f"{', '.join(titles)}: the judge passed its test, but is {note}.")
 
 
 def _intervals(data: Results) -> Iterator[str]:
@@ -140,7 +138,7 @@ def _clear_but_wrong(data: Results) -> Iterator[str]:
 def _few_items(data: Results) -> Iterator[str]:
     few: dict[tuple[int, str], list[str]] = {}
     for name in in_order(data.measured):
-        known = metric(name)
+        known = data.metric(name)
         counts = [items[name] for items in data.items.values() if name in items]
         if not known.items or known.group == SPEED or not counts or min(counts) >= FEW:
             continue
@@ -163,8 +161,9 @@ def _failures(data: Results) -> Iterator[str]:
     for name, models in failed.items():
         one = next(iter(models))
         note = data.metrics[one][name].get("note")
+        count, title = sum(models.values()), data.metric(name).title
         yield (
-            f"{sum(models.values())} scores of {metric(name).title} are missing ({', '.join(map(data.name, models))})"
+            f"{count} scores of {title} are missing ({', '.join(map(data.name, models))})"
             f"{f': {note}' if note else ''}; the table samples.{one} has the reason for each item."
         )
 

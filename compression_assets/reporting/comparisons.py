@@ -1,6 +1,6 @@
 """Section: paired differences between models, a matrix a metric."""
 
-from compression_assets.evaluation.metrics import in_order, metric
+from compression_assets.evaluation.metrics import in_order
 from compression_assets.reporting.leaderboard import title
 from compression_assets.reporting.parts import Cell, Section, Table, head, number, sentence, span
 from compression_assets.reporting.read import ReportData, Row
@@ -54,7 +54,7 @@ def _matrix(data: ReportData, pairs: Pairs, name: str) -> Table:
         [head(data.name(one)), *(_compared(pairs, one, other, name) for other in models[:-1])]
         for one in models[1:]
     ]
-    known = metric(name)
+    known = data.metric(name)
     doubt = " † Scored by a judge that failed its own test." if name in data.untrusted else ""
     caption = (
         f"{title(data, name)}, {known.direction}: {_told_apart(pairs)} of {len(pairs)} pairs can be told apart; "

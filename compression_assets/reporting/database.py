@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 """Of what `_fill` writes; with another one every database is derived anew."""
 
 POLL_SECONDS = 0.05
@@ -156,7 +156,9 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
         _insert_measurements(db, study, root, found)
     create_views(db, [model.key for model in models])
     _create(db, "paper_table_1", typed(read_paper_table()))
-    if study.evaluation.judge is not None and (made := reader.whole(JUDGE_CALIBRATION)):
+    judge, made = study.evaluation.judge, reader.whole(JUDGE_CALIBRATION)
+    # What a judge was found to be says nothing about the one that replaced it.
+    if judge is not None and made is not None and made.recipe.get("judge") == judge.content():
         rows = read_calibration(reader.directory(JUDGE_CALIBRATION)).table()
         _create(db, JUDGE_CALIBRATION, typed([row | {"measured_at": made.created_at} for row in rows]))
     for name, file in tables(root).items():

@@ -4,6 +4,7 @@ from compression_assets.evaluation.metrics import metric
 from compression_assets.reporting.answer import Answer, answer_or_why_not, paper_to_base, to_base
 from compression_assets.reporting.caveats import caveats
 from compression_assets.reporting.charts import dots
+from compression_assets.reporting.judge import disagreements
 from compression_assets.reporting.leaderboard import title
 from compression_assets.reporting.metric_tables import figure, rests_on
 from compression_assets.reporting.parts import Chart, Section, Table, drawn, head, number, sentence
@@ -13,7 +14,7 @@ HEADING = "In which order?"
 
 
 def cautions(data: ReportData) -> Section:
-    return Section("limits", "What these figures cannot say", points=caveats(data))
+    return Section("limits", "What these figures cannot say", points=[*caveats(data), *disagreements(data)])
 
 
 def the_answer(data: ReportData) -> Section:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compression_assets.evaluation.metrics import ANSWERS, GROUPS, JUDGE, JUDGED, in_order, metric
+from compression_assets.reporting.judged_by import introduced
 from compression_assets.reporting.read import Results
 from compression_assets.tables import bracketed, decimals, fixed, plain
 
@@ -69,7 +70,7 @@ def with_interval(value: float, interval: tuple[float, float] | None, places: in
 
 def title(results: Results, name: str) -> str:
     """What a metric is called, with its unit and its mark."""
-    return metric(name).label + (DAGGER if name in results.untrusted else "")
+    return results.metric(name).label + (DAGGER if name in results.untrusted else "")
 
 
 def by_group(results: Results) -> list[list[str]]:
@@ -82,13 +83,24 @@ def by_group(results: Results) -> list[list[str]]:
 
 
 def remarks(results: Results) -> list[str]:
-    """What to know of the figures: a sentence for each that an untrusted judge scored, and for what was left out."""
-    untrusted = [f"† {name} is {note}" for name, note in results.untrusted.items()]
-    left_out = [
+    """What to know of the figures: who judged, what is not to be trusted or only in part, and what was left out."""
+    return [*_about_judged(results), *left_out(results)]
+
+
+def left_out(results: Results) -> list[str]:
+    """A sentence for each model whose figures are of an earlier state of the study."""
+    return [
         f"{results.study.name} has earlier figures of {model}, which are left out: {why}; run: compression run"
         for model, why in results.outdated.items()
     ]
-    return [*untrusted, *left_out]
+
+
+def _about_judged(results: Results) -> list[str]:
+    who = introduced(results.judge, results.study.evaluation.judge)
+    judged = [f"judge: {who}"] if who else []
+    untrusted = [f"† {results.metric(name).title} is {note}" for name, note in results.untrusted.items()]
+    weak = [f"{results.metric(name).title}: its judge is {note}" for name, note in results.weaknesses.items()]
+    return [*judged, *untrusted, *weak]
 
 
 def leaderboard_csv(results: Results) -> str:
@@ -106,7 +118,7 @@ def leaderboard_csv(results: Results) -> str:
 
 
 def leaderboard_json(results: Results) -> str:
-    """A list of models, each with its metrics: value, lo, hi, n, n_failed, unit, note; and what was left out."""
+    """A list of models, each with its metrics: value, lo, hi, n, n_failed, unit, note; the judge; what was left out."""
     kept = ("value", "lo", "hi", "n", "n_failed", "unit", "note")
     models = [
         {
@@ -116,7 +128,9 @@ def leaderboard_json(results: Results) -> str:
         }
         for model, rows in results.metrics.items()
     ]
-    return json.dumps({"models": models, "left_out": results.outdated}, indent=1, allow_nan=False)
+    return json.dumps(
+        {"models": models, "judge": results.judge, "left_out": results.outdated}, indent=1, allow_nan=False
+    )
 
 
 def _about_answers(results: Results) -> list[str]:

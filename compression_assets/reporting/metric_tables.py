@@ -14,6 +14,7 @@ from compression_assets.evaluation.metrics import (
     metric,
 )
 from compression_assets.reporting.answer import paper_to_base, to_base
+from compression_assets.reporting.judged_by import introduced
 from compression_assets.reporting.leaderboard import by_group, title
 from compression_assets.reporting.parts import Cell, Section, Table, head, number, sentence, span
 from compression_assets.reporting.read import ReportData, Results
@@ -109,21 +110,25 @@ def _caption(data: ReportData, names: Sequence[str]) -> str:
     said = "the fastest and the slowest run" if speed else f"the {data.confidence} interval over test items"
     theirs = data.paper and any(metric(name).in_paper for name in names)
     untrusted = data.untrusted.keys() & set(names)
+    judged = any(metric(name).group == JUDGED for name in names)
+    who = introduced(data.judge, data.study.evaluation.judge) if judged else ""
     parts = [
         f"In brackets: {said}." if intervals else "",
         rests_on(data, *names),
-        _directions(names),
+        _directions(data, names),
         _conditions(data, names) if speed else "",
         "“paper”: arXiv 2511.19495, Table 1." if theirs else "",
+        f"Judge: {who}." if who else "",
         "† Scored by a judge that failed its own test: NOT to be trusted." if untrusted else "",
     ]
     return " ".join(filter(None, parts))
 
 
-def _directions(names: Sequence[str]) -> str:
+def _directions(data: ReportData, names: Sequence[str]) -> str:
     by_direction: dict[str, list[str]] = {}
     for name in names:
-        by_direction.setdefault(metric(name).direction, []).append(metric(name).title)
+        known = data.metric(name)
+        by_direction.setdefault(known.direction, []).append(known.title)
     if len(by_direction) == 1:
         (direction,) = by_direction
         return f"{direction.capitalize()}."
@@ -147,7 +152,7 @@ def rests_on(data: Results, *names: str) -> str:
     by_count: dict[str, list[str]] = {}
     for name in names:
         counts = sorted({items[name] for items in data.items.values() if name in items})
-        known = metric(name)
+        known = data.metric(name)
         if not known.items or not counts:
             continue
         tokens = sorted({rows[name]["n"] for rows in data.metrics.values() if name in rows})

@@ -89,8 +89,8 @@ def render(page: Page) -> str:
 
 
 def measured_on(data: ReportData) -> str:
-    """Devices that the artifacts were made on, as their manifests name them, and in which format models were scored."""
-    devices = {manifest.device for manifest in data.manifests.values() if manifest.device}
+    """Machines that the artifacts were made on, as their manifests say, and in which format models were scored."""
+    devices = {str(m.metadata.get("machine", m.device)) for m in data.manifests.values() if m.device}
     formats = {str(found) for m in data.manifests.values() if (found := m.metadata.get("precision"))}
     return f"{', '.join(sorted(devices)) or '–'}{', in ' if formats else ''}{', '.join(sorted(formats))}"
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.judging.judges import judge_name
+from compression_assets.evaluation.metrics import Metric
 from compression_assets.reporting.current import outdated
+from compression_assets.reporting.judged_by import judge_of, shown_metric, weaknesses
 from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.leaderboard_models import leaderboard_models, parts
@@ -25,6 +28,7 @@ UNTRUSTED = "UNTRUSTED"
 OPTIONAL_TABLES = (
     "comparisons",
     "judge_calibration",
+    "judge_agreement",
     "step_diagnostics",
     "layer_diagnostics",
     "leaderboard_seeds",
@@ -86,6 +90,20 @@ class Results:
         }
 
     @property
+    def judge(self) -> str:
+        """Name of the judge that gave the judged scores, "" where there are none."""
+        return next((name for rows in self.metrics.values() if (name := judge_of(rows))), "")
+
+    @property
+    def weaknesses(self) -> dict[str, str]:
+        """Metric -> what its note says a trusted judge mistakes."""
+        return {name: note for rows in self.metrics.values() for name, note in weaknesses(rows).items()}
+
+    def metric(self, name: str) -> Metric:
+        """A metric as this study shows it, with how it was judged."""
+        return shown_metric(name, self.study.evaluation.judge)
+
+    @property
     def rows(self) -> list[Row]:
         """A row a model: its key, its ordering and the value of every metric."""
         return [
@@ -144,6 +162,7 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
     results = _results(study, root, tables)
     optional = {name: tables.rows(name) for name in OPTIONAL_TABLES}
     optional["comparisons"] = results.comparisons
+    optional["judge_agreement"] = _agreement(results, optional["judge_agreement"])
     known = {node.key for node in study.nodes.values()}
     for name in ("step_diagnostics", "layer_diagnostics"):
         optional[name] = [row for row in optional[name] if row["model"] in known]
@@ -152,6 +171,13 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
         tables=optional,
         answers=read_answers_of(root, results.models, questions),
     )
+
+
+def _agreement(results: Results, rows: list[Row]) -> list[Row]:
+    """The rows about judges that the study still has; none while any of what they rest on is out of date."""
+    judge = results.study.evaluation.judge
+    names = {judge_name(other) for other in judge.others} if judge else set()
+    return [row for row in rows if row["other"] in names and not results.outdated]
 
 
 def read_manifests(root: Path) -> tuple[dict[str, Manifest], dict[str, str]]:

@@ -1,6 +1,5 @@
 """How much training itself varies: every ordering over the seeds that it was made with."""
 
-from compression_assets.evaluation.metrics import metric
 from compression_assets.reporting.parts import Cell, Section, Table, head, number
 from compression_assets.reporting.read import ReportData, Row
 
@@ -18,7 +17,7 @@ def over_seeds(data: ReportData) -> Section | None:
     table = Table(
         f"Mean over {' or '.join(map(str, counts))} seeds, in brackets the 95 % interval of that mean "
         "(Student's t), and the standard deviation between seeds. Intervals over test items are in the tables above.",
-        ["ordering", "seeds", *(part for name in metrics for part in (metric(name).label, "sd"))],
+        ["ordering", "seeds", *(part for name in metrics for part in (data.metric(name).label, "sd"))],
         [
             [
                 head(ordering),

@@ -1,6 +1,6 @@
 """Section: quality against size, with the Pareto front."""
 
-from compression_assets.evaluation.metrics import metric
+from compression_assets.evaluation.metrics import Metric
 from compression_assets.reporting.charts import Point, scatter
 from compression_assets.reporting.choosing import front_of, size_of
 from compression_assets.reporting.metric_tables import rests_on
@@ -18,7 +18,7 @@ def size_and_quality(data: Results) -> Section:
         points = points_of(data, name)
         if len(points) < 2:
             continue
-        known = metric(name)
+        known = data.metric(name)
         trust = " † Scored by a judge that failed its own test." if name in data.untrusted else ""
         charts.append(
             drawn(
@@ -31,7 +31,7 @@ def size_and_quality(data: Results) -> Section:
                 caption=f"{sentence(known.title)} against size. Filled markers joined by the dashed line: "
                 "no other model is both as small and as good. Sizes count as equal where shapes and format are. "
                 f"Bars: {data.confidence} intervals, where computed. {rests_on(data, name)}{trust}",
-                data=_point_table(points, name),
+                data=_point_table(points, known),
             )
         )
     missing = "" if charts else "Needs at least two measured models."
@@ -61,16 +61,14 @@ def overview(data: Results) -> bytes:
         return to_png(scatter(points_of(data, "perplexity"), "size (MiB)", "perplexity", log_y=True))
 
 
-def _point_table(points: list[Point], name: str) -> Table:
+def _point_table(points: list[Point], known: Metric) -> Table:
     rows = [
         [
             head(point.name),
             number(point.x, f"{point.key}.tensor_mib", 4),
-            number(point.y, f"{point.key}.{name}", metric(name).digits, point.interval),
+            number(point.y, f"{point.key}.{known.name}", known.digits, point.interval),
             Cell("yes" if point.on_front else "no"),
         ]
         for point in points
     ]
-    return Table(
-        "The points of the chart.", ["model", "tensors (MiB)", metric(name).label, "on the front"], rows
-    )
+    return Table("The points of the chart.", ["model", "tensors (MiB)", known.label, "on the front"], rows)

@@ -1,10 +1,13 @@
 """The recommendation as people read it: the models as a table, the choice, and how to load it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import next_command
+from compression_assets.evaluation.metrics import JUDGED, metric
 from compression_assets.reporting.choosing import Choice, Limits, choose, size_of
+from compression_assets.reporting.judged_by import introduced
 from compression_assets.reporting.read import Results, read_results
 from compression_assets.store.metrics_db import MetricsDatabase
 from compression_assets.study.model import Study
@@ -44,10 +47,12 @@ def table(choice: Choice, limits: Limits, results: Results) -> tuple[list[str], 
 
 
 def doubts(limits: Limits, results: Results) -> list[str]:
-    """A sentence for each metric that decides and that an untrusted judge scored."""
+    """Who judged what decides, and a sentence for each metric that decides and that an untrusted judge scored."""
     named = dict.fromkeys((results.study.goal.best, *limits.metrics))
     untrusted = results.untrusted
-    return [
+    judged = any(metric(name).group == JUDGED for name in named)
+    who = introduced(results.judge, results.study.evaluation.judge) if judged else ""
+    return [f"judge: {who}"] * bool(who) + [
         f"† {name} is {untrusted[name]}: no model should be taken by it"
         for name in named
         if name in untrusted
@@ -67,20 +72,22 @@ def how_to_take(model: str, directory: Path) -> list[str]:
     return lines
 
 
-def left_out(results: Results) -> list[str]:
-    """A sentence for what belongs to an earlier state of the study, and for what cannot be read."""
-    reasons = {**results.outdated, **results.damaged}
+def left_out(reasons: Mapping[str, str]) -> list[str]:
+    """A sentence for each thing that is left out. reasons: what -> why."""
     return [f"left out: {what} ({why}); run: {next_command('run')}" for what, why in reasons.items()]
 
 
 def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> str:
-    """The table, the choice, and how to take it. models: directory of the study's models."""
+    """The table, the choice, and how to take it. models: directory of the study's models.
+
+    What cannot be read is not among it: whoever opens the database says so.
+    """
     lines = [
         plain(*table(choice, limits, results)),
         "",
         choice.why,
         *doubts(limits, results),
-        *left_out(results),
+        *left_out(results.outdated),
     ]
     if choice.model is not None:
         lines += how_to_take(choice.model, models / choice.model)
@@ -88,5 +95,5 @@ def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> s
 
 
 def as_markdown(choice: Choice, limits: Limits, results: Results) -> str:
-    sentences = [choice.why, *doubts(limits, results), *left_out(results)]
+    sentences = [choice.why, *doubts(limits, results), *left_out({**results.outdated, **results.damaged})]
     return "\n\n".join([markdown(*table(choice, limits, results)), *sentences])

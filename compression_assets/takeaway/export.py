@@ -155,7 +155,8 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
     ]
     ordering = node.final.text if node.final else "base"
     metrics, confidence = _metrics(study, root, node.key)
-    return model_card(node.key, ordering, study.name, lineage[0].metadata, steps, metrics, confidence)
+    judge = study.evaluation.judge
+    return model_card(node.key, ordering, study.name, lineage[0].metadata, steps, metrics, confidence, judge)
 
 
 def _metrics(study: Study, root: Path, key: str) -> tuple[list[dict[str, Any]], str]:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compression_assets.evaluation.metrics import in_order, metric
+from compression_assets.evaluation.judging.settings import JudgeSettings
+from compression_assets.evaluation.metrics import in_order
+from compression_assets.reporting.judged_by import introduced, judge_of, shown_metric, weaknesses
 from compression_assets.reporting.read import is_untrusted
 from compression_assets.tables import markdown, shown
 
@@ -19,11 +21,12 @@ def model_card(
     lineage: Lineage,
     metrics: Lineage,
     confidence: str = "95 %",
+    judge: JudgeSettings | None = None,
 ) -> str:
     """README.md with front matter.
 
     about: of the base model: origin, license, notes. lineage: manifests' fields from the base on, one a step.
-    metrics: rows of the table metrics.<model>. confidence: of their intervals.
+    metrics: rows of the table metrics.<model>. confidence: of their intervals. judge: that of the study.
     """
     licence = str(about.get("license", "not stated")).lower()
     front = [
@@ -43,7 +46,7 @@ def model_card(
             "",
             "## Measured",
             "",
-            _metrics(metrics, confidence),
+            _metrics(metrics, confidence, judge),
             "",
             "## How it was made",
             "",
@@ -66,16 +69,17 @@ def _steps(lineage: Lineage) -> list[str]:
     return [str(step["technique"] or "base") for step in lineage]
 
 
-def _metrics(metrics: Lineage, confidence: str) -> str:
-    """A table, and below it why some rows are not to be trusted. Numbers of one column have different units."""
+def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> str:
+    """A table, and below it who judged and why some rows are not to be trusted. Numbers have different units."""
     known = {row["metric"]: row for row in metrics if row["value"] is not None}
     if not known:
         return "Nothing yet."
     names = in_order(set(known))
+    titles = {name: shown_metric(name, judge).title for name in names}
     doubted = [name for name in names if is_untrusted(known[name])]
     rows = [
         (
-            metric(name).title + (" †" if name in doubted else ""),
+            titles[name] + (" †" if name in doubted else ""),
             shown(known[name]["value"]),
             _interval(known[name]),
             known[name]["unit"],
@@ -84,7 +88,13 @@ def _metrics(metrics: Lineage, confidence: str) -> str:
         for name in names
     ]
     table = markdown(("metric", "value", f"{confidence} interval", "unit", "n"), rows)
-    return "\n".join([table, *(f"\n† {metric(name).title} is {known[name]['note']}." for name in doubted)])
+    who = introduced(judge_of(known), judge)
+    remarks = [
+        *([f"Judge: {who}."] if who else []),
+        *(f"† {titles[name]} is {known[name]['note']}." for name in doubted),
+        *(f"{titles[name]}: its judge is {note}." for name, note in weaknesses(known).items()),
+    ]
+    return "\n\n".join([table, *remarks])
 
 
 def _interval(row: Mapping[str, Any]) -> str:

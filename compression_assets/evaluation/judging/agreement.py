@@ -68,15 +68,15 @@ def agreements(judged: Mapping[str, Path], seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def against_people(judged: Mapping[str, Path], people: Scores, seed: int) -> list[dict[str, Any]]:
-    """A row for each judge and metric that has scored any of the answers that people have. judge: "" is the first."""
+def against_people(judged: Mapping[str, Path], people: Scores, seed: int, first: str) -> list[dict[str, Any]]:
+    """A row for each judge and metric that has scored any of the answers that people have. first: name of the first."""
     rows = []
     for (metric, judge), found in _scores(judged).items():
         if not found.keys() & people.keys():
             continue
         agreed = agreement(found, people, seed)
         rows.append(
-            {"metric": metric, "judge": judge or "the first", **asdict(agreed), "accuracy": agreed.accuracy}
+            {"metric": metric, "judge": judge or first, **asdict(agreed), "accuracy": agreed.accuracy}
         )
     return rows
 

@@ -13,6 +13,7 @@ from compression_assets.graph.assets.model_asset import released_model_asset
 from compression_assets.graph.assets.priority import MEASURE, PRIORITY
 from compression_assets.graph.assets.report_asset import Outcome, report_asset
 from compression_assets.graph.resources import StudyStorage
+from compression_assets.reporting.judged_by import shown_metric
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.fingerprints import installed_version
 from compression_assets.store.reports import MISSING, Check, StepReport
@@ -172,7 +173,7 @@ def _judged_asset(study: Study, judge: JudgeSettings, model: LeaderboardModel) -
         model,
         artifact,
         group="judging",
-        about=f"G-Eval and prompt alignment of {model.model}'s answers",
+        about=f"What the judge makes of {model.model}'s answers",
         pool=_pool(judge),
         on_demand=(calibration_artifact(study, judge),),
     )
@@ -202,7 +203,11 @@ def _judge(
         Check(TRUSTED, not doubt, doubt or f"{calibration.judge} passed its test", blocking=False),
     )
     missing = sum(sample.value is None for sample in samples) if problem else 0
-    about = {"summary": _summary(rows, doubt), MISSING: missing, **_counts(asker)}
+    about = {
+        "summary": _summary(shown_metric(results.G_EVAL, judge).title, rows, doubt),
+        MISSING: missing,
+        **_counts(asker),
+    }
     scores = [row for other in judge.others for row in _scores_of(other, judge, cases, asset, place)]
     write_others(scores, place.output)
     return rows, samples, StepReport(checks=checks, metadata=about)
@@ -267,10 +272,10 @@ def _asker(judge: JudgeSettings, place: BuildContext, asset: str) -> "Asker":
     return Asker(backend, AnswerCache(store.root / CACHE), judge.patience)
 
 
-def _summary(rows: Any, doubt: str) -> str:
+def _summary(title: str, rows: Any, doubt: str) -> str:
     g_eval = rows[0]
     value = "not measured" if g_eval.value is None else f"{g_eval.value:.3f}"
-    return f"G-Eval {value} over {g_eval.n} answers{', UNTRUSTED judge' if doubt else ''}"
+    return f"{title} {value} over {g_eval.n} answers{', UNTRUSTED judge' if doubt else ''}"
 
 
 def _counts(asker: "Asker") -> dict[str, int]:
