@@ -49,6 +49,12 @@ def of_scoring(model: str, study: Study) -> MemoryEstimate:
     return lambda inputs, device: _from_config(inputs[model], estimate, device)
 
 
+def of_text(model: str, max_length: int) -> MemoryEstimate:
+    """Of scoring windows of running text, one at a time."""
+    estimate = partial(scoring_memory, batch_size=1, max_length=max_length)
+    return lambda inputs, device: _from_config(inputs[model], estimate, device)
+
+
 def of_measuring(model: str, study: Study) -> MemoryEstimate:
     """Of scoring the model of an asset beside the base."""
     if model == BASE_MODEL:
