@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from compression_assets.evaluation.embedding import EmbeddingSource
 from compression_assets.evaluation.harness import HarnessSettings
 from compression_assets.evaluation.judging.settings import JudgeSettings
+from compression_assets.evaluation.text_windows import TextSettings
 from compression_assets.sources.models import ModelSource
 from compression_assets.strict import Strict
 
@@ -91,3 +92,10 @@ class EvaluationSettings(Strict):
         if self.clarity is not None and self.answers is None:
             raise ValueError("clarity is that of answers: add 'answers: {}' beside it")
         return self
+
+
+class StudyEvaluation(EvaluationSettings):
+    """text: perplexity of running text, to hold against papers; left out, it is not measured."""
+
+    # Not among the settings above: the fingerprint of metrics_<model> has all of them, and a key more is another one.
+    text: TextSettings | None = None

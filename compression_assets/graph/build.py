@@ -20,6 +20,7 @@ from compression_assets.graph.assets.plan import plan_asset
 from compression_assets.graph.assets.recommendation import recommendation_asset
 from compression_assets.graph.assets.report import page_asset, unread
 from compression_assets.graph.assets.teacher import teacher_assets
+from compression_assets.graph.assets.text import text_assets
 from compression_assets.graph.jobs import study_jobs
 from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.machine.workers import PRELOADED, workers
@@ -39,6 +40,7 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         *answer_scores_assets(study),
         *judging_assets(study),
         *harness_assets(study),
+        *text_assets(study),
         *diagnostics_assets(study),
         *leaderboard_assets(study),
         comparisons_asset(study),

@@ -47,6 +47,8 @@ ANSWER = 0.3
 """Seconds for a model's answer to one question."""
 TIMED = 4.0
 """Seconds for the runs that time a model, of which the first warms up."""
+TEXT_TOKENS = 290_000
+"""Of WikiText-2's test set, where a study does not say how much of a text is scored."""
 
 LIGHT = 0.5
 
@@ -79,6 +81,9 @@ def expected_seconds(study: Study) -> dict[str, float]:
             costs[entry.asset("quality")] = 8.0
         if study.evaluation.harness is not None:
             costs[entry.asset("harness")] = 60.0
+        if (text := study.evaluation.text) is not None:
+            windows = text.limit or TEXT_TOKENS / (text.stride or text.max_length)
+            costs[entry.asset("text")] = SAVING + windows * text.max_length / SCORED_PER_SECOND
         if study.evaluation.judge is not None:
             costs[entry.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
     if (judge := study.evaluation.judge) is not None:

@@ -56,6 +56,7 @@ def settings_of(study: Study) -> dict[str, Any]:
         "answers": asked.answers.model_dump(mode="json") if asked.answers else None,
         "clarity": asked.clarity.model_dump(mode="json") if asked.clarity else None,
         "judge": asked.judge.content() if asked.judge else None,
+        "text": asked.text.model_dump(mode="json") if asked.text else None,
     }
 
 

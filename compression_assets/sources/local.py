@@ -5,17 +5,18 @@ from typing import Any
 
 from compression_assets.sources.models import DirectoryModel, GgufModel
 from compression_assets.sources.rows import JsonlRows
+from compression_assets.sources.texts import TextFile
 from compression_assets.weights.files import NAMED_TEMPLATES
 
 
 def local_files(source: Any) -> list[Path]:
-    """The files of a directory, GGUF or JSONL source; none for one that is pinned by a revision, a hash or a seed."""
+    """The files of a source that reads local ones; none for one that is pinned by a revision, a hash or a seed."""
     if isinstance(source, DirectoryModel):
         directory = Path(source.path).expanduser()
         found = [*directory.iterdir(), *(directory / NAMED_TEMPLATES).glob("*")]
         return sorted(file for file in found if file.is_file())
     if isinstance(source, GgufModel):
         return [Path(source.path).expanduser()]
-    if isinstance(source, JsonlRows):
+    if isinstance(source, JsonlRows | TextFile):
         return [source.resolved()]
     return []

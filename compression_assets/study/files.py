@@ -15,6 +15,7 @@ from compression_assets.evaluation.judging.settings import LanguageModelJudge
 from compression_assets.sources.chat import check_chat_source
 from compression_assets.sources.models import check_model_source
 from compression_assets.sources.questions import check_question_source
+from compression_assets.sources.texts import check_text_source
 from compression_assets.strict import Strict, near_match
 from compression_assets.study.model import ModelTeacher, Study
 from compression_assets.study.plain_yaml import read_mapping
@@ -114,6 +115,8 @@ def sources_of(study: Study) -> Iterator[tuple[str, Any, Check]]:
         yield "data.evaluation_chat", study.data.evaluation_chat, check_chat_source
     if study.data.questions is not None:
         yield "data.questions.source", study.data.questions.source, check_question_source
+    if study.evaluation.text is not None:
+        yield "evaluation.text.source", study.evaluation.text.source, check_text_source
     clarity, judge = study.evaluation.clarity, study.evaluation.judge
     if clarity is not None and clarity.fluency_model != "base":
         yield "evaluation.clarity.fluency_model", clarity.fluency_model, check_model_source

@@ -58,6 +58,7 @@ def parts(study: Study) -> tuple[str, ...]:
         *(["answers", "quality"] if asked.answers else []),
         *(["judged"] if asked.judge else []),
         *(["harness"] if asked.harness else []),
+        *(["text"] if asked.text else []),
     )
 
 

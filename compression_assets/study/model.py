@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.settings import EvaluationSettings
+from compression_assets.evaluation.settings import StudyEvaluation
 from compression_assets.sources.models import ModelSource
 from compression_assets.sources.settings import Data
 from compression_assets.strict import Strict, near_match
@@ -90,7 +90,7 @@ class Study(Strict):
     teacher_logits: TeacherLogitsRecipe = TeacherLogitsRecipe()
     orderings: tuple[str, ...] = Field(min_length=1)
     sweep: tuple[Sweep, ...] = ()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: StudyEvaluation = StudyEvaluation()
     goal: Goal = Goal()
     external_models: tuple[ExternalModel, ...] = ()
 

@@ -25,7 +25,7 @@ DATASETS_OP = "datasets"
 
 REPORT = "report"
 PLAN = "plan"
-PARTS = ("metrics", "answers", "quality", "judged", "harness")
+PARTS = ("metrics", "answers", "quality", "judged", "harness", "text")
 """Kinds of measurements: each is an asset `<part>_<model>` for everything that is measured."""
 
 COMPARISONS = "comparisons"

@@ -12,7 +12,7 @@ from compression_assets.study.names import BASE_MODEL, DATASETS, QUESTION_SET, r
 def evaluate_directory(
     study: Study, root: Path, model: Path, downloads: Path, device: str
 ) -> list[MetricRow]:
-    """Perplexity, size, and what the model's answers are worth where the study asks questions; with intervals.
+    """Perplexity, size, and what the study asks of answers and of running text; with intervals.
 
     root: the study's directory, in which base model, evaluation set and question set are built. model: a Hugging Face
     directory with safetensors, in full precision, or one of this project's own, quantized or not.
@@ -20,8 +20,10 @@ def evaluate_directory(
     """
     from compression_assets.evaluation.measure import measure
     from compression_assets.evaluation.statistics import with_intervals
+    from compression_assets.evaluation.text_perplexity import measure_text
     from compression_assets.planning.fit import refuse_directory
     from compression_assets.sources.models import DirectoryModel, fetch_model
+    from compression_assets.sources.texts import read_texts
     from compression_assets.weights.checkpoints import is_quantized
 
     base, data = (_built(root, study, asset) for asset in (BASE_MODEL, DATASETS["evaluation"]))
@@ -38,6 +40,10 @@ def evaluate_directory(
         rows, samples = list(measured.rows), list(measured.samples)
         if study.evaluation.answers is not None:
             more_rows, more_samples = _of_answers(study, root, directory, base, downloads, device)
+            rows, samples = rows + more_rows, samples + more_samples
+        if study.evaluation.text is not None:
+            texts = read_texts(study.evaluation.text.source, downloads)
+            more_rows, more_samples = measure_text(directory, base, texts, study.evaluation.text, device)
             rows, samples = rows + more_rows, samples + more_samples
     return with_intervals(rows, samples, study.evaluation.statistics, study.seed)
 

@@ -16,7 +16,7 @@ from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
 from compression_assets.techniques.registry import technique
 from compression_assets.training.finetuning import FinetuneRecipe
-from compression_assets.training.memory import LIBRARIES
+from compression_assets.training.memory import LIBRARIES, Shapes
 
 
 def of_step(model: str, token: str, study: Study) -> MemoryEstimate:
@@ -47,6 +47,19 @@ def of_scoring(model: str, study: Study) -> MemoryEstimate:
     batch_size = study.evaluation.perplexity.batch_size
     estimate = partial(scoring_memory, batch_size=batch_size, max_length=study.data.max_length)
     return lambda inputs, device: _from_config(inputs[model], estimate, device)
+
+
+def of_text(model: str, max_length: int) -> MemoryEstimate:
+    """Of scoring windows of running text, one at a time, whose logits a model's own forward pass makes all at once."""
+    estimate = partial(scoring_memory, batch_size=1, max_length=max_length)
+
+    def with_logits(inputs: Mapping[str, Path], device: str) -> int | None:
+        shapes, scoring = Shapes.of(_config(inputs[model])), _from_config(inputs[model], estimate, device)
+        if shapes is None or scoring is None:
+            return None
+        return scoring + max_length * shapes.vocabulary * compute_bytes(device)
+
+    return with_logits
 
 
 def of_measuring(model: str, study: Study) -> MemoryEstimate:
