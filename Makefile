@@ -42,7 +42,7 @@ test-faults: setup ## kill runs, fill disks: what make test has no time for
 	@$(BIN)/python -m pytest -q -n 2 --dist load -m faults $(ARGS)
 
 test-gpu: setup ## what only a CUDA device can show; skipped, with a reason, where there is none
-	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
+	@$(BIN)/python -m pytest -q -m gpu compression_assets_tests/gpu $(ARGS)
 
 test-browser: setup ## look at the report and at Dagster's pages in Chromium (apt install chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)
