@@ -16,7 +16,7 @@ export STUDY PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo ui test test-faults test-browser bench update_snapshot docs lint format lock distclean
+.PHONY: help setup demo ui test test-faults test-gpu test-browser bench update_snapshot docs lint format lock distclean
 
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: setup ## run the tests; ARGS="-k orderings" narrows them
 
 test-faults: setup ## kill runs, fill disks: what make test has no time for
 	@$(BIN)/python -m pytest -q -n 2 --dist load -m faults $(ARGS)
+
+test-gpu: setup ## what only a CUDA device can show; skipped, with a reason, where there is none
+	@$(BIN)/python -m pytest -q -m gpu compression_assets_tests/gpu $(ARGS)
 
 test-browser: setup ## look at the report and at Dagster's pages in Chromium (apt install chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)

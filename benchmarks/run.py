@@ -12,7 +12,9 @@ from benchmarks.common import machine
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 NO_TABLES = ("__init__", "common", "run", "crosscheck", "survival", "apart")
-NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NO_TABLES)
+NAMES = sorted(
+    file.stem for file in HERE.glob("*.py") if file.stem not in NO_TABLES and not file.stem.startswith("gpu")
+)
 
 
 def main() -> int:

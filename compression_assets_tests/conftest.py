@@ -7,10 +7,12 @@ import fcntl
 import os
 import shutil
 import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 
-from compression_assets_tests.project import Project
+if TYPE_CHECKING:
+    from compression_assets_tests.project import Project
 
 # Libraries read these when they are first imported, which is after this module.
 os.environ.update(
@@ -36,8 +38,10 @@ os.environ.pop("DAGSTER_HOME", None)
 
 
 @pytest.fixture(scope="session")
-def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> "Project":
     """The smoke study, finished. For reading only: every worker of the session shares the one that is made."""
+    from compression_assets_tests.project import Project
+
     folder = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""The device of a step: leases on this machine, with devices made up where it has none, and what only CUDA can show."""
+"""The device of a step: leases on this machine, with devices made up where it has none. What CUDA shows is in gpu/."""
 
 import os
 import subprocess
@@ -13,13 +13,10 @@ from compression_assets.errors import StudyError
 from compression_assets.graph.resources import Gpu
 from compression_assets.machine import devices
 from compression_assets.machine import lease as device_lease
-from compression_assets.machine.devices import CudaDevice, free_bytes, resident_bytes, visible_devices
+from compression_assets.machine.devices import CudaDevice, free_bytes, resident_bytes
 from compression_assets.machine.lease import Memory, lock_of
 from compression_assets.machine.locks import holder_of, try_lock
 from compression_assets.machine.workers import cuda_devices
-from compression_assets.techniques.quantization.apply import quantize_checkpoint
-from compression_assets.techniques.quantization.recipe import QuantizationRecipe
-from compression_assets_tests.tiny_models import tiny_directory
 
 GIB = 2**30
 HOLDER = """
@@ -231,23 +228,3 @@ def test_a_containers_limit_counts_and_droppable_cache_is_free(
     assert free_bytes("cpu") == 2 * 2**20
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes("cpu") > 4 * 2**20
-
-
-@pytest.mark.gpu
-def test_a_lease_of_a_gpu_measures_device_memory(tmp_path: Path) -> None:
-    with Gpu(locks=str(tmp_path)).lease("large") as lease:
-        block = torch.ones(256 << 20, dtype=torch.uint8, device=lease.device)
-        assert int(lease.so_far()["peak_memory_bytes"]) >= block.numel()
-        assert try_lock(lock_of(tmp_path, visible_devices()[int(lease.device[-1])]), "another") is None
-
-
-@pytest.mark.gpu
-def test_quantization_on_a_gpu_gives_the_codes_of_the_cpu(tmp_path: Path) -> None:
-    source = tiny_directory(tmp_path / "source")
-    reports = {}
-    for device in ("cpu", "cuda:0"):
-        reports[device] = quantize_checkpoint(source, tmp_path / device, QuantizationRecipe(), device)
-    assert reports["cuda:0"].metadata["answers_on"] == ["cuda"]
-    assert reports["cpu"].metadata["relative_error_mean"] == pytest.approx(
-        reports["cuda:0"].metadata["relative_error_mean"], rel=1e-3
-    )

@@ -256,7 +256,11 @@ def _checked() -> bool:
 
 @contextmanager
 def _in_use(device: str) -> Iterator[None]:
-    """On CUDA: the current device, where float32 stays float32 and operations are deterministic if they can be."""
+    """On CUDA: the current device, where float32 stays float32 and operations are deterministic if they can be.
+
+    Not so the backward pass of fused attention: torch makes it deterministic only where all else has to be, and raises
+    where something cannot.
+    """
     if device == "cpu":
         yield
         return

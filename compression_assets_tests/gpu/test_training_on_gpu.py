@@ -1,0 +1,206 @@
+"""Training on a GPU: optimisers, going on after a kill, memory that runs out, the same bits twice, teachers, QAD."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from compression_assets.store.reports import Report, no_report
+from compression_assets.techniques.distillation.apply import distill
+from compression_assets.techniques.distillation.recipe import DistillationRecipe
+from compression_assets.techniques.pruning.apply import ffn_importance, most_important
+from compression_assets.techniques.pruning.blocks import prune_ffn
+from compression_assets.techniques.pruning.recipe import PruningRecipe
+from compression_assets.techniques.qad import QuantizationAwareDistillation as QAD
+from compression_assets.techniques.qad.recipe import QADRecipe
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.techniques.step import StepInputs
+from compression_assets.text.datasets import TokenDataset, TokenRow
+from compression_assets.training.finetuning import FinetuneRecipe, finetune
+from compression_assets.training.loop import TrainingReport
+from compression_assets.training.resuming import Checkpoints
+from compression_assets.training.teacher.teacher_forward import LiveTeacher, load_teacher
+from compression_assets.training.teacher.teacher_logits import (
+    TeacherLogits,
+    TeacherLogitsRecipe,
+    write_teacher_logits,
+)
+from compression_assets_tests.tiny_models import tiny_directory, tiny_model
+from compression_assets_tests.training_helpers import Killed
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512}
+"""Wide enough that bitsandbytes keeps moments in 8 bits (4,096 weights) and pages them (100,000)."""
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+
+
+def rows(count: int = 12, length: int = 40, vocabulary: int = 256, seed: int = 0) -> TokenDataset:
+    made = torch.randint(
+        0, vocabulary, (count, length), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
+    return TokenDataset([TokenRow(str(n), ids, [True] * len(ids)) for n, ids in enumerate(made)])
+
+
+def recipe_of(**changes: Any) -> FinetuneRecipe:
+    plain = {
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "batch_size": 2,
+        "gradient_accumulation": 1,
+    }
+    return FinetuneRecipe(**(plain | changes))
+
+
+def trained(
+    device: str, recipe: FinetuneRecipe, report: Report = no_report, kept: Checkpoints | None = None
+) -> tuple[torch.Tensor, TrainingReport]:
+    """All weights of a model after training, and the report."""
+    model = tiny_model("qwen2", **WIDE)
+    done = finetune(model, rows(), recipe, 0, device, report, kept)
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()]), done
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_goes_where_it_goes_on_the_cpu(device: str, optimizer: str, checkpointing: bool) -> None:
+    recipe = recipe_of(optimizer=optimizer, gradient_checkpointing=checkpointing)
+    begun = torch.cat([p.detach().flatten() for p in tiny_model("qwen2", **WIDE).parameters()])
+    (here, _), (there, done) = trained("cpu", recipe), trained(device, recipe)
+    assert done.loss_curve[-1]["loss"] < done.loss_curve[0]["loss"]
+    assert torch.cosine_similarity(here - begun, there - begun, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, device: str, optimizer: str) -> None:
+    recipe = recipe_of(optimizer=optimizer)
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done > 0.6 * total:
+            raise Killed
+
+    kept = Checkpoints(tmp_path, 2, "run")
+    with sdpa_kernel(SDPBackend.MATH):
+        straight, _ = trained(device, recipe)
+        with pytest.raises(Killed):
+            trained(device, recipe, kill, kept)
+        resumed, done = trained(device, recipe, kept=kept)
+    assert any("resumed after step" in note for note in done.notes)
+    assert torch.equal(straight, resumed)
+
+
+def test_the_same_training_twice(device: str) -> None:
+    """Bit for bit but for the backward pass of fused attention, which torch lets sum in any order here."""
+    with sdpa_kernel(SDPBackend.MATH):
+        (one, _), (other, _) = trained(device, recipe_of()), trained(device, recipe_of())
+    assert torch.equal(one, other)
+    (one, _), (other, _) = trained(device, recipe_of()), trained(device, recipe_of())
+    assert (one - other).norm() <= 1e-2 * one.norm()
+
+
+def test_when_memory_runs_out_there_are_fewer_rows_at_once(device: str) -> None:
+    dataset = rows(16, 512)
+
+    def train() -> TrainingReport:
+        model = tiny_model("qwen2", **WIDE)
+        recipe = recipe_of(epochs=1, batch_size=16, learning_rate=1e-4)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return finetune(model, dataset, recipe, 0, device)
+
+    whole = train()
+    needed = torch.cuda.max_memory_reserved(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * needed / total, device)
+    try:
+        halved = train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    notes = [any("out of memory at step 1" in note for note in run.notes) for run in (whole, halved)]
+    assert notes == [False, True]
+    assert halved.loss_curve[0]["loss"] == pytest.approx(whole.loss_curve[0]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_an_8_bit_teacher_says_nearly_what_it_says_in_16_bit(
+    tmp_path: Path, device: str, rank: int | None
+) -> None:
+    directory, dataset = tiny_directory(tmp_path / "teacher", "qwen2", tie_word_embeddings=False), rows()
+    model, notes = load_teacher(directory, TeacherLogitsRecipe(load_in_8bit=True), device)
+    assert notes == ["teacher in 8 bit (LLM.int8, threshold 6.0)"]
+    eight = LiveTeacher(model, dataset, device)
+    sixteen = LiveTeacher(load_teacher(directory, TeacherLogitsRecipe(), device)[0], dataset, device)
+    one, other = (teacher.logits(teacher.hidden([0, 1, 2])).float() for teacher in (eight, sixteen))
+    assert torch.cosine_similarity(one, other, dim=1).min() > 0.98
+    recipe = DistillationRecipe(**recipe_of().model_dump(), adapter_rank=rank)
+    done = distill(tiny_model("qwen2"), dataset, eight, recipe, 0, device)
+    assert done.loss_curve[-1]["loss"] < done.loss_curve[0]["loss"]
+
+
+@pytest.mark.parametrize("coding", ["hidden", "dense", "top_k"])
+def test_a_store_teaches_as_the_teacher_itself(tmp_path: Path, device: str, coding: str) -> None:
+    pytest.importorskip("pyarrow")
+    directory, dataset = tiny_directory(tmp_path / "teacher", "qwen2", seed=4), rows()
+    dataset.save(tmp_path / "data")
+    write_teacher_logits(
+        *(directory, tmp_path / "data", tmp_path / "logits", TeacherLogitsRecipe(coding=coding, k=64)),
+        temperature=2.0,
+        teacher_fingerprint="t",
+        device=device,
+    )
+    live = LiveTeacher(load_teacher(directory, TeacherLogitsRecipe(), device)[0], dataset, device)
+    store, student = TeacherLogits.open(tmp_path / "logits", dataset), tiny_model("qwen2")
+    recipe = DistillationRecipe(**recipe_of(epochs=1).model_dump())
+    first, second = (
+        distill(copy.deepcopy(student), dataset, teacher, recipe, 0, device).loss_curve[0]["loss"]
+        for teacher in (live, store)
+    )
+    assert second == pytest.approx(first, rel=0.05 if coding == "top_k" else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep_scales"), [("nf4", True), ("nf4", False), ("int8", True), ("int4", True)]
+)
+def test_qad_writes_what_it_trained_with(tmp_path: Path, device: str, kind: str, keep_scales: bool) -> None:
+    pytest.importorskip("pyarrow")
+    if kind == "int4":
+        pytest.importorskip("compressed_tensors")
+    dataset, teacher = rows(), tiny_directory(tmp_path / "teacher", "qwen2", seed=4)
+    quantize_checkpoint(
+        tiny_directory(tmp_path / "full", "qwen2"), tmp_path / "q", QuantizationRecipe(kind=kind), device
+    )
+    dataset.save(tmp_path / "data")
+    write_teacher_logits(
+        *(teacher, tmp_path / "data", tmp_path / "logits", TeacherLogitsRecipe()),
+        temperature=2.0,
+        teacher_fingerprint="t",
+        device=device,
+    )
+    step = StepInputs(
+        parent=tmp_path / "q",
+        output=tmp_path / "qad",
+        recipe=QADRecipe(**recipe_of(learning_rate=1e-2).model_dump(), keep_scales=keep_scales),
+        data={"distillation_set": tmp_path / "data", "teacher_logits": tmp_path / "logits"},
+        seed=0,
+        device=device,
+    )
+    report = QAD.apply(step)
+    assert {check.name: check.passed for check in report.checks} == dict.fromkeys(QAD.checks, True)
+    assert report.metadata["weights_changed"] > 0.001
+
+
+def test_pruning_keeps_the_neurons_that_it_keeps_on_the_cpu(device: str) -> None:
+    kept = []
+    for place in ("cpu", device):
+        model = tiny_model("qwen2", **WIDE).to(place)
+        keep = [
+            most_important(scores, 256) for scores in ffn_importance(model, rows(), PruningRecipe(), place)
+        ]
+        prune_ffn(model, keep)
+        assert model(torch.tensor([[1, 2, 3]], device=place)).logits.isfinite().all()
+        kept.append([set(one.tolist()) for one in keep])
+    for here, there in zip(*kept, strict=True):
+        assert len(here & there) >= 250
