@@ -40,7 +40,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 def full_study_job() -> dg.JobDefinition:
     """The job that runs execute; at module level because every process of a run has to find it again."""
-    from compression_assets import defs
+    from compression_assets.graph.definitions import defs
 
     return defs.resolve_job_def(FULL_STUDY)
 

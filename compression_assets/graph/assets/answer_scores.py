@@ -26,6 +26,7 @@ def quality_assets(study: Study) -> list[dg.AssetsDefinition]:
     if clarity is not None and clarity.fluency_model != "base":
         assets.append(
             released_model_asset(
+                study,
                 FLUENCY_MODEL,
                 clarity.fluency_model,
                 group="base",
