@@ -12,8 +12,12 @@ import yaml
 from dagster.components.core.package_entry import DG_PLUGIN_ENTRY_POINT_GROUP, get_package_objects_in_module
 
 import compression_assets
+from compression_assets.errors import StudyError
+from compression_assets.sources.local import local_files
+from compression_assets.sources.models import AssetModel, fetch_model
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.study.files import PRESETS
+from compression_assets_tests.tiny_models import tiny_directory
 
 REPOSITORY = Path(__file__).parents[1]
 TYPE = "compression_assets.CompressionStudy"
@@ -155,3 +159,20 @@ def test_dg_finds_the_component_under_the_packages_name() -> None:
     registered = project["entry-points"][DG_PLUGIN_ENTRY_POINT_GROUP]
     assert registered == {"compression_assets": "compression_assets"}
     assert [name for name, _ in get_package_objects_in_module(compression_assets)] == ["CompressionStudy"]
+
+
+def test_a_model_that_an_asset_of_the_team_makes_is_read_after_it(team: TeamProject, tmp_path: Path) -> None:
+    released = tmp_path / "released"
+    base = {"kind": "asset", "key": "lab/released", "path": str(released)}
+    team.add("study", {"study": SMOKE | {"name": "fed", "base_model": base}})
+    graph = team.load().resolve_asset_graph()
+    key = dg.AssetKey(["fed", "base_model"])
+    assert graph.get(key).parent_keys == {dg.AssetKey(["lab", "released"])}
+
+    source = AssetModel(**base)
+    with pytest.raises(StudyError, match="is not there yet: materialise the asset lab/released"):
+        local_files(source)
+    tiny_directory(released)
+    assert {file.name for file in local_files(source)} >= {"config.json", "model.safetensors"}
+    facts = fetch_model(source, tmp_path / "written", tmp_path)
+    assert (facts["kind"], facts["origin"]) == ("asset", str(released))

@@ -131,6 +131,7 @@ def _chosen(
         raise StudyError(
             f"the selection {selection!r} cannot be read: {str(error).splitlines()[0]}"
         ) from error
+    chosen &= graph.materializable_asset_keys  # an asset that makes a source is another project's
     if not chosen:
         raise StudyError(
             f"the selection {selection!r} names no asset of study {study.name}; see: dg list defs"

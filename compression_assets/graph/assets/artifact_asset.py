@@ -43,7 +43,7 @@ class Shown:
     def spec(self) -> dg.AssetSpec:
         return dg.AssetSpec(
             self.artifact.asset,
-            deps=list(self.artifact.inputs),
+            deps=[*self.artifact.inputs, *self.artifact.upstream],
             group_name=self.group,
             description=self.description,
             kinds=set(self.kinds),
