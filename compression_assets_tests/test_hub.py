@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects, hf_raise_for_status
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_assets.errors import StudyError
-from compression_assets.sources.models import HubModel, download_model, fetch_model
+from compression_assets.sources import hub_retries
+from compression_assets.sources.models import HubModel, download, download_model, fetch_model
 from compression_assets_tests.tiny_models import tiny_directory
 
 SOURCE = HubModel(kind="hub", repo="a/b", revision="main")
@@ -78,3 +82,74 @@ def test_a_repository_that_is_refused_costs_no_download_of_weights(hub: Path, tm
     with pytest.raises(StudyError, match="multimodal"):
         download_model(SOURCE, tmp_path)
     assert not list(tmp_path.glob("hub/*/*.safetensors"))
+
+
+def answered(status: int) -> HfHubHTTPError:
+    request = httpx.Request("GET", "https://hub.example/a/b")
+    try:
+        hf_raise_for_status(httpx.Response(status, request=request))
+    except HfHubHTTPError as error:
+        return error
+    raise AssertionError(f"{status} is no error")
+
+
+def not_cached(why: Exception) -> LocalEntryNotFoundError:
+    """As snapshot_download says it when it could not ask the hub."""
+    error = LocalEntryNotFoundError("no snapshot in the cache")
+    error.__cause__ = why
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (answered(503), 4),
+        (answered(429), 4),
+        (answered(404), 1),
+        (answered(401), 1),
+        (httpx.ConnectError("no route"), 4),
+        (httpx.ReadTimeout("slow"), 4),
+        (not_cached(httpx.ConnectError("no route")), 4),
+        (not_cached(answered(502)), 4),
+        (not_cached(OfflineModeIsEnabled("HF_HUB_OFFLINE=1")), 1),
+        (OSError("disk"), 1),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, attempts: int
+) -> None:
+    monkeypatch.setattr(hub_retries, "FIRST_WAIT", 0.0)
+    asked = []
+
+    def unreachable(repo: str, **_: Any) -> str:
+        asked.append(repo)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(StudyError, match="cannot be downloaded from the hub"):
+        download(SOURCE, tmp_path, ["*.json"])
+    assert len(asked) == attempts
+
+    def recovers(repo: str, **_: Any) -> str:
+        asked.append(repo)
+        if len(asked) == attempts + 1:
+            raise error
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", recovers)
+    if attempts > 1:
+        assert download(SOURCE, tmp_path, ["*.json"]) == tmp_path
+        assert len(asked) == attempts + 2
+
+
+def test_the_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def busy() -> None:
+        raise answered(503)
+
+    with pytest.raises(HfHubHTTPError):
+        hub_retries.persistently(busy)
+    assert len(waits) == hub_retries.ATTEMPTS - 1
+    assert all(2**n <= wait <= 2**n + 1 for n, wait in enumerate(waits))

@@ -252,7 +252,7 @@ def test_one_ordering_alone(tmp_path: Path) -> None:
 def test_histories_of_two_studies_do_not_mix(finished: Project) -> None:
     project = finished
     code, output = project.command(
-        sys.executable, "-c", "import compression_assets; compression_assets.defs",
+        sys.executable, "-c", "import compression_assets; compression_assets.defs()",
         COMPRESSION_STUDY="smoke", DAGSTER_HOME=project.dagster_home(),
     )  # fmt: skip
     assert code != 0

@@ -1,6 +1,7 @@
 """The one place where the asset graph of a study is put together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -22,14 +23,28 @@ from compression_assets.graph.assets.report import page_asset, unread
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.assets.text import text_assets
 from compression_assets.graph.jobs import study_jobs
-from compression_assets.graph.resources import Gpu, StudyStorage
-from compression_assets.machine.workers import PRELOADED, workers
+from compression_assets.graph.resources import Gpu, StudyStorage, gpu_key, storage_key
+from compression_assets.graph.steps import step_executor
+from compression_assets.machine.workers import PRELOADED
 from compression_assets.study.model import Study
 from compression_assets.study.places import study_root
 
 
 def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """Definitions of a study. resources: replacements by name (`gpu`, `storage`), for tests and special machines."""
+    """Definitions of a study that has a code location to itself.
+
+    resources: replacements by name (as in `study_resources`), for tests and special machines.
+    """
+    return dg.Definitions(
+        assets=study_assets(study),
+        jobs=study_jobs(study),
+        resources={**study_resources(study, study_root(study)), **(resources or {})},
+        executor=step_executor(PRELOADED),
+    )
+
+
+def study_assets(study: Study) -> Sequence[Any]:
+    """Every asset of a study, under its plain key."""
     assets = [
         dataset_assets(study),
         *question_assets(study),
@@ -47,17 +62,9 @@ def build_defs(study: Study, resources: Mapping[str, Any] | None = None) -> dg.D
         plan_asset(study),
         recommendation_asset(study),
     ]
-    return dg.Definitions(
-        assets=linked_to_repository([*assets, page_asset(study, after=unread(assets))]),
-        jobs=study_jobs(study),
-        resources={"gpu": Gpu(), "storage": StudyStorage(root=str(study_root(study))), **(resources or {})},
-        executor=_executor(),
-    )
+    return linked_to_repository([*assets, page_asset(study, after=unread(assets))])
 
 
-def _executor() -> dg.ExecutorDefinition:
-    plan = workers()
-    if plan.start == "in_process":
-        return dg.in_process_executor
-    start = {"forkserver": {"preload_modules": [PRELOADED]}} if plan.start == "forkserver" else {"spawn": {}}
-    return dg.multiprocess_executor.configured({"max_concurrent": plan.count, "start_method": start})
+def study_resources(study: Study, root: Path) -> dict[str, Any]:
+    """What the assets of a study ask for. root: directory of the study."""
+    return {gpu_key(study): Gpu(), storage_key(study): StudyStorage(root=str(root))}

@@ -51,7 +51,7 @@ def selection_of(study: Study, ordering: str) -> dg.AssetSelection:
             f"study {study.name} has no ordering {wanted.text}; it has {listed}; add it to the study file"
         )
     measured = [f"{part}_{wanted.key}" for part in parts(study)]
-    return dg.AssetSelection.assets(*measured).upstream()
+    return dg.AssetSelection.assets(*measured).upstream().materializable()
 
 
 def _one_ordering(study: Study) -> dg.JobDefinition:

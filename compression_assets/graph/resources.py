@@ -11,6 +11,17 @@ from compression_assets.machine.progress import ProgressLog
 from compression_assets.reporting.database import database_of
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.study.model import Study
+
+
+def gpu_key(study: Study) -> str:
+    """Name of the study's Gpu in Dagster: a code location may have other studies, and a `gpu` of its own."""
+    return f"{study.name}_gpu"
+
+
+def storage_key(study: Study) -> str:
+    """Name of the study's StudyStorage in Dagster."""
+    return f"{study.name}_storage"
 
 
 class Gpu(dg.ConfigurableResource):

@@ -40,7 +40,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 def full_study_job() -> dg.JobDefinition:
     """The job that runs execute; at module level because every process of a run has to find it again."""
-    from compression_assets import defs
+    from compression_assets.graph.definitions import defs
 
     return defs.resolve_job_def(FULL_STUDY)
 
@@ -131,6 +131,7 @@ def _chosen(
         raise StudyError(
             f"the selection {selection!r} cannot be read: {str(error).splitlines()[0]}"
         ) from error
+    chosen &= graph.materializable_asset_keys  # an asset that makes a source is another project's
     if not chosen:
         raise StudyError(
             f"the selection {selection!r} names no asset of study {study.name}; see: dg list defs"

@@ -8,6 +8,7 @@ from typing import Any
 
 from compression_assets.errors import StudyError, next_command
 from compression_assets.sources.models import (
+    AssetModel,
     DirectoryModel,
     GgufModel,
     HubModel,
@@ -37,6 +38,8 @@ def config_of(source: ModelSource, downloads: Path, built: Path | None = None) -
         return _random(source)
     if isinstance(source, DirectoryModel):
         return _read(Path(source.path).expanduser() / "config.json")
+    if isinstance(source, AssetModel):
+        return _read(source.directory() / "config.json")
     if isinstance(source, GgufModel):
         return _gguf(Path(source.path).expanduser())
     name = source.repo if isinstance(source, HubModel) else source.file

@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from compression_assets.sources.models import DirectoryModel, GgufModel
+from compression_assets.sources.models import AssetModel, DirectoryModel, GgufModel
 from compression_assets.sources.rows import JsonlRows
 from compression_assets.sources.texts import TextFile
 from compression_assets.weights.files import NAMED_TEMPLATES
 
 
 def local_files(source: Any) -> list[Path]:
-    """The files of a source that reads local ones; none for one that is pinned by a revision, a hash or a seed."""
-    if isinstance(source, DirectoryModel):
-        directory = Path(source.path).expanduser()
+    """The files of a source that reads local ones; none for one that is pinned by a revision, a hash or a seed.
+
+    Raises StudyError for the directory of an asset that has not made it.
+    """
+    if isinstance(source, DirectoryModel | AssetModel):
+        directory = source.directory() if isinstance(source, AssetModel) else Path(source.path).expanduser()
         found = [*directory.iterdir(), *(directory / NAMED_TEMPLATES).glob("*")]
         return sorted(file for file in found if file.is_file())
     if isinstance(source, GgufModel):

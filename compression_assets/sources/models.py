@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints
 
 from compression_assets.errors import StudyError
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
+from compression_assets.sources.hub_retries import persistently
 from compression_assets.sources.random_model import RandomModel
 from compression_assets.sources.saving import save_model
 from compression_assets.sources.wheels import WheelFile, fetch_member
@@ -37,6 +38,27 @@ class DirectoryModel(Strict):
     path: LocalPath
 
 
+class AssetModel(Strict):
+    """A directory as `directory` has it, which another asset of the same Dagster project makes.
+
+    key: of that asset, its parts apart by '/'; the model is fetched after it, and again when its files have changed.
+    """
+
+    kind: Literal["asset"]
+    key: Annotated[str, StringConstraints(pattern=r"^[^/\s]+(/[^/\s]+)*$")]
+    path: LocalPath
+
+    def directory(self) -> Path:
+        """Raises StudyError before the asset has made it."""
+        directory = _local(self.path)
+        if not directory.is_dir():
+            raise StudyError(
+                f"the model directory {directory} is not there yet: materialise the asset {self.key}, which makes it, "
+                "or correct the path in the study."
+            )
+        return directory
+
+
 class GgufModel(Strict):
     """A local GGUF file of a Llama, Qwen2 or Qwen3; its weights are unpacked. What it says beyond that is refused."""
 
@@ -52,7 +74,7 @@ class WheelModel(WheelFile):
 
 
 ModelSource = Annotated[
-    HubModel | DirectoryModel | GgufModel | WheelModel | RandomModel, Field(discriminator="kind")
+    HubModel | DirectoryModel | AssetModel | GgufModel | WheelModel | RandomModel, Field(discriminator="kind")
 ]
 
 DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "README.md")
@@ -90,6 +112,8 @@ def fetch_model(
         return gguf_model.write(_local(source.path), output_dir, dtype, masters)
     if isinstance(source, DirectoryModel):
         return _from_directory(_local(source.path), output_dir, dtype, masters) | {"kind": "directory"}
+    if isinstance(source, AssetModel):
+        return _from_directory(source.directory(), output_dir, dtype, masters) | {"kind": "asset"}
     if isinstance(source, HubModel):
         found = _from_directory(download_model(source, cache_dir), output_dir, dtype, masters)
         return found | {"kind": "hub", "origin": f"{source.repo}@{source.revision}"}
@@ -178,20 +202,23 @@ def download(
 ) -> Path:
     """The snapshot of a hub model, files that match one of the patterns (and none of `but`) only.
 
-    StudyError if it cannot be had.
+    StudyError if it cannot be had, after some attempts where the connection or the hub may be what is wrong.
     """
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        found = huggingface_hub.snapshot_download(
+    def fetch() -> str:
+        return huggingface_hub.snapshot_download(
             source.repo,
             revision=source.revision,
             allow_patterns=list(files),
             ignore_patterns=None if but is None else list(but),
             cache_dir=cache_dir / "hub",
         )
+
+    try:
+        found = persistently(fetch)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise StudyError(
             f"the model {source.repo} (revision {source.revision}) cannot be downloaded from the hub "

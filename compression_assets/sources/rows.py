@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import StringConstraints
 
 from compression_assets.errors import StudyError
+from compression_assets.sources.hub_retries import persistently
 from compression_assets.strict import Strict
 from compression_assets.tables import shortened
 
@@ -79,14 +80,17 @@ def read_hub(source: HubRows, cache_dir: Path, streaming: bool = False) -> Itera
     """
     import datasets
 
-    try:
-        rows = datasets.load_dataset(
+    def load() -> Any:
+        return datasets.load_dataset(
             source.dataset,
             split=source.split,
             revision=source.revision,
             streaming=streaming,
             cache_dir=None if streaming else str(cache_dir / "datasets"),
         )
+
+    try:
+        rows = persistently(load)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise StudyError(
             f"the data set {source.dataset} ({source.split}, revision {source.revision}) cannot be loaded from the hub "

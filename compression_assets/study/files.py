@@ -36,7 +36,11 @@ def load_study(name_or_path: str | Path) -> Study:
         StudyError: one sentence naming the file, the key path, what is wrong with it, and what is allowed.
     """
     path = study_file(name_or_path)
-    raw = read_mapping(path)
+    return study_of(read_mapping(path), path)
+
+
+def study_of(raw: Any, path: Path) -> Study:
+    """The same of what a file says already. path: the file, to which relative paths are relative."""
     try:
         study: Study = _located(_validate(raw), path.parent.absolute())
         _refuse_missing_sources(study)

@@ -28,7 +28,7 @@ def write_study(model: str, chats: str, output: Path) -> Study:
         raise StudyError(f"{output} is there already: choose another name with --output, or delete it")
     template = Template((importlib.resources.files("compression_assets") / "data" / TEMPLATE).read_text())
     text = template.substitute(
-        name=_name(output),
+        name=name_of_file(output),
         model=json.dumps(_model(model, output.parent)),
         chats=json.dumps(_chats(chats, output.parent)),
     )
@@ -41,8 +41,8 @@ def write_study(model: str, chats: str, output: Path) -> Study:
         raise
 
 
-def _name(output: Path) -> str:
-    """my-study.yaml -> my_study. What still is no name is refused when the file is read."""
+def name_of_file(output: Path) -> str:
+    """Name of the study in a file: my-study.yaml -> my_study. What is no name is refused when the file is read."""
     return re.sub(r"[^a-z0-9_]", "_", output.stem.lower())
 
 

@@ -35,13 +35,13 @@ def current_study() -> Study:
     return study
 
 
-def claim_storage(study: Study, named: str) -> None:
+def claim_storage(study: Study, named: str, root: Path | None = None) -> None:
     """Write down whose the study's storage is, once there is one: two files of one `name` would mix their results.
 
     The same file may change, and a copy with the same content may stand anywhere. Raises StudyError for another file.
-    named: the preset or path that the study was loaded from.
+    named: the preset or path that the study was loaded from. root: the study's storage where that is not `study_root`.
     """
-    root, file = study_root(study), study_file(named).resolve()
+    root, file = root or study_root(study), study_file(named).resolve()
     if not root.is_dir():
         return
     own = {
@@ -63,9 +63,9 @@ def claim_storage(study: Study, named: str) -> None:
             beside.replace(record)
 
 
-def storage_root() -> Path:
+def storage_root(default: str | Path = "storage") -> Path:
     """COMPRESSION_STORAGE, by default ./storage, as an absolute path."""
-    return Path(os.environ.get("COMPRESSION_STORAGE") or "storage").resolve()
+    return Path(os.environ.get("COMPRESSION_STORAGE") or default).resolve()
 
 
 def study_root(study: Study) -> Path:

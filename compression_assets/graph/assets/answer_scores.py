@@ -25,6 +25,7 @@ def answer_scores_assets(study: Study) -> list[dg.AssetsDefinition]:
     if clarity is not None and clarity.fluency_model != "base":
         assets.append(
             released_model_asset(
+                study,
                 FLUENCY_MODEL,
                 clarity.fluency_model,
                 group="base",

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+
 from compression_assets.graph.resources import StudyStorage
+from compression_assets.sources.models import AssetModel
 from compression_assets.store.fingerprint_cache import kept_code_fingerprint
 from compression_assets.store.fingerprints import fingerprint
 from compression_assets.store.reports import Report, StepReport
@@ -62,6 +65,12 @@ class Artifact:
     sources: tuple[Any, ...] = ()
     memory: MemoryEstimate | None = None
     uses_device: bool = True
+
+    @property
+    def upstream(self) -> list[dg.AssetKey]:
+        """Keys of the assets outside the study that make its sources."""
+        found = [source for source in self.sources if isinstance(source, AssetModel)]
+        return [dg.AssetKey(source.key.split("/")) for source in found]
 
     @property
     def code_version(self) -> str:

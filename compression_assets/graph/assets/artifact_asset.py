@@ -8,8 +8,8 @@ import dagster as dg
 
 from compression_assets.graph.assets.artifact import Artifact
 from compression_assets.graph.assets.code_references import code_references
-from compression_assets.graph.assets.making import Step, as_failure
-from compression_assets.graph.resources import Gpu, StudyStorage
+from compression_assets.graph.assets.making import Step, as_failure, key_of
+from compression_assets.graph.resources import Gpu, StudyStorage, gpu_key, storage_key
 from compression_assets.reporting.database import refresh
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import Check
@@ -43,7 +43,7 @@ class Shown:
     def spec(self) -> dg.AssetSpec:
         return dg.AssetSpec(
             self.artifact.asset,
-            deps=list(self.artifact.inputs),
+            deps=[*self.artifact.inputs, *self.artifact.upstream],
             group_name=self.group,
             description=self.description,
             kinds=set(self.kinds),
@@ -63,17 +63,18 @@ class Shown:
 
 
 def artifact_asset(
+    study: Study,
     *shown: Shown,
     name: str | None = None,
     pool: str | None = POOL,
     priority: Mapping[str, str] | None = None,
     on_demand: tuple[Artifact, ...] = (),
-    recorded_in: Study | None = None,
+    recorded: bool = False,
 ) -> dg.AssetsDefinition:
     """The asset of an artifact, or those of several that one step makes.
 
-    name: of the step, by default the asset's. on_demand: made first where they are missing. recorded_in: the study
-    whose database has rows of it.
+    name: of the step, by default the asset's. on_demand: made first where they are missing. recorded: the study's
+    database has rows of it.
     """
 
     @dg.multi_asset(
@@ -83,34 +84,41 @@ def artifact_asset(
         can_subset=len(shown) > 1,
         pool=pool,
         op_tags=priority,
+        required_resource_keys={gpu_key(study), storage_key(study)},
     )
-    def step(
-        context: dg.AssetExecutionContext, config: ArtifactConfig, storage: StudyStorage, gpu: Gpu
-    ) -> Iterator[dg.MaterializeResult]:
+    def step(context: dg.AssetExecutionContext, config: ArtifactConfig) -> Iterator[dg.MaterializeResult]:
+        gpu: Gpu = getattr(context.resources, gpu_key(study))
+        storage: StudyStorage = getattr(context.resources, storage_key(study))
         working = Step(context, storage, gpu)
         for one in shown:
             asset = one.artifact.asset
-            if dg.AssetKey(asset) not in context.selected_asset_keys:
+            if key_of(context, asset) not in context.selected_asset_keys:
                 continue
             for other in on_demand:
                 working.make_if_missing(other, asset)
             manifest, cached = working.make(one.artifact, config.rebuild)
             with as_failure(asset):
-                behind = refresh(recorded_in, storage.artifacts.root) if recorded_in else ""
-                done = _result(one, manifest, cached, storage, behind)
+                behind = refresh(study, storage.artifacts.root) if recorded else ""
+                done = _result(context, one, manifest, cached, storage, behind)
             yield done
 
     return step
 
 
 def _result(
-    shown: Shown, manifest: Manifest, cached: bool, storage: StudyStorage, behind: str
+    context: dg.AssetExecutionContext,
+    shown: Shown,
+    manifest: Manifest,
+    cached: bool,
+    storage: StudyStorage,
+    behind: str,
 ) -> dg.MaterializeResult:
     """The materialisation of an artifact. behind: why the database does not have it yet, or ""."""
+    key = key_of(context, manifest.asset)
     made = [check(manifest) for check in (shown.more_checks or {}).values()]
     checks = [
         dg.AssetCheckResult(
-            asset_key=manifest.asset,
+            asset_key=key,
             check_name=check["name"],
             passed=check["passed"],
             severity=dg.AssetCheckSeverity.ERROR if check["blocking"] else dg.AssetCheckSeverity.WARN,
@@ -120,7 +128,7 @@ def _result(
     ]
     directory = storage.artifacts.root / relative_directory(manifest.asset)
     return dg.MaterializeResult(
-        asset_key=manifest.asset,
+        asset_key=key,
         data_version=dg.DataVersion(manifest.data_version),
         check_results=checks,
         metadata={
@@ -128,6 +136,11 @@ def _result(
             **shown.metadata(manifest, storage),
             **({"database_is_behind": behind} if behind else {}),
             "directory_mib": round(manifest.total_bytes / 2**20, 2),
+            **(
+                {"parent": dg.MetadataValue.asset(key_of(context, manifest.parent))}
+                if manifest.parent
+                else {}
+            ),
             "seconds": round(manifest.seconds, 1),
             "peak_memory_mib": round(manifest.peak_memory_bytes / 2**20),
             "tokens_seen": manifest.tokens_seen,

@@ -47,7 +47,7 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
         )
         for split in study.data.splits.sizes()
     ]
-    return artifact_asset(*shown, name=DATASETS_OP, pool=None)
+    return artifact_asset(study, *shown, name=DATASETS_OP, pool=None)
 
 
 def split_artifact(study: Study, split: str) -> Artifact:
@@ -93,7 +93,7 @@ def question_assets(study: Study) -> list[dg.AssetsDefinition]:
         tags={"stage": "data"},
         metadata=lambda manifest, storage: {"rows": manifest.metadata["rows"]},
     )
-    return [artifact_asset(shown, pool=None)]
+    return [artifact_asset(study, shown, pool=None)]
 
 
 def question_artifact(study: Study) -> Artifact:

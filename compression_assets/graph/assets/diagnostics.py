@@ -53,6 +53,7 @@ def diagnostics_assets(study: Study) -> list[dg.AssetsDefinition]:
 def _node_asset(study: Study, settings: DiagnosticsSettings, node: Node) -> dg.AssetsDefinition:
     scored = settings.perplexity_of_steps and to_score(node)
     return artifact_asset(
+        study,
         Shown(
             _artifact(study, settings, node, scored),
             group="diagnostics",

@@ -49,18 +49,19 @@ def judging_assets(study: Study) -> list[dg.AssetsDefinition]:
     if judge is None:
         return []
     return [
-        *_own_model(judge),
+        *_own_model(study, judge),
         _calibration_asset(study, judge),
         *(_judged_asset(study, judge, model) for model in leaderboard_models(study)),
         *([_agreement_asset(study)] if judge.others else []),
     ]
 
 
-def _own_model(judge: JudgeSettings) -> list[dg.AssetsDefinition]:
+def _own_model(study: Study, judge: JudgeSettings) -> list[dg.AssetsDefinition]:
     if not isinstance(judge.model, LanguageModelJudge) or judge.model.source is None:
         return []
     return [
         released_model_asset(
+            study,
             JUDGE_MODEL,
             judge.model.source,
             group="judging",
@@ -88,6 +89,7 @@ def _settings(judge: JudgeSettings) -> dict[str, Any]:
 
 def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinition:
     return artifact_asset(
+        study,
         Shown(
             calibration_artifact(study, judge),
             group="judging",
@@ -100,7 +102,7 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
         pool=_pool(judge),
         # Every judged asset waits for it, and a judge that does not answer is best known before models are built.
         priority={PRIORITY: MEASURE},
-        recorded_in=study,
+        recorded=True,
     )
 
 

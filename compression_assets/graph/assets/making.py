@@ -17,6 +17,7 @@ import dagster as dg
 from compression_assets.errors import StudyError
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.resources import Gpu, StudyStorage
+from compression_assets.machine.runtime import prepare_process
 from compression_assets.machine.workers import die_with_the_run
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
 from compression_assets.store.fingerprints import file_sha256, fingerprint, library_versions
@@ -61,7 +62,7 @@ class Step:
         manifest, _ = self.make(artifact)
         self.context.log_event(
             dg.AssetMaterialization(
-                artifact.asset,
+                key_of(self.context, artifact.asset),
                 description=f"Made by {needed_by}, which needs it.",
                 metadata={"path": dg.MetadataValue.path(str(directory))},
                 tags={"dagster/data_version": manifest.data_version},
@@ -69,10 +70,17 @@ class Step:
         )
 
 
+def key_of(context: dg.AssetExecutionContext, asset: str) -> dg.AssetKey:
+    """The key of another asset of the study that this step is of: whatever project they are in has prefixed both."""
+    own = next(iter(context.selected_asset_keys))
+    return dg.AssetKey([*own.path[:-1], asset])
+
+
 @contextmanager
 def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str) -> Iterator[dict[str, Any]]:
     """Progress events around a piece of work, and its errors in a sentence; what is put into the dict is shown."""
     die_with_the_run()
+    prepare_process()
     progress = storage.progress(context.run_id)
     outcome: dict[str, Any] = {}
     try:

@@ -65,6 +65,7 @@ def measured_asset(
         return {**_figures(study, model, manifest, storage), **metadata(manifest, storage)}
 
     return artifact_asset(
+        study,
         Shown(
             artifact,
             group=group,
@@ -76,7 +77,7 @@ def measured_asset(
         priority={PRIORITY: priority},
         pool=pool,
         on_demand=on_demand,
-        recorded_in=study,
+        recorded=True,
     )
 
 

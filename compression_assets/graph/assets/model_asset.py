@@ -12,6 +12,7 @@ from compression_assets.reporting.sparkline import loss_picture
 from compression_assets.sources.models import ModelSource
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import Check, StepReport
+from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
 
 SHOWN_ROWS = 60
@@ -23,6 +24,7 @@ REQUIRED = (
 
 
 def model_asset(
+    study: Study,
     artifact: Artifact,
     *,
     group: str,
@@ -33,6 +35,7 @@ def model_asset(
 ) -> dg.AssetsDefinition:
     """The asset of a model directory. kind: the library of its number format."""
     return artifact_asset(
+        study,
         Shown(
             artifact,
             group=group,
@@ -47,6 +50,7 @@ def model_asset(
 
 
 def released_model_asset(
+    study: Study,
     asset: str,
     source: ModelSource,
     *,
@@ -81,7 +85,7 @@ def released_model_asset(
         checks=("weights_finite", "size_as_asked"),
         sources=(source,),
     )
-    return model_asset(artifact, group=group, description=description, tags=tags)
+    return model_asset(study, artifact, group=group, description=description, tags=tags)
 
 
 def _completeness(manifest: Manifest) -> Check:
@@ -91,7 +95,7 @@ def _completeness(manifest: Manifest) -> Check:
 
 
 def model_metadata(manifest: Manifest) -> dict[str, Any]:
-    """Parent, recipe, loss curve and per-layer figures of a model, as Dagster metadata."""
+    """Recipe, loss curve and per-layer figures of a model, as Dagster metadata."""
     shown: dict[str, Any] = {
         "recipe": dg.MetadataValue.json(dict(manifest.recipe)),
         "size_mib": round(manifest.weight_bytes / 2**20, 2),
@@ -102,8 +106,6 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
         shown["loss"] = dg.MetadataValue.md(loss_picture(curve))
     if manifest.seed is not None:
         shown["seed"] = manifest.seed
-    if manifest.parent:
-        shown["parent"] = dg.MetadataValue.asset(dg.AssetKey(manifest.parent))
     for name, value in manifest.metadata.items():
         if name in ("loss_curve", "layers"):
             if value:

@@ -30,6 +30,7 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
         if node.parent is not None
     ]
     base = released_model_asset(
+        study,
         BASE_MODEL,
         study.base_model,
         group="base",
@@ -40,6 +41,7 @@ def model_assets(study: Study) -> list[dg.AssetsDefinition]:
     )
     external = [
         released_model_asset(
+            study,
             f"external_{model.name}",
             model.source,
             group="external_models",
@@ -98,6 +100,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
 def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
     technique = registry.technique(node.technique or "")
     return model_asset(
+        study,
         step_artifact(study, node, parent),
         group=_group(node),
         description=f"{technique.title} of {model_key(parent)}. Steps so far: {' → '.join(node.path)}.",

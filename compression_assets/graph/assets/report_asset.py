@@ -8,7 +8,7 @@ import dagster as dg
 
 from compression_assets.graph.assets.code_references import code_references
 from compression_assets.graph.assets.making import tracked
-from compression_assets.graph.resources import StudyStorage
+from compression_assets.graph.resources import StudyStorage, storage_key
 from compression_assets.reporting.database import refresh
 from compression_assets.study.model import Study
 from compression_assets.study.names import OWNERS
@@ -57,12 +57,13 @@ def report_asset(
         check_specs=[dg.AssetCheckSpec(name, asset=key) for name in checks],
         op_tags=priority,
         metadata=code_references(compute),
+        required_resource_keys={storage_key(study)},
     )
     def step(
         context: dg.AssetExecutionContext,
         config: config,  # type: ignore[valid-type]
-        storage: StudyStorage,
     ) -> dg.MaterializeResult:
+        storage: StudyStorage = getattr(context.resources, storage_key(study))
         with tracked(context, storage, key) as shown:
             outcome = compute(storage, config)
             behind = refresh(study, storage.artifacts.root)

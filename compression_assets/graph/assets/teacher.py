@@ -64,6 +64,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         memory=of_correction(teacher.finetune, study),
     )
     return model_asset(
+        study,
         artifact,
         group="teacher",
         description="The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
@@ -74,6 +75,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
 
 def _fetched(study: Study, teacher: ModelTeacher) -> dg.AssetsDefinition:
     return released_model_asset(
+        study,
         TEACHER_MODEL,
         teacher.source,
         group="teacher",
@@ -126,6 +128,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         memory=of_logits(study),
     )
     return artifact_asset(
+        study,
         Shown(
             artifact,
             group="teacher",
