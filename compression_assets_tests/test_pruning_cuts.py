@@ -19,6 +19,8 @@ from compression_assets.techniques.pruning.heads import cut_groups, group_import
 from compression_assets.techniques.pruning.predict import pruned
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.techniques.pruning.refusal import refusal
+from compression_assets.techniques.quantization.apply import quantize_checkpoint
+from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights.shapes import parameters
 from compression_assets_tests.architectures import config_of
 from compression_assets_tests.test_pruning import dataset, prune
@@ -169,3 +171,12 @@ def test_the_whole_step(cut: str, tmp_path: Path) -> None:
     origins = json.loads((tmp_path / "p" / "origins.json").read_text())
     assert len(origins["names"]) == (2 if cut == "depth" else 0)
     assert len(origins["cuts"]) == (0 if cut == "depth" else 16)
+
+
+def test_absmax_cannot_be_kept_once_layers_are_gone(tmp_path: Path) -> None:
+    base = tiny_directory(tmp_path / "base", num_hidden_layers=4)
+    quantize_checkpoint(base, tmp_path / "q", QuantizationRecipe())
+    prune(base, tmp_path / "p", cut="depth", ratio=0.5)
+    recipe = QuantizationRecipe(keep_absmax=True)
+    with pytest.raises(StudyError, match="have been dropped since it was quantized"):
+        quantize_checkpoint(tmp_path / "p", tmp_path / "pq", recipe, grid=tmp_path / "q")
