@@ -1,4 +1,4 @@
-"""P by depth and by heads: the cut against skipped layers and silenced heads, sizes, origins, and refusals."""
+"""P by depth and by heads: the cut against skipped layers and silenced heads, sizes, origins, refusals, a study."""
 
 import json
 from pathlib import Path
@@ -23,6 +23,7 @@ from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights.shapes import parameters
 from compression_assets_tests.architectures import config_of
+from compression_assets_tests.project import Project
 from compression_assets_tests.test_pruning import dataset, prune
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -180,3 +181,25 @@ def test_absmax_cannot_be_kept_once_layers_are_gone(tmp_path: Path) -> None:
     recipe = QuantizationRecipe(keep_absmax=True)
     with pytest.raises(StudyError, match="have been dropped since it was quantized"):
         quantize_checkpoint(tmp_path / "p", tmp_path / "pq", recipe, grid=tmp_path / "q")
+
+
+@pytest.mark.timeout(400)
+def test_a_study_of_depth_and_heads(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    raw = project.read()
+    raw["base_model"] |= {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+    raw["techniques"] |= {
+        "P:depth": {"cut": "depth", "ratio": 0.5},
+        "P:heads": {"cut": "heads", "target": 0.9},
+    }
+    raw["orderings"] = ["P:depth-KD-Q", "Q-P:depth-KD", "P:heads"]
+    raw["evaluation"] = {"perplexity": {"batch_size": 8}, "diagnostics": {"tokens": 200}}
+    project.write(raw)
+    code, output = project.compression("run")
+    assert code == 0, output
+    rows = project.query("SELECT model, layer, update_rms FROM layer_diagnostics")
+    compared = [update for model, _, update in rows if model == "q_p_depth_kd"]
+    # Compared with other layers an update would be as large as weights are.
+    assert len(compared) == 14 and all(0 < update < 0.01 for update in compared), rows
+    config = json.loads((project.root / "models" / "p_heads" / "config.json").read_text())
+    assert config["num_attention_heads"] == 2 * config["num_key_value_heads"] < 8
