@@ -120,7 +120,7 @@ def test_linear_layers_outside_of_decoder_layers_cannot_be_rounded_by_output(tmp
         if fits:
             refuse_unfit(study, tmp_path)
         else:
-            with pytest.raises(StudyError, match="'opt' cannot be quantized layer by layer"):
+            with pytest.raises(StudyError, match="'opt' cannot be taken layer by layer"):
                 refuse_unfit(study, tmp_path)
 
 

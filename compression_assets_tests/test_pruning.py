@@ -16,10 +16,11 @@ from compression_assets.errors import StudyError
 from compression_assets.machine import precision
 from compression_assets.store.reports import Report, StepReport, no_report
 from compression_assets.techniques.pruning import Pruning
-from compression_assets.techniques.pruning import apply as pruning
-from compression_assets.techniques.pruning.apply import ffn_importance, most_important
+from compression_assets.techniques.pruning import width as pruning
 from compression_assets.techniques.pruning.blocks import prune_ffn
-from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
+from compression_assets.techniques.pruning.choice import most_important
+from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_units
+from compression_assets.techniques.pruning.width import ffn_importance
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.step import StepInputs
@@ -166,12 +167,12 @@ def test_the_best_are_kept_in_their_order() -> None:
         (64, 1.0, 1, None),
     ],
 )
-def test_kept_width(width: int, ratio: float, multiple_of: int, kept: int | None) -> None:
+def test_kept_units(width: int, ratio: float, multiple_of: int, kept: int | None) -> None:
     if kept is None:
         with pytest.raises(StudyError):
-            kept_width(width, ratio, multiple_of)
+            kept_units(width, ratio, multiple_of)
     else:
-        assert kept_width(width, ratio, multiple_of) == kept
+        assert kept_units(width, ratio, multiple_of) == kept
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])

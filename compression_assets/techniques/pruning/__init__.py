@@ -1,4 +1,4 @@
-"""P: feed-forward neurons of least importance go, and what is left is fine-tuned."""
+"""P: feed-forward neurons, layers or attention heads of least importance go, and what is left is fine-tuned."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from compression_assets.techniques.technique import Reads, Technique
 
 
 class Pruning(Technique):
-    """P: removes feed-forward neurons of least importance in every layer, then fine-tunes."""
+    """P: removes what matters least (neurons, whole layers or heads, by the recipe's cut), then fine-tunes."""
 
     name = "P"
     title = "structured pruning"
     Recipe = PruningRecipe
-    checks = ("weights_finite", "size_as_asked", "width_as_asked")
+    checks = ("weights_finite", "size_as_asked", "cut_as_asked")
     apply = staticmethod(prune_step)
     predict = staticmethod(predict_pruning)
     refusal = staticmethod(refusal)

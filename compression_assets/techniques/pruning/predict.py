@@ -1,19 +1,15 @@
 """What P will come to."""
 
-from dataclasses import replace
-
 from compression_assets.techniques.prediction import Prediction, StepContext
-from compression_assets.techniques.pruning.blocks import ffn_blocks, width_key
-from compression_assets.techniques.pruning.recipe import PruningRecipe, kept_width
+from compression_assets.techniques.pruning.amounts import kept_of, with_units
+from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, training_memory
 from compression_assets.training.work import forward_flops, tokens_of, training_flops
-from compression_assets.weights import architectures
-from compression_assets.weights.architectures import LLAMA_LIKE
 from compression_assets.weights.shapes import Config
 
 
 def predict_pruning(config: Config, recipe: PruningRecipe, context: StepContext) -> Prediction:
-    """A forward pass over the calibration set, the cut, and fine-tuning. Raises StudyError as `kept_width`."""
+    """A forward pass over the calibration set, the cut, and fine-tuning. Raises StudyError as `pruned`."""
     tokens = tokens_of(recipe.finetune, context.volume("finetuning_set"))
     after = pruned(config, recipe)
     shapes = Shapes.of(config)
@@ -25,20 +21,14 @@ def predict_pruning(config: Config, recipe: PruningRecipe, context: StepContext)
         after,
         tokens=tokens,
         flops=training + scoring,
-        memory=_memory(shapes, replace(shapes, intermediate=after["intermediate_size"]), recipe, context),
+        memory=_memory(shapes, Shapes.of(after) or shapes, recipe, context),
         seconds=training / context.training + scoring / context.scoring,
     )
 
 
 def pruned(config: Config, recipe: PruningRecipe) -> Config:
-    """The config after P, its width under the config's own key too. StudyError where P cannot be applied."""
-    if architectures.kind(config) in LLAMA_LIKE:
-        key, width = "intermediate_size", config["intermediate_size"]
-    else:
-        model = architectures.empty(config)
-        key, width = width_key(model.config), ffn_blocks(model)[0].width
-    kept = kept_width(width, recipe.ratio, recipe.multiple_of)
-    return {**config, "intermediate_size": kept, key: kept}
+    """The config after P. StudyError where P cannot be applied."""
+    return with_units(config, recipe.cut, kept_of(config, recipe))
 
 
 def _memory(before: Shapes, after: Shapes, recipe: PruningRecipe, context: StepContext) -> int:

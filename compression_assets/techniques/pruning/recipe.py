@@ -1,7 +1,7 @@
-"""What P is told: how much goes, and by which importance."""
+"""What P is told: what goes, how much of it, and by which importance."""
 
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -9,42 +9,63 @@ from compression_assets.errors import StudyError
 from compression_assets.strict import Strict
 from compression_assets.training.finetuning import FinetuneRecipe
 
+Cut = Literal["width", "depth", "heads"]
+UNITS: dict[Cut, str] = {"width": "neurons", "depth": "layers", "heads": "key-value groups"}
+"""What each cut removes whole ones of."""
+
+
+def _unless(default: Any) -> Any:
+    """Left out of a recipe as it is written where it has its default, so that widths are cut under the same settings
+    as before there were other cuts."""
+    return Field(default=default, exclude_if=lambda value: value == default)
+
 
 class PruningRecipe(Strict):
-    """How much of every feed-forward block goes, and by which importance. Defaults: the authors' scripts.
+    """What goes, how much of it, and by which importance. Defaults: the authors' scripts.
 
-    ratio: share of the parent's intermediate size that is removed, rounded down to whole neurons.
-    multiple_of: the kept width is the nearest positive multiple (ties up). 1 is the paper's; 64 is what
-        bitsandbytes' CPU kernels need once the model is quantized.
-    weight_share: weight of the weight magnitude in the importance; the rest goes to the activation.
-    activation: where it is taken: the input of down_proj, which is what a neuron contributes, or the output of
-        gate_proj before its non-linearity, as the authors' scripts have it.
+    cut: width: neurons of every feed-forward block; depth: whole layers; heads: attention heads of every layer, by
+        whole key-value groups, so that a group's queries go with it.
+    ratio: share of the parent's neurons, layers or groups that is removed, rounded down to whole ones.
+    target: instead of ratio: the largest model with at most this share of the parent's parameters, embeddings included.
+    multiple_of: of cut: width: the kept width is the nearest positive multiple (ties up; with target: the next below).
+        1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
+    layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
+        2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
+        smallest weights.
+    weight_share: of cut: width and heads: weight of the weight magnitude in the importance; the rest goes to the
+        activation.
+    activation: of cut: width: where it is taken: the input of down_proj, which is what a neuron contributes, or the
+        output of gate_proj before its non-linearity, as the authors' scripts have it.
     finetune: training after the cut.
     calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
     """
 
+    cut: Cut = _unless("width")
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = _unless(None)
     multiple_of: int = Field(default=1, ge=1)
+    layers: Literal["influence", "block", "magnitude"] = _unless("influence")
     weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
     activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
     finetune: FinetuneRecipe = FinetuneRecipe()
     calibration_batch_size: int = Field(default=8, ge=1)
 
 
-def kept_width(width: int, ratio: float, multiple_of: int) -> int:
-    """Neurons kept of `width`: width - floor(ratio · width), at the nearest positive multiple (ties up).
+def kept_units(count: int, ratio: float, multiple_of: int = 1, units: str = "neurons") -> int:
+    """Units kept of `count`: count - floor(ratio · count), at the nearest positive multiple (ties up).
 
     11,008 at 0.30 keeps 7,706 (paper, Table 1), or 7,680 as a multiple of 128. Raises StudyError when the
-    ratio is not between 0 and 1, or when the nearest multiple is not below `width`: nothing would be removed.
+    ratio is not between 0 and 1, or when the nearest multiple is not below `count`: nothing would be removed.
     """
     if not 0.0 < ratio < 1.0:
         raise StudyError(f"the pruning ratio must lie between 0 and 1 (both excluded), not {ratio}")
     # In decimal, since 0.29 · 100 in binary floating point is 28.999….
-    kept = width - int(Decimal(str(ratio)) * width)
+    kept = count - int(Decimal(str(ratio)) * count)
     nearest = max((2 * kept + multiple_of) // (2 * multiple_of), 1) * multiple_of
-    if nearest >= width:
+    if nearest >= count:
+        smaller = "a smaller multiple_of or " if multiple_of > 1 else ""
         raise StudyError(
-            f"pruning {width} neurons by {ratio} keeps {kept}, to the nearest multiple of {multiple_of} "
-            f"{nearest}, so nothing is removed; choose a smaller multiple_of or a larger ratio"
+            f"pruning {count} {units} by {ratio} keeps {kept}, to the nearest multiple of {multiple_of} "
+            f"{nearest}, so nothing is removed; choose {smaller}a larger ratio"
         )
     return nearest

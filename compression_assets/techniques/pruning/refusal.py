@@ -1,8 +1,12 @@
 """Which models P cannot prune, known from config.json."""
 
 from compression_assets.errors import StudyError
+from compression_assets.techniques.pruning.amounts import unit_count
+from compression_assets.techniques.pruning.depth import layer_names
+from compression_assets.techniques.pruning.heads import group_cuts
 from compression_assets.techniques.pruning.predict import pruned
-from compression_assets.techniques.pruning.recipe import PruningRecipe
+from compression_assets.techniques.pruning.rebuild import tensors_for
+from compression_assets.techniques.pruning.recipe import Cut, PruningRecipe
 from compression_assets.training import refusal as training
 from compression_assets.weights import architectures
 from compression_assets.weights.architectures import Config
@@ -14,7 +18,18 @@ def refusal(config: Config, recipe: PruningRecipe) -> str | None:
         kind = architectures.kind(config)
         return f"models of type {kind!r} are mixtures of experts, whose neurons P does not cut: use a dense model"
     try:
-        pruned(config, recipe)
+        after = pruned(config, recipe)
+        if recipe.cut != "width":
+            _refuse_unloadable(config, after, recipe.cut)
     except StudyError as error:
         return str(error)
     return training.refusal(config)
+
+
+def _refuse_unloadable(config: Config, after: Config, cut: Cut) -> None:
+    """Make the cut on the meta device. Raises StudyError where transformers could not load the result."""
+    model, kept = architectures.empty(config), list(range(unit_count(after, cut)))
+    if cut == "depth":
+        tensors_for(model, after, layer_names(model, kept), ())
+    else:
+        tensors_for(model, after, {}, group_cuts(model, [kept] * model.config.num_hidden_layers))

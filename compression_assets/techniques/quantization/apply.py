@@ -196,9 +196,14 @@ def _kept_grid(
             f"keep_absmax: there is no quantization before {source}; leave it out of this Q's recipe"
         )
     shapes = {name: tensor.shape for name, tensor in checkpoints.stored_tensors(model).items()}
+    earlier = list(checkpoints.quantized_weights(grid))
+    if any(stored.name not in shapes for stored in earlier):
+        raise StudyError(
+            f"keep_absmax: layers of {grid} have been dropped since it was quantized; leave it out of this Q's recipe"
+        )
     return {
         stored.name: stored.parts
-        for stored in checkpoints.quantized_weights(grid)
+        for stored in earlier
         if stored.shape == tuple(shapes[stored.name])
         and _same_parts(stored.format, recipe.format, stored.shape)
     }

@@ -16,7 +16,7 @@ from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints
 from compression_assets.weights.formats.format import Format, Stored
 from compression_assets.weights.formats.grid import GridFormat
-from compression_assets.weights.layers import linear_layers
+from compression_assets.weights.layers import decoder_layers, linear_layers
 
 if TYPE_CHECKING:
     import torch
@@ -99,22 +99,6 @@ def quantize_by_layers(
             calls.hidden = calls.outputs(index, layer)
         yield from made.items()
         report(index + 1, len(layers), "layers quantized")
-
-
-def decoder_layers(model: "PreTrainedModel") -> "dict[str, Module]":
-    """Name -> decoder layer, in the order in which they run; together they hold every linear layer."""
-    from torch.nn import ModuleList
-
-    count = model.config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, ModuleList) and len(module) == count:
-            layers = {f"{name}.{index}": layer for index, layer in enumerate(module)}
-            if all(linear.startswith(f"{name}.") for linear in linear_layers(model)):
-                return layers
-    raise StudyError(
-        f"models of type {model.config.model_type!r} cannot be quantized layer by layer: their linear layers do not "
-        "all lie in one list of decoder layers; use rounding: nearest"
-    )
 
 
 class _Calls:

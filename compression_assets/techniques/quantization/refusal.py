@@ -1,11 +1,11 @@
 """Which models Q would leave too much of as it is, or cannot store, known from config.json."""
 
 from compression_assets.errors import StudyError
-from compression_assets.techniques.quantization.calibrated import decoder_layers
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe, too_much_uncovered
 from compression_assets.weights import architectures
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
 from compression_assets.weights.formats.format import Format
+from compression_assets.weights.layers import decoder_layers
 from compression_assets.weights.shapes import tensors
 
 

@@ -1,0 +1,107 @@
+"""Cutting depth: which layers matter least, and their removal."""
+
+from typing import TYPE_CHECKING, Any
+
+from compression_assets.errors import StudyError
+from compression_assets.techniques.pruning.amounts import with_layers
+from compression_assets.techniques.pruning.calibration import Calibration
+from compression_assets.techniques.pruning.choice import Choice, Pruned, most_important
+from compression_assets.techniques.pruning.rebuild import rebuilt
+from compression_assets.techniques.pruning.recipe import PruningRecipe
+from compression_assets.text.datasets import TokenDataset
+from compression_assets.weights.architectures import Config
+from compression_assets.weights.layers import decoder_layers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def choose_layers(
+    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: int, device: str
+) -> Choice:
+    """The `keep` layers that stay, by what the recipe's `layers` says. Of equal layers the first stay.
+
+    Raises StudyError when the data has no content, or what is measured is not finite.
+    """
+    import torch
+
+    count = len(decoder_layers(model))
+    if recipe.layers == "magnitude":
+        scores = layer_magnitudes(model)
+    else:
+        calibration = Calibration(dataset, recipe.calibration_batch_size, device)
+        scores = hidden_changes(model, calibration, count - keep if recipe.layers == "block" else 1)
+    if not scores.isfinite().all():
+        raise StudyError("the importance of layers is not finite; build the parent model again")
+    if recipe.layers == "block":
+        first = int(scores.argmin())
+        kept = torch.tensor([*range(first), *range(first + count - keep, count)])
+        return Choice([kept], [{"first_layer_removed": first, "change": scores[first].item()}])
+    kept = most_important(scores, keep)
+    staying = set(kept.tolist())
+    return Choice(
+        [kept],
+        [
+            {"layer": index, "importance": score, "kept": index in staying}
+            for index, score in enumerate(scores.tolist())
+        ],
+    )
+
+
+def cut_layers(model: "PreTrainedModel", choice: Choice, config: Config) -> Pruned:
+    """The model of the layers chosen alone. config: content of its config.json."""
+    kept = choice.kept[0].tolist()
+    names = layer_names(model, kept)
+    return Pruned(rebuilt(model, with_layers(config, kept), names, ()), names)
+
+
+def layer_names(model: "PreTrainedModel", kept: list[int]) -> dict[str, str]:
+    """Name of a layer in the new model -> what it was called."""
+    layers = list(decoder_layers(model))
+    return {layers[new]: layers[old] for new, old in enumerate(kept)}
+
+
+def hidden_changes(model: "PreTrainedModel", calibration: Calibration, length: int = 1) -> "torch.Tensor":
+    """How much each `length` neighbouring layers change hidden states, fp64 [layers - length + 1] on the CPU.
+
+    1 - cos(their input, their output), mean over content tokens: of one layer ShortGPT's block influence (arXiv
+    2403.03853, equation 1).
+    """
+    import torch
+
+    layers = list(decoder_layers(model).values())
+    sums = torch.zeros(len(layers) - length + 1, dtype=torch.float64)
+    states: list[torch.Tensor] = []
+    """Input of the first layer and output of each so far, in the pass that runs now."""
+
+    def begin(_module: Any, inputs: Any, others: Any) -> None:
+        states[:] = [calibration.content(inputs[0] if inputs else others["hidden_states"])]
+
+    def add(_module: Any, _inputs: Any, output: Any) -> None:
+        states.append(calibration.content(output[0] if isinstance(output, tuple) else output))
+        first = len(states) - 1 - length
+        if first >= 0:
+            pair = states[first].double(), states[-1].double()
+            sums[first] += (1.0 - torch.nn.functional.cosine_similarity(*pair, dim=-1)).sum().cpu()
+
+    hooks = [layers[0].register_forward_pre_hook(begin, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(add) for layer in layers]
+    try:
+        calibration.run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums / calibration.tokens
+
+
+def layer_magnitudes(model: "PreTrainedModel") -> "torch.Tensor":
+    """Sum of |weight| of each layer, fp64 [layers] on the CPU."""
+    import torch
+
+    return torch.stack(
+        [
+            torch.stack([weight.detach().double().abs().sum() for weight in layer.parameters()]).sum().cpu()
+            for layer in decoder_layers(model).values()
+        ]
+    )
