@@ -9,7 +9,7 @@ from compression_assets.evaluation.diagnostics import compare, rows_of
 from compression_assets.study.diagnosed import compared_with, diagnosed, follows_training
 from compression_assets.study.files import load_study
 from compression_assets.techniques.dequantization.apply import dequantize_checkpoint
-from compression_assets.techniques.pruning.apply import prune_ffn
+from compression_assets.techniques.pruning.blocks import prune_ffn
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints

@@ -60,6 +60,7 @@ ELSEWHERE = {
     r"compression evaluate .*": "run for real by test_evaluate.py",
     r"dg launch .*": "run for real by test_reruns.py",
     r"dagster job execute .*": "run for real by test_reruns.py",
+    r"dg scaffold defs .*": "for another project; test_component.py lays one out",
 }
 """Commands that another test runs, or that would work on the repository rather than on a study."""
 

@@ -53,6 +53,7 @@ def needing(size: int) -> Memory:
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[CudaDevice]:
     """Two CUDA devices that exist on paper: a large one behind a small one."""
     found = [CudaDevice(0, "GPU-small", "Small", 8 * GIB), CudaDevice(1, "GPU-large", "Large", 80 * GIB)]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
     monkeypatch.setattr(device_lease, "cuda_devices", lambda: 2)
     monkeypatch.setattr(device_lease, "visible_devices", lambda: found)
     monkeypatch.setattr(device_lease, "free_bytes", lambda device: found[int(device[-1])].total_bytes)

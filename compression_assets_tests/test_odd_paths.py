@@ -15,6 +15,7 @@ from compression_assets_tests.project import Project
 UGLY = """it's 100%25 [a]#1? "ü" é & $HOME `x`; {y} * ~"""
 
 
+@pytest.mark.timeout(400)
 def test_a_study_runs_and_is_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     folder = tmp_path / UGLY

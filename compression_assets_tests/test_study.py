@@ -265,7 +265,7 @@ MALFORMED: list[tuple[list[tuple[str, Any]], str]] = [
     ([("base_model/kind", "hubb")], "base_model.kind 'hubb' is unknown: did you mean 'hub'?"),
     (
         [("base_model/kind", ABSENT)],
-        "key 'kind' is missing in base_model; allowed: hub, directory, gguf, wheel, random",
+        "key 'kind' is missing in base_model; allowed: hub, directory, asset, gguf, wheel, random",
     ),
     ([("teacher", {"finetune": {}})], "key 'kind' is missing in teacher; allowed: model, corrected"),
     (

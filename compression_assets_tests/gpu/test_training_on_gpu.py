@@ -11,9 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from compression_assets.store.reports import Report, no_report
 from compression_assets.techniques.distillation.apply import distill
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
-from compression_assets.techniques.pruning.apply import ffn_importance, most_important
 from compression_assets.techniques.pruning.blocks import prune_ffn
+from compression_assets.techniques.pruning.choice import most_important
 from compression_assets.techniques.pruning.recipe import PruningRecipe
+from compression_assets.techniques.pruning.width import ffn_importance
 from compression_assets.techniques.qad import QuantizationAwareDistillation as QAD
 from compression_assets.techniques.qad.recipe import QADRecipe
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
