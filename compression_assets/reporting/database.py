@@ -90,6 +90,8 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
                 # Whoever held the lock may have derived this very state.
                 if (state := _state(study, root, manifests)) not in (None, database.stamp()):
                     _derive(study, root, manifests, str(state))
+                    if database.stamp() is None:  # looking again would derive it for ever
+                        return f"{database.file} cannot be read back"
     except HeldOpen as error:
         return str(error)
     return ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STAMP_TABLE = "derived_from"
 _WORK = ".deriving"
-_CONFINED: dict[str, Any] = {"enable_external_access": False, "lock_configuration": True}
+_CONFINED = ("SET enable_external_access = false", "SET lock_configuration = true")
 """DuckDB settings of a reader: read-only alone still lets COPY, ATTACH and INSTALL touch other files."""
 
 
@@ -109,7 +109,7 @@ class MetricsDatabase:
         import duckdb
 
         try:
-            return duckdb.connect(str(self.file), read_only=True, config=_CONFINED)
+            db = duckdb.connect(str(self.file), read_only=True)
         except duckdb.Error as error:
             problem = str(error).splitlines()[0]
             if "lock" in problem.lower():
@@ -120,6 +120,10 @@ class MetricsDatabase:
                 f"{self.file} cannot be read ({problem}); delete it: "
                 "the next command that reads it derives it anew from the measurements on disk"
             ) from error
+        # Not while it opens: DuckDB looks for a log of its own, below a "?" in another place.
+        for setting in _CONFINED:
+            db.execute(setting)
+        return db
 
     def _log(self) -> Path:
         target = self.file.resolve()
