@@ -4,6 +4,7 @@ A reader keeps the state that it opened, nobody waits for it, and a process that
 the old one as it was.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -102,6 +103,8 @@ class MetricsDatabase:
             # The log of a killed writer must not be taken for the new file's.
             self._log().unlink(missing_ok=True)
             os.replace(work / target.name, target)
+        except duckdb.Error as error:
+            raise _of_the_system(error, target) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -128,6 +131,14 @@ class MetricsDatabase:
     def _log(self) -> Path:
         target = self.file.resolve()
         return target.with_name(target.name + ".wal")
+
+
+def _of_the_system(error: Exception, file: Path) -> Exception:
+    """DuckDB's error as the system's own where a full or read-only disk is behind it."""
+    for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number), str(file))
+    return error
 
 
 @contextmanager
