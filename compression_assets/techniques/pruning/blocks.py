@@ -26,8 +26,6 @@ LAYOUTS = (
 )
 """(Layers whose rows make neurons, the layer whose columns read them), as transformers names them."""
 FUSED = "gate_up_proj"
-MAKING = {name for made_by, _ in LAYOUTS for name in made_by}
-READING = {read_by for _, read_by in LAYOUTS}
 WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 """Keys under which a config may state the width."""
 
