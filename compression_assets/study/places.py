@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from compression_assets.errors import StudyError
-from compression_assets.study.files import load_study, presets, study_file
+from compression_assets.study.files import load_study, of_search, presets, study_file
 from compression_assets.study.model import Study
 
 DEFAULT_STUDY = "demo"
@@ -42,7 +42,7 @@ def claim_storage(study: Study, named: str, root: Path | None = None) -> None:
     named: the preset or path that the study was loaded from. root: the study's storage where that is not `study_root`.
     """
     root, file = root or study_root(study), study_file(named).resolve()
-    if not root.is_dir():
+    if not root.is_dir() or (of_search(study, file) and file.is_relative_to(root.resolve())):
         return
     own = {
         "file": named if named in presets() else str(file),

@@ -1,0 +1,236 @@
+"""From a budget to a recipe: prepare, search, repeat the winner beside the best written order, say what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from compression_assets.errors import StudyError
+from compression_assets.evaluation.metrics import metric
+from compression_assets.machine.locks import try_lock
+from compression_assets.planning.work import volumes
+from compression_assets.reporting.search import rests_on, write_picture
+from compression_assets.search.brackets import Setting, built, run_brackets
+from compression_assets.search.foreseen import base_config, predicted_mib
+from compression_assets.search.found import Figures, Target, goal
+from compression_assets.search.ledger import Ledger, Trial
+from compression_assets.search.outcome import repeated, verdict
+from compression_assets.search.records import trial_rows, write_records
+from compression_assets.search.run import run_assets
+from compression_assets.search.widened import DISTILLATION_SET, WidenedStudy
+from compression_assets.store.fingerprints import fingerprint
+from compression_assets.study.files import SEARCH
+from compression_assets.study.leaderboard_models import parts
+from compression_assets.study.model import Study
+from compression_assets.study.orderings import BASE, Ordering, parse_ordering
+from compression_assets.study.search import ORDERS
+from compression_assets.training.work import Volume
+
+JOURNAL, WIDENED = "journal.log", "study.yaml"
+NOTHING = Volume(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """verdict: sentences. recipe: `techniques` and `orderings` for a study file. file: the study with every trial."""
+
+    verdict: str
+    recipe: dict[str, object]
+    file: Path
+    model: str
+    picture: Path
+
+
+def search(
+    study: Study,
+    source: Path,
+    root: Path,
+    downloads: Path,
+    *,
+    max_mib: float,
+    goal_name: str,
+    hours: float,
+    say: Callable[[str], None],
+) -> Found:
+    """Search as `compression search` does; an earlier search for the same, finished or not, is gone on with.
+
+    source: the study's file. root: its storage. Raises StudyError, and KeyboardInterrupt when interrupted.
+    """
+    target, space = goal(goal_name, study), study.search
+    folder = root / SEARCH / f"{goal_name}_{max_mib:g}".replace(".", "p")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(root / ".locks" / SEARCH, "searching")
+    if lock is None:
+        raise StudyError(f"another search of study {study.name} is running: wait for its end")
+    with lock:
+        widened = WidenedStudy(study, source, folder / WIDENED)
+        orders = _orders(study, widened)
+        written = _prepared(study, widened, root, downloads, target, max_mib, say)
+        setting = Setting(
+            widened=widened,
+            root=root,
+            base=base_config(study, root, downloads),
+            volume=volumes(study, root).get("distillation", NOTHING),
+            space=space,
+            orders=orders,
+            target=target,
+            higher_is_better=bool(metric(target.metric).higher_is_better),
+            max_mib=max_mib,
+            seconds=3600 * hours,
+            say=say,
+        )
+        now = rests_on(study)
+        name = fingerprint({"study": now, "space": space.model_dump(mode="json"), "orders": orders, "goal": goal_name,
+                            "max_mib": max_mib})[:16]  # fmt: skip
+        ledger = Ledger(
+            folder / JOURNAL,
+            name,
+            space,
+            orders,
+            widened.trains,
+            seed=study.seed,
+            higher_is_better=setting.higher_is_better,
+        )
+        about = {"search": folder.name, "rests_on": now, "metric": target.metric, "max_size_mib": max_mib}
+        try:
+            run_brackets(setting, ledger)
+        finally:
+            widened.write()
+            write_records(root, folder, trial_rows(setting, ledger, about), [])
+        winner = _winner(setting, ledger)
+        return _concluded(study, setting, ledger, winner, written, about)
+
+
+def _orders(study: Study, widened: WidenedStudy) -> list[str]:
+    """The orders of the space; those of the default that the study cannot run are left out. StudyError for the rest."""
+    if study.search.orders is not None:
+        for order in study.search.orders:
+            widened.study(order)
+        return list(study.search.orders)
+    found, reason = [], ""
+    for order in ORDERS:
+        try:
+            widened.study(order)
+            found.append(order)
+        except StudyError as error:
+            reason = str(error)
+    if not found:
+        raise StudyError(f"the study can run none of the orders that are searched by default ({reason})")
+    return found
+
+
+def _prepared(
+    study: Study,
+    widened: WidenedStudy,
+    root: Path,
+    downloads: Path,
+    target: Target,
+    max_mib: float,
+    say: Callable[[str], None],
+) -> list[Ordering]:
+    """Make the base and the data, and the study's own orders within the size; these orders."""
+    widened.write()
+    assets = [f"{part}_{BASE}" for part in target.parts]
+    if study.data.splits.distillation is not None:
+        assets.append(DISTILLATION_SET)
+    if not run_assets(widened.file, assets):
+        raise StudyError(
+            "the base model and the data could not be made: mend what the run says, and search again"
+        )
+    base = base_config(study, root, downloads)
+    fitting = [
+        ordering
+        for ordering in study.parsed_orderings
+        if ordering.path and ordering.seed is None and predicted_mib(study, ordering, base) <= max_mib
+    ]
+    say(f"{len(fitting)} of the study's own orders are within {max_mib:g} MiB")
+    missing = _unmeasured(study, root, fitting, target)
+    if missing:
+        run_assets(widened.file, [f"{part}_{one.key}" for one in missing for part in target.parts])
+    return fitting
+
+
+def _unmeasured(study: Study, root: Path, orderings: list[Ordering], target: Target) -> list[Ordering]:
+    figures = Figures(study, root)
+    return [one for one in orderings if figures.value(one, target) is None or figures.size(one) is None]
+
+
+def _winner(setting: Setting, ledger: Ledger) -> Trial:
+    """The best trial at the full budget. Raises StudyError where none got there."""
+    last = setting.space.rungs - 1
+    known = [trial for trial in ledger.trials() if last in trial.values]
+    if not known:
+        raise StudyError(
+            "no trial could be made and measured with the full budget: see the table search_trials for the reasons"
+        )
+    sign = -1 if setting.higher_is_better else 1
+    return min(known, key=lambda trial: (sign * trial.values[last], trial.number))
+
+
+def _concluded(
+    study: Study,
+    setting: Setting,
+    ledger: Ledger,
+    winner: Trial,
+    written: list[Ordering],
+    about: dict[str, object],
+) -> Found:
+    widened, root, target = setting.widened, setting.root, setting.target
+    text = widened.add(winner.candidate, setting.volume)
+    best = _best_written(study, setting, written)
+    seeds = _seeds(study)
+    found_texts = [_seeded(text, seed) for seed in seeds]
+    written_texts = [_seeded(best.text, seed) for seed in seeds] if best else []
+    for one in (*found_texts, *written_texts):
+        widened.add_ordering(one)
+    figures = Figures(widened.study(), root)
+    orderings = {
+        one: parse_ordering(one, variants=widened.study().recipes) for one in (*found_texts, *written_texts)
+    }
+    whole = parts(study)
+    if any(not figures.has(one, part) for one in orderings.values() for part in whole):
+        setting.say(f"the winner, {text}, and the study's best order with {len(seeds)} seeds")
+        figures, orderings = built(setting, ledger, list(orderings), whole)
+    widened.write()
+    pairs = [
+        (orderings[one], orderings[written_texts[place]] if best else None)
+        for place, one in enumerate(found_texts)
+    ]
+    rows = repeated(study, figures, target, pairs)
+    said = verdict(rows, target, setting.max_mib, study.evaluation.statistics.significance)
+    trials = trial_rows(setting, ledger, dict(about))
+    write_records(
+        root, widened.file.parent, trials, [{**about, **row.row(), "verdict": said} for row in rows]
+    )
+    picture = root / "reports" / f"search_{about['search']}.svg"
+    own = [
+        (one.text, size, value)
+        for one in study.parsed_orderings
+        if (size := figures.size(one)) is not None and (value := figures.value(one, target)) is not None
+    ]
+    write_picture(picture, trials, own)
+    return Found(said, widened.recipe_of(text), widened.file, orderings[text].key, picture)
+
+
+def _best_written(study: Study, setting: Setting, written: list[Ordering]) -> Ordering | None:
+    figures = Figures(study, setting.root)
+    sign = -1 if setting.higher_is_better else 1
+    known = [
+        (sign * value, place, one)
+        for place, one in enumerate(written)
+        if (value := figures.value(one, setting.target)) is not None
+        and (figures.size(one) or setting.max_mib) <= setting.max_mib
+    ]
+    return min(known)[2] if known else None
+
+
+def _seeds(study: Study) -> list[int | None]:
+    """None, for the study's own, and others: those of the study, then the next numbers."""
+    others = [seed for seed in study.seeds if seed != study.seed]
+    others += [
+        seed for seed in range(study.seed + 1, study.seed + study.search.repeats) if seed not in others
+    ]
+    return [None, *others[: study.search.repeats - 1]]
+
+
+def _seeded(text: str, seed: int | None) -> str:
+    return text if seed is None else f"{text}@{seed}"
