@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -196,6 +197,21 @@ def test_a_ledger_that_is_opened_again_draws_as_if_it_never_closed(project: Proj
     before = len(first.trials())
     filled(setting_of(project), ledger_of(setting, tmp_path / "pieces"), 0)
     assert len(first.trials()) == before
+
+
+def test_further_brackets_are_as_large_as_the_hours_allow(project: Project, tmp_path: Path) -> None:
+    setting = setting_of(project)
+    ledger = ledger_of(setting, tmp_path / "journal")
+    for trial in filled(setting, ledger, 0):
+        ledger.record(trial.number, 0, 50.0 + trial.number)
+        ledger.end(trial.number)
+    clock = iter([0.0, 12.0])
+    with ledger.timed(lambda: next(clock)):
+        pass
+    # 4 s a trial, so 4 s for a training with all tokens; the repeats take two of these.
+    assert len(filled(setting, ledger, 1)) == 3
+    assert filled(replace(setting, seconds=12.0 + 8.0 + 7.0), ledger, 2) == []
+    assert len(filled(replace(setting, seconds=12.0 + 8.0 + 8.1), ledger, 2)) == 2
 
 
 def repeat(seed: int, difference: float, p_holm: float) -> Repeat:

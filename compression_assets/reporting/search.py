@@ -54,6 +54,9 @@ def searches(data: ReportData) -> Section | None:
         ]
         charts.append(_chart(name, own, written, known.title))
         tables.append(_best(own, known.label, known.digits))
+        ended = [row for row in data.tables[OUTCOME] if row["rests_on"] == now and row["search"] == name]
+        if ended:
+            tables.append(_repeats(ended, known.label, known.digits))
     return Section("search", "What a search found", lead=lead, charts=charts, tables=tables)
 
 
@@ -133,3 +136,33 @@ def _best(rows: Sequence[Row], label: str, digits: int) -> Table:
         ],
         key=f"search.{rows[0]['search']}",
     )
+
+
+def _repeats(rows: Sequence[Row], label: str, digits: int) -> Table:
+    """The winner beside the study's best order, a row a seed."""
+    first, key = rows[0], f"search.{rows[0]['search']}"
+    written = first["written_ordering"]
+    beside = (
+        f"{written}, the study's best" if written else "none, as no order of the study is within this size"
+    )
+    return Table(
+        f"Search {first['search']}: {label} of the winner, {first['found_ordering']}, and of another order: {beside}. "
+        "The difference is over the items that both have, with its interval over items; p of the paired randomisation "
+        "test after Holm's correction for the seeds.",
+        ["seed", "winner", "study's best", "difference", "p"],
+        [
+            [
+                Cell(str(row["seed"]), heading=True),
+                number(row["found_value"], f"{key}.{row['seed']}.found", digits),
+                number(row["written_value"], f"{key}.{row['seed']}.written", digits),
+                number(row["difference"], f"{key}.{row['seed']}.difference", digits, _interval(row)),
+                number(row["p_holm"], f"{key}.{row['seed']}.p", 2),
+            ]
+            for row in rows
+        ],
+        key=f"{key}.repeats",
+    )
+
+
+def _interval(row: Row) -> tuple[float, float] | None:
+    return None if row["lo"] is None or row["hi"] is None else (row["lo"], row["hi"])

@@ -107,7 +107,10 @@ def _fill(setting: Setting, ledger: Ledger, bracket: int, slot: int) -> bool:
     # Each order has its turn before the sampler chooses among them.
     order = setting.orders[slot] if bracket == 0 and slot < len(setting.orders) else None
     for attempt in range(len(placed), ATTEMPTS):
-        number, candidate = ledger.draw(bracket, slot, attempt, order if attempt < ATTEMPTS // 2 else None)
+        learned = (
+            attempt < ATTEMPTS // 2
+        )  # what does well is drawn again and again, and soon nothing of it is new
+        number, candidate = ledger.draw(bracket, slot, attempt, order if learned else None, learned=learned)
         ordering, mib, why = _judged(setting, ledger, candidate)
         ledger.place(number, bracket, slot, ordering, mib, why)
         if not why:

@@ -66,6 +66,15 @@ class Ledger:
         """Spent on runs so far, by every process that has searched."""
         return float(self._study.user_attrs.get("seconds", 0.0))
 
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that the distillation set trains on, once the data have been made."""
+        found: int | None = self._study.user_attrs.get("tokens")
+        return found
+
+    def set_tokens(self, tokens: int) -> None:
+        self._study.set_user_attr("tokens", tokens)
+
     @contextmanager
     def timed(self, seconds: Any) -> Iterator[None]:
         """Count the time of a context, however it ends. seconds: a clock."""
@@ -84,12 +93,18 @@ class Ledger:
         ]
         return [trial for trial in found if bracket is None or (trial.bracket == bracket and not trial.why)]
 
-    def draw(self, bracket: int, slot: int, attempt: int, order: str | None) -> tuple[int, Candidate]:
-        """A new trial's number and candidate. order: the one that it must have."""
+    def draw(
+        self, bracket: int, slot: int, attempt: int, order: str | None = None, *, learned: bool = True
+    ) -> tuple[int, Candidate]:
+        """A new trial's number and candidate.
+
+        order: the one that it must have. learned: in favour of what has done well so far; else all alike.
+        """
         import optuna
 
         chance = (self._seed * 1_000_003 + bracket * 10_007 + slot * 101 + attempt) % 2**32
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(seed=chance)
+        kind = optuna.samplers.TPESampler if learned else optuna.samplers.RandomSampler
+        sampler: optuna.samplers.BaseSampler = kind(seed=chance)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if order is not None:

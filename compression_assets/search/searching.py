@@ -8,6 +8,7 @@ from compression_assets.errors import StudyError
 from compression_assets.evaluation.metrics import metric
 from compression_assets.machine.locks import try_lock
 from compression_assets.planning.work import volumes
+from compression_assets.reporting.read import is_untrusted
 from compression_assets.reporting.search import rests_on, write_picture
 from compression_assets.search.brackets import Setting, built, run_brackets
 from compression_assets.search.foreseen import base_config, predicted_mib
@@ -21,9 +22,11 @@ from compression_assets.store.fingerprints import fingerprint
 from compression_assets.study.files import SEARCH
 from compression_assets.study.leaderboard_models import parts
 from compression_assets.study.model import Study
-from compression_assets.study.orderings import BASE, Ordering, parse_ordering
+from compression_assets.study.names import BASE_MODEL
+from compression_assets.study.orderings import BASE, BASE_ORDERING, Ordering, parse_ordering
 from compression_assets.study.search import ORDERS
 from compression_assets.training.work import Volume
+from compression_assets.weights.architectures import Config
 
 JOURNAL, WIDENED = "journal.log", "study.yaml"
 NOTHING = Volume(0, 0, 0)
@@ -55,7 +58,7 @@ def search(
 
     source: the study's file. root: its storage. Raises StudyError, and KeyboardInterrupt when interrupted.
     """
-    target, space = goal(goal_name, study), study.search
+    target = goal(goal_name, study)
     folder = root / SEARCH / f"{goal_name}_{max_mib:g}".replace(".", "p")
     folder.mkdir(parents=True, exist_ok=True)
     lock = try_lock(root / ".locks" / SEARCH, "searching")
@@ -64,13 +67,17 @@ def search(
     with lock:
         widened = WidenedStudy(study, source, folder / WIDENED)
         orders = _orders(study, widened)
-        written = _prepared(study, widened, root, downloads, target, max_mib, say)
+        ledger = _ledger(study, folder, widened, orders, target)
+        base = _base(study, widened, root, downloads)
+        written = _within(study, base, max_mib)
+        say(f"{len(written)} of the study's own orders are within {max_mib:g} MiB")
+        _prepare(study, widened, root, target, written, ledger)
         setting = Setting(
             widened=widened,
             root=root,
-            base=base_config(study, root, downloads),
-            volume=volumes(study, root).get("distillation", NOTHING),
-            space=space,
+            base=base,
+            volume=Volume(0, 0, ledger.tokens or 0),
+            space=study.search,
             orders=orders,
             target=target,
             higher_is_better=bool(metric(target.metric).higher_is_better),
@@ -78,19 +85,12 @@ def search(
             seconds=3600 * hours,
             say=say,
         )
-        now = rests_on(study)
-        name = fingerprint({"study": now, "space": space.model_dump(mode="json"), "orders": orders, "goal": goal_name,
-                            "max_mib": max_mib})[:16]  # fmt: skip
-        ledger = Ledger(
-            folder / JOURNAL,
-            name,
-            space,
-            orders,
-            widened.trains,
-            seed=study.seed,
-            higher_is_better=setting.higher_is_better,
-        )
-        about = {"search": folder.name, "rests_on": now, "metric": target.metric, "max_size_mib": max_mib}
+        about = {
+            "search": folder.name,
+            "rests_on": rests_on(study),
+            "metric": target.metric,
+            "max_size_mib": max_mib,
+        }
         try:
             run_brackets(setting, ledger)
         finally:
@@ -100,11 +100,29 @@ def search(
         return _concluded(study, setting, ledger, winner, written, about)
 
 
+def _ledger(study: Study, folder: Path, widened: WidenedStudy, orders: list[str], target: Target) -> Ledger:
+    """What this search has done by now. Another one begins where recipes, data or space are no longer the same."""
+    space = study.search.model_dump(mode="json", include={"settings", "shares", "keep", "rungs"})
+    name = fingerprint({"study": rests_on(study), "space": space, "orders": orders, "metric": target.metric})
+    return Ledger(
+        folder / JOURNAL,
+        name[:16],
+        study.search,
+        orders,
+        widened.trains,
+        seed=study.seed,
+        higher_is_better=bool(metric(target.metric).higher_is_better),
+    )
+
+
 def _orders(study: Study, widened: WidenedStudy) -> list[str]:
     """The orders of the space; those of the default that the study cannot run are left out. StudyError for the rest."""
     if study.search.orders is not None:
         for order in study.search.orders:
-            widened.study(order)
+            try:
+                widened.study(order)
+            except StudyError as error:
+                raise StudyError(f"search.orders: {order} cannot be tried ({error})") from error
         return list(study.search.orders)
     found, reason = [], ""
     for order in ORDERS:
@@ -118,40 +136,48 @@ def _orders(study: Study, widened: WidenedStudy) -> list[str]:
     return found
 
 
-def _prepared(
-    study: Study,
-    widened: WidenedStudy,
-    root: Path,
-    downloads: Path,
-    target: Target,
-    max_mib: float,
-    say: Callable[[str], None],
-) -> list[Ordering]:
-    """Make the base and the data, and the study's own orders within the size; these orders."""
-    widened.write()
-    assets = [f"{part}_{BASE}" for part in target.parts]
-    if study.data.splits.distillation is not None:
-        assets.append(DISTILLATION_SET)
-    if not run_assets(widened.file, assets):
-        raise StudyError(
-            "the base model and the data could not be made: mend what the run says, and search again"
-        )
-    base = base_config(study, root, downloads)
-    fitting = [
-        ordering
-        for ordering in study.parsed_orderings
-        if ordering.path and ordering.seed is None and predicted_mib(study, ordering, base) <= max_mib
-    ]
-    say(f"{len(fitting)} of the study's own orders are within {max_mib:g} MiB")
-    missing = _unmeasured(study, root, fitting, target)
-    if missing:
-        run_assets(widened.file, [f"{part}_{one.key}" for one in missing for part in target.parts])
-    return fitting
+def _base(study: Study, widened: WidenedStudy, root: Path, downloads: Path) -> Config:
+    """The base model's config; where it is known nowhere, the model is fetched."""
+    try:
+        return base_config(study, root, downloads)
+    except StudyError:
+        widened.write()
+        run_assets(widened.file, [BASE_MODEL])
+        return base_config(study, root, downloads)
 
 
-def _unmeasured(study: Study, root: Path, orderings: list[Ordering], target: Target) -> list[Ordering]:
+def _within(study: Study, base: Config, max_mib: float) -> list[Ordering]:
+    """The study's own orders within a size, without their repeats."""
+    own = [ordering for ordering in study.parsed_orderings if ordering.path and ordering.seed is None]
+    return [ordering for ordering in own if predicted_mib(study, ordering, base) <= max_mib]
+
+
+def _prepare(
+    study: Study, widened: WidenedStudy, root: Path, target: Target, written: list[Ordering], ledger: Ledger
+) -> None:
+    """Make and measure what is missing of the base, the data and the study's own orders within the size."""
     figures = Figures(study, root)
-    return [one for one in orderings if figures.value(one, target) is None or figures.size(one) is None]
+    wanted = [
+        f"{part}_{one.key}"
+        for one in written
+        if figures.value(one, target) is None or figures.size(one) is None
+        for part in target.parts
+    ]
+    if ledger.tokens is None:
+        wanted += [f"{part}_{BASE}" for part in target.parts]
+        wanted += [DISTILLATION_SET] * (study.data.splits.distillation is not None)
+    if wanted:
+        widened.write()
+        run_assets(widened.file, wanted)
+    if ledger.tokens is None:
+        base = Figures(study, root).measured(BASE_ORDERING, target.part, target.metric)
+        if base is None:
+            raise StudyError("the base model could not be measured: mend what the run says, and search again")
+        if is_untrusted({"note": base.row.note}):
+            raise StudyError(
+                f"{target.metric} is {base.row.note}: no model should be chosen by it, search for perplexity or kl"
+            )
+        ledger.set_tokens(volumes(study, root).get("distillation", NOTHING).trained)
 
 
 def _winner(setting: Setting, ledger: Ledger) -> Trial:
