@@ -1,7 +1,6 @@
 """The search itself: brackets of candidates, each halved rung by rung, until the hours are spent."""
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,9 @@ from compression_assets.weights.architectures import Config
 
 ATTEMPTS = 30
 """Draws for one place of a bracket: where none of them is new and small enough, the space has nothing more to give."""
+FORCED = 5
+"""Of them those that must have a given order."""
+TOO_LARGE = "too large"
 NO_TIME = "no time is left for it"
 
 Say = Callable[[str], None]
@@ -58,11 +60,16 @@ def run_brackets(setting: Setting, ledger: Ledger) -> None:
         _halved(setting, ledger, bracket, trials)
         bracket += 1
     if not ledger.trials(bracket=0):
-        reasons = Counter(trial.why for trial in ledger.trials()).most_common(1)
-        raise StudyError(
-            f"nothing can be tried within {setting.max_mib:g} MiB: {reasons[0][0] if reasons else 'no order is left'}; "
-            "raise --max-size, or widen the section search of the study file"
-        )
+        raise StudyError(_why_nothing(setting, ledger.trials()))
+
+
+def _why_nothing(setting: Setting, trials: list[Trial]) -> str:
+    sizes = [trial.predicted_mib for trial in trials if trial.predicted_mib is not None]
+    reason = f"the smallest of {len(sizes)} candidates has {min(sizes):,.1f} MiB" if sizes else trials[0].why
+    return (
+        f"nothing can be tried within {setting.max_mib:g} MiB ({reason}): raise --max-size, or let the section search "
+        "of the study file try smaller models"
+    )
 
 
 def _remember(setting: Setting, ledger: Ledger) -> None:
@@ -110,27 +117,38 @@ def _fill(setting: Setting, ledger: Ledger, bracket: int, slot: int) -> bool:
         learned = (
             attempt < ATTEMPTS // 2
         )  # what does well is drawn again and again, and soon nothing of it is new
-        number, candidate = ledger.draw(bracket, slot, attempt, order if learned else None, learned=learned)
-        ordering, mib, why = _judged(setting, ledger, candidate)
-        ledger.place(number, bracket, slot, ordering, mib, why)
-        if not why:
+        wanted = order if attempt < FORCED else None
+        number, candidate = ledger.draw(bracket, slot, attempt, wanted, learned=learned)
+        judged = _judged(setting, ledger, candidate)
+        ledger.place(number, bracket, slot, judged.ordering, judged.mib, judged.why, judged.excess)
+        if not judged.why:
             return True
     return False
 
 
-def _judged(setting: Setting, ledger: Ledger, candidate: Candidate) -> tuple[str, float | None, str]:
-    """A candidate's ordering at the full budget, the MiB that it will have, and why it is not to be built."""
+@dataclass(frozen=True)
+class _Judged:
+    """A candidate before any work: its ordering at the full budget, the MiB that it will have, why it is not built."""
+
+    ordering: str
+    mib: float | None = None
+    why: str = ""
+    excess: float = 0.0
+
+
+def _judged(setting: Setting, ledger: Ledger, candidate: Candidate) -> _Judged:
+    limit = setting.max_mib
     try:
         text = setting.widened.spelled(candidate, setting.volume)
         study = setting.widened.study(text)
         mib = predicted_mib(study, study.parsed_orderings[-1], setting.base)
     except StudyError as error:
-        return candidate.order, None, f"impossible: {error}"
-    if mib > setting.max_mib:
-        return text, mib, f"too large: {mib:,.1f} MiB"
+        return _Judged(candidate.order, why=f"impossible: {error}", excess=limit)
+    if mib > limit:
+        return _Judged(text, mib, f"{TOO_LARGE}: {mib:,.1f} MiB", mib - limit)
     if same := next((trial for trial in ledger.trials() if trial.ordering == text and not trial.why), None):
-        return text, mib, f"the same as trial {same.number}"
-    return text, mib, ""
+        return _Judged(text, mib, f"the same as trial {same.number}")
+    return _Judged(text, mib)
 
 
 def _halved(setting: Setting, ledger: Ledger, bracket: int, trials: list[Trial]) -> None:

@@ -58,8 +58,8 @@ class Ledger:
             load_if_exists=True,
         )
         for frozen in self._study.get_trials(deepcopy=False):
-            if not frozen.state.is_finished() and "slot" not in frozen.user_attrs:  # its process was killed
-                self._study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
+            if "slot" not in frozen.user_attrs:  # its process was killed
+                self._fail(frozen.number)
 
     @property
     def seconds(self) -> float:
@@ -114,23 +114,35 @@ class Ledger:
             return trial.number, draw(self._space, self._orders, self._trains, trial.suggest_categorical)
 
     def place(
-        self, number: int, bracket: int, slot: int, ordering: str, mib: float | None, why: str = ""
-    ) -> Trial:
-        """Write down where a candidate belongs, or why it is left out."""
+        self,
+        number: int,
+        bracket: int,
+        slot: int,
+        ordering: str,
+        mib: float | None,
+        why: str = "",
+        excess: float = 0.0,
+    ) -> None:
+        """Write down where a candidate belongs, or why it is left out.
+
+        excess: how far it is beyond what is asked for, from which the sampler learns; 0 for what is left out otherwise.
+        """
         trial = self._open(number)
         trial.set_user_attr("bracket", bracket)
         trial.set_user_attr("ordering", ordering)
         trial.set_user_attr("predicted_mib", mib)
         trial.set_user_attr("why", why)
         trial.set_user_attr("slot", slot)  # the last: a trial without it was never placed
-        if why:
+        if excess > 0:
+            trial.set_constraint("excess", excess)
             self.end(number)
-        return next(one for one in self.trials() if one.number == number)
+        elif why:
+            self._fail(number)
 
     def leave_out(self, number: int, why: str) -> None:
         """Take a trial out of its bracket."""
         self._open(number).set_user_attr("why", why)
-        self.end(number)
+        self._fail(number)
 
     def record(self, number: int, rung: int, value: float | None, why: str = "") -> None:
         """Write down what was measured at a rung, or why nothing was."""
@@ -144,10 +156,14 @@ class Ledger:
         """Close a trial: with its value at the full budget, or without one. One that is closed stays as it is."""
         import optuna
 
-        if self._study.get_trials(deepcopy=False)[number].state.is_finished():
-            return
         state = optuna.trial.TrialState.PRUNED if value is None else None
-        self._study.tell(number, value, state=state)
+        self._study.tell(number, value, state=state, skip_if_finished=True)
+
+    def _fail(self, number: int) -> None:
+        """Close a trial of which the sampler shall not know."""
+        import optuna
+
+        self._study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
     def _open(self, number: int) -> "optuna.Trial":
         import optuna
