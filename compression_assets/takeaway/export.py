@@ -41,13 +41,15 @@ TOLERANCE = 0.005
 class Exported:
     """path: a directory or a GGUF file. Perplexities are on the study's evaluation set.
 
-    engine: what llama.cpp made of a file, "" of a directory.
+    card: the model card, which a directory has as its README.md. engine: what llama.cpp made of a file, "" of a
+    directory.
     """
 
     path: Path
     bytes: int
     before: float
     after: float
+    card: str
     engine: str = ""
 
 
@@ -67,10 +69,11 @@ def export(study: Study, root: Path, model: str, form: str, device: str = "cpu")
     _refuse_format(study, node, directory, form, kind)
     target = root / EXPORTS / (model if kind is None else gguf_name(model, kind))
     target.parent.mkdir(parents=True, exist_ok=True)
+    card = _card(study, root, node, lineage, "transformers" if kind is None else "gguf")
     work = target.parent / f".building-{target.name}.{os.getpid()}"
     try:
         if kind is None:
-            _copy(directory, work, _card(study, root, node, lineage))
+            _copy(directory, work, card)
         else:
             from compression_assets.takeaway.gguf_file import write_gguf
 
@@ -82,7 +85,7 @@ def export(study: Study, root: Path, model: str, form: str, device: str = "cpu")
         _remove(work)
     if kind is not None:
         write_modelfile(directory, target)
-    return Exported(target, _bytes(target), before, after, engine)
+    return Exported(target, _bytes(target), before, after, card, engine)
 
 
 def gguf_name(model: str, kind: str) -> str:
@@ -136,7 +139,7 @@ def _lineage(study: Study, store: ArtifactStore, node: Node) -> list[Manifest]:
     return found
 
 
-def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
+def _card(study: Study, root: Path, node: Node, lineage: list[Manifest], library: str) -> str:
     steps: list[dict[str, Any]] = [
         {
             name: getattr(step, name)
@@ -155,8 +158,17 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
     ]
     ordering = node.final.text if node.final else "base"
     metrics, confidence = _metrics(study, root, node.key)
-    judge = study.evaluation.judge
-    return model_card(node.key, ordering, study.name, lineage[0].metadata, steps, metrics, confidence, judge)
+    return model_card(
+        node.key,
+        ordering,
+        study.name,
+        lineage[0].metadata,
+        steps,
+        metrics,
+        confidence,
+        study.evaluation.judge,
+        library,
+    )
 
 
 def _metrics(study: Study, root: Path, key: str) -> tuple[list[dict[str, Any]], str]:
