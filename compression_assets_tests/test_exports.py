@@ -32,13 +32,12 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
     code, output = project.compression("export", "p")
     assert code == 0 and (project.root / "exports" / "p" / "model.safetensors").is_file(), output
     with hub() as server:
-        asked = ("export", "p", "--push", "me/p")
-        command = (sys.executable, "-m", "compression_assets.cli", *asked)
+        command = (sys.executable, "-m", "compression_assets.cli", "export", "p_q", "--push", "me/small")
         online = {"HF_ENDPOINT": server.url, "HF_TOKEN": WRITE, "HF_HUB_OFFLINE": "0"}
         code, output = project.command(*command, **online)
-        assert code == 0 and f"sent to {server.url}/me/p" in output, output
-        sent = {file.name: file.read_bytes() for file in (project.root / "exports" / "p").iterdir()}
-        assert server.repos == {"me/p": sent}
+        assert code == 0 and f"sent to {server.url}/me/small" in output, output
+        sent = {file.name: file.read_bytes() for file in (project.root / "exports" / "p_q").iterdir()}
+        assert server.repos == {"me/small": sent}
     assert b"| perplexity |" in sent["README.md"]
     code, output = project.compression("export", "p_q", "--format", "gguf", "--push", "me/p_q", "--dry-run")
     assert code == 0 and "nothing was sent; to me/p_q would go" in output, output

@@ -27,6 +27,7 @@ from compression_assets.study.names import (
     STEP_DIAGNOSTICS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
+    TRACKING,
     diagnostics_key,
     model_key,
 )
@@ -97,6 +98,8 @@ def expected_seconds(study: Study) -> dict[str, float]:
         costs[STEP_DIAGNOSTICS] = LIGHT
         for node in diagnosed(study):
             costs[diagnostics_key(node)] = SAVING + tokens / SCORED_PER_SECOND
+    if study.tracking is not None:
+        costs[TRACKING] = 3.0
     return costs | {
         COMPARISONS: 3.0,
         "paper_table_1": LIGHT,
