@@ -58,6 +58,7 @@ ELSEWHERE = {
     r"dagster dev\b.*": "a server: test_browser.py starts it",
     r"dagster asset materialize .*": "run for real by test_reruns.py, in both spellings",
     r"compression evaluate .*": "run for real by test_evaluate.py",
+    r"compression run --select tracking": "run for real by test_tracking.py",
     r"compression export .* --push .*": "run for real by test_exports.py, with a hub on loopback",
     r"dg launch .*": "run for real by test_reruns.py",
     r"dagster job execute .*": "run for real by test_reruns.py",
