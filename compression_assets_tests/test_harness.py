@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.harness import HarnessSettings, made_of, run_tasks, to_rows
 from compression_assets.evaluation.text_perplexity import measure_text
 from compression_assets.evaluation.text_windows import TextSettings, rolling
+from compression_assets.machine import precision
 from compression_assets.sources.texts import JsonlTexts
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -135,16 +137,18 @@ def test_windows_are_those_of_the_harness() -> None:
 
 
 @needs_harness
-def test_figures_of_running_text_are_those_of_the_harness(tmp_path: Path) -> None:
+def test_figures_of_running_text_are_those_of_the_harness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In bfloat16 the two round otherwise: the harness has batches and another attention kernel.
+    monkeypatch.setattr(precision, "compute_dtype", lambda device: torch.float32)
     pages = ["  Zwölf Boxkämpfer jagen\nViktor.", "One.", "a\tb c  d e f g h " * 9]
     data = tmp_path / "pages.jsonl"
     data.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "pages.yaml").write_text(RUNNING_TEXT.format(data=data))
     model = tiny_directory(tmp_path / "model", max_position_embeddings=32)
-    # One window at a time, as ours: in bfloat16, figures depend on the padding of a batch.
-    asked = HarnessSettings(tasks=["pages"], include=str(tmp_path / "tasks"), batch_size=1)
-    theirs, _ = run_tasks(model, asked, seed=0)
+    theirs, _ = run_tasks(model, HarnessSettings(tasks=["pages"], include=str(tmp_path / "tasks")), seed=0)
     settings = TextSettings(source=JsonlTexts(kind="jsonl", path=str(data)), max_length=32)
     ours, _ = measure_text(model, model, pages, settings)
     found = {row.metric.removeprefix("pages_"): row.value for row in theirs}
