@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compression_assets.evaluation.distance import no_distance
-from compression_assets.evaluation.end_of_turn import measure_end_of_turn, no_end_of_turn
+from compression_assets.evaluation.end_of_turn import end_of_turn, no_end_of_turn
 from compression_assets.evaluation.footprint import measure_footprint
 from compression_assets.evaluation.perplexity import load_scored, score
 from compression_assets.evaluation.rows import MetricRow, Sample
@@ -49,11 +49,11 @@ def measure(
         row = MetricRow("perplexity", None, "1", 0, higher_is_better=False, note=OTHER_TOKENIZER)
         rows = [row, *no_distance(OTHER_TOKENIZER), no_end_of_turn(OTHER_TOKENIZER), *footprint]
         return Measured(rows, [], None, 0, precision)
-    dataset, batch_size = TokenDataset.load(dataset_dir), settings.perplexity.batch_size
+    dataset = TokenDataset.load(dataset_dir)
     model = load_scored(model_dir, device)
     base = model if model_dir == base_dir else load_scored(base_dir, device)
-    result = score(model, dataset, batch_size, report, base)
-    end_row, end_samples = measure_end_of_turn(model, dataset, batch_size, report)
+    result = score(model, dataset, settings.perplexity.batch_size, report, base)
+    end_row, end_samples = end_of_turn(dataset, result.ends)
     assert result.distance is not None
     # The base is at no distance from itself by definition: there is nothing to resample or to compare.
     distances = [] if base is model else result.distance.samples()

@@ -1,4 +1,4 @@
-"""Perplexity of message content over a fixed set of conversations.
+"""One pass over a fixed set of conversations: perplexity of content, distance to the base, ends of messages.
 
 Precision policy, the same for every model: weights in the compute dtype (bfloat16 where the device
 computes it natively), log-probabilities in float32, sums in float64. An NF4 model is scored through
@@ -31,6 +31,7 @@ HEAD_ROWS = 1024
 class PerplexityResult:
     """Negative log-likelihoods (nats) by conversation: `nll[i]` summed over `tokens[i]` predicted tokens.
 
+    ends: by conversation, the log-probability (nats) of each of its tokens that end a message, in their order.
     distance: to the base's predictions, where there was a base to compare with.
     """
 
@@ -38,6 +39,7 @@ class PerplexityResult:
     nll: list[float]
     tokens: list[int]
     vocabulary: int
+    ends: list[list[float]]
     distance: Distance | None = None
 
     @property
@@ -92,10 +94,11 @@ def score(
     report: Report = no_report,
     base: "PreTrainedModel | None" = None,
 ) -> PerplexityResult:
-    """Negative log-likelihood of each row's content tokens under a loaded causal language model.
+    """Negative log-likelihood of each row's content tokens, and of those that end its messages, under a loaded model.
 
-    Logits are what `model(...)` says they are; where the output layer alone makes them, at content positions only.
+    Logits are what `model(...)` says they are; where the output layer alone makes them, at these tokens only.
     base: a model that the predictions are compared with in the same pass; it may be `model` itself.
+    Raises ValueError when a log-likelihood is not finite.
     """
     import torch
 
@@ -104,25 +107,30 @@ def score(
 
     figures = 1 if base is None else 3
     sums = torch.zeros(figures, len(dataset.rows), dtype=torch.float64)
+    ends: list[list[float]] = [[] for _ in dataset]
     done = 0
     model.eval()
     # Of both or of neither, so that their logits come in the same chunks.
-    head_alone = head_makes_logits(model) and (base is None or head_makes_logits(base))
+    head_alone = head_makes_logits(model) and (base is None or base is model or head_makes_logits(base))
     with torch.inference_mode():
         for indices in length_buckets(dataset, batch_size, seed=None):
-            batch = collate([dataset.rows[i] for i in indices], pad_id=0)
-            by_token = _token_figures(model, base, batch, head_alone)
-            rows = torch.tensor(indices)[batch.predicts.nonzero()[:, 0]]
-            sums.index_add_(1, rows, by_token)
-            done += by_token.shape[1]
+            batch = collate([dataset.rows[i] for i in indices], pad_id=0, trained=True)
+            by_row = _token_figures(model, base, batch, head_alone).split(
+                [dataset.rows[i].n_trained for i in indices], dim=1
+            )
+            for index, by_token in zip(indices, by_row, strict=True):
+                row = dataset.rows[index]
+                if not by_token.isfinite().all():
+                    raise ValueError(
+                        f"the log-likelihood of conversation {row.id} is not finite: the model's weights are broken"
+                    )
+                flags = [row.content[place] for place in range(1, len(row.content)) if row.trained[place]]
+                content = torch.tensor(flags, dtype=torch.bool)
+                sums[:, index] = by_token[:, content].sum(1)
+                ends[index] = (-by_token[0, ~content]).tolist()
+                done += row.n_predicted
             report(done, dataset.n_predicted, "scoring")
-    broken = ~sums.isfinite().all(0)
-    if broken.any():
-        bad = dataset.rows[int(broken.nonzero()[0])].id
-        raise ValueError(
-            f"the log-likelihood of conversation {bad} is not finite: the model's weights are broken"
-        )
-    ids, tokens = [row.id for row in dataset.rows], [sum(row.content[1:]) for row in dataset.rows]
+    ids, tokens = [row.id for row in dataset.rows], [row.n_predicted for row in dataset.rows]
     nll, *compared = sums.tolist()
     distance = None
     if compared:
@@ -133,6 +141,7 @@ def score(
         nll=nll,
         tokens=tokens,
         vocabulary=model.get_output_embeddings().weight.shape[0],
+        ends=ends,
         distance=distance,
     )
 
@@ -140,7 +149,7 @@ def score(
 def _token_figures(
     model: "PreTrainedModel", base: "PreTrainedModel | None", batch: "Batch", head_alone: bool
 ) -> "torch.Tensor":
-    """Of the N predicted content tokens, in row-major order: float64 [1 or 3, N] on the CPU.
+    """Of the N predicted tokens, in row-major order: float64 [1 or 3, N] on the CPU.
 
     The loss in nats; with a base also the KL from it, and 1 where the likeliest token is the same.
     """
@@ -148,13 +157,14 @@ def _token_figures(
     from torch.nn.functional import cross_entropy
 
     targets, batch = batch.targets().to(model.device), batch.to(model.device)
-    wanted = repeat(None) if base is None else _predicting_logits(base, batch, head_alone)
+    alone = base is None or base is model
+    theirs = repeat(None) if alone else _predicting_logits(base, batch, head_alone)
     parts, start = [], 0
-    for logits, of_base in zip(_predicting_logits(model, batch, head_alone), wanted, strict=False):
+    for logits, of_base in zip(_predicting_logits(model, batch, head_alone), theirs, strict=False):
         ids = targets[start : start + len(logits)]
         figures = [cross_entropy(logits.float(), ids, reduction="none")]
-        if of_base is not None:
-            figures += distances(of_base, logits)
+        if base is not None:
+            figures += distances(logits if of_base is None else of_base, logits)
         parts.append(torch.stack([figure.double() for figure in figures]))
         start += len(logits)
     return torch.cat(parts, dim=1).cpu()
@@ -163,7 +173,7 @@ def _token_figures(
 def _predicting_logits(
     model: "PreTrainedModel", batch: "Batch", head_alone: bool
 ) -> "Iterator[torch.Tensor]":
-    """Logits [n, vocabulary] at the positions that predict content, in row-major order, n at most HEAD_ROWS."""
+    """Logits [n, vocabulary] at the positions that `batch` predicts from, in row-major order, n at most HEAD_ROWS."""
     if head_alone:
         hidden = model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
