@@ -83,7 +83,9 @@ def test_one_whole_ordering_goes_before_the_longest_way() -> None:
     study = load_study("demo")
     priorities = model_priorities(study)
     assert leading(study) == ("P", "KD", "Q")
-    others = {path: priority for path, priority in priorities.items() if path != ("P", "KD", "Q")[: len(path)]}
+    others = {
+        path: priority for path, priority in priorities.items() if path != ("P", "KD", "Q")[: len(path)]
+    }
     assert min(priorities["P",], priorities["P", "KD"], priorities["P", "KD", "Q"]) > max(others.values())
     assert others == {path: way for path, way in longest_ways(study).items() if path in others}
 

@@ -32,7 +32,8 @@ class PerplexityResult:
     """Negative log-likelihoods (nats) by conversation: `nll[i]` summed over `tokens[i]` predicted tokens.
 
     ends: by conversation, the log-probability (nats) of each of its tokens that end a message, in their order.
-    distance: to the base's predictions, where there was a base to compare with.
+    states: by conversation, the last hidden states [n_trained, d] at the tokens that predict these; None for a model
+    whose logits are not its output layer's alone. distance: to the base's predictions, where there was a base.
     """
 
     ids: list[str]
@@ -40,6 +41,7 @@ class PerplexityResult:
     tokens: list[int]
     vocabulary: int
     ends: list[list[float]]
+    states: "list[torch.Tensor] | None" = None
     distance: Distance | None = None
 
     @property
@@ -93,11 +95,13 @@ def score(
     batch_size: int,
     report: Report = no_report,
     base: "PreTrainedModel | None" = None,
+    base_states: "list[torch.Tensor] | None" = None,
 ) -> PerplexityResult:
     """Negative log-likelihood of each row's content tokens, and of those that end its messages, under a loaded model.
 
     Logits are what `model(...)` says they are; where the output layer alone makes them, at these tokens only.
-    base: a model that the predictions are compared with in the same pass; it may be `model` itself.
+    base: a model that the predictions are compared with in the same pass; it may be `model` itself. base_states: what
+    its own pass over the same data set left (`PerplexityResult.states`), so that it needs none here.
     Raises ValueError when a log-likelihood is not finite.
     """
     import torch
@@ -105,9 +109,9 @@ def score(
     from compression_assets.text.batches import collate, length_buckets
     from compression_assets.weights.logits import head_makes_logits
 
-    figures = 1 if base is None else 3
-    sums = torch.zeros(figures, len(dataset.rows), dtype=torch.float64)
+    sums = torch.zeros(1 if base is None else 3, len(dataset.rows), dtype=torch.float64)
     ends: list[list[float]] = [[] for _ in dataset]
+    states: dict[int, torch.Tensor] = {}
     done = 0
     model.eval()
     # Of both or of neither, so that their logits come in the same chunks.
@@ -115,10 +119,12 @@ def score(
     with torch.inference_mode():
         for indices in length_buckets(dataset, batch_size, seed=None):
             batch = collate([dataset.rows[i] for i in indices], pad_id=0, trained=True)
-            by_row = _token_figures(model, base, batch, head_alone).split(
-                [dataset.rows[i].n_trained for i in indices], dim=1
-            )
-            for index, by_token in zip(indices, by_row, strict=True):
+            counts = [dataset.rows[i].n_trained for i in indices]
+            known = torch.cat([base_states[i] for i in indices]) if base_states else None
+            figures, hidden = _token_figures(model, base, batch, head_alone, known)
+            if hidden is not None:
+                states |= zip(indices, hidden.cpu().split(counts), strict=True)
+            for index, by_token in zip(indices, figures.split(counts, dim=1), strict=True):
                 row = dataset.rows[index]
                 if not by_token.isfinite().all():
                     raise ValueError(
@@ -142,14 +148,19 @@ def score(
         tokens=tokens,
         vocabulary=model.get_output_embeddings().weight.shape[0],
         ends=ends,
+        states=[states[i] for i in range(len(dataset))] if head_alone else None,
         distance=distance,
     )
 
 
 def _token_figures(
-    model: "PreTrainedModel", base: "PreTrainedModel | None", batch: "Batch", head_alone: bool
-) -> "torch.Tensor":
-    """Of the N predicted tokens, in row-major order: float64 [1 or 3, N] on the CPU.
+    model: "PreTrainedModel",
+    base: "PreTrainedModel | None",
+    batch: "Batch",
+    head_alone: bool,
+    base_states: "torch.Tensor | None",
+) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """Of the N predicted tokens, in row-major order: float64 [1 or 3, N] on the CPU, and the model's states [N, d].
 
     The loss in nats; with a base also the KL from it, and 1 where the likeliest token is the same.
     """
@@ -157,28 +168,40 @@ def _token_figures(
     from torch.nn.functional import cross_entropy
 
     targets, batch = batch.targets().to(model.device), batch.to(model.device)
-    alone = base is None or base is model
-    theirs = repeat(None) if alone else _predicting_logits(base, batch, head_alone)
+    states = _states(model, batch) if head_alone else None
+    theirs: Iterator[torch.Tensor | None] = repeat(None)
+    if base is not None and base is not model:
+        if head_alone:
+            base_states = _states(base, batch) if base_states is None else base_states.to(model.device)
+        theirs = _logits(base, batch, base_states if head_alone else None)
     parts, start = [], 0
-    for logits, of_base in zip(_predicting_logits(model, batch, head_alone), theirs, strict=False):
+    for logits, of_base in zip(_logits(model, batch, states), theirs, strict=False):
         ids = targets[start : start + len(logits)]
         figures = [cross_entropy(logits.float(), ids, reduction="none")]
         if base is not None:
             figures += distances(logits if of_base is None else of_base, logits)
         parts.append(torch.stack([figure.double() for figure in figures]))
         start += len(logits)
-    return torch.cat(parts, dim=1).cpu()
+    return torch.cat(parts, dim=1).cpu(), states
 
 
-def _predicting_logits(
-    model: "PreTrainedModel", batch: "Batch", head_alone: bool
+def _states(model: "PreTrainedModel", batch: "Batch") -> "torch.Tensor":
+    """The last hidden states [N, d] at the positions that `batch` predicts from, in row-major order."""
+    states: torch.Tensor = model.base_model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state[batch.predicts]
+    return states
+
+
+def _logits(
+    model: "PreTrainedModel", batch: "Batch", states: "torch.Tensor | None"
 ) -> "Iterator[torch.Tensor]":
-    """Logits [n, vocabulary] at the positions that `batch` predicts from, in row-major order, n at most HEAD_ROWS."""
-    if head_alone:
-        hidden = model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state[batch.predicts]
-        yield from map(model.get_output_embeddings(), hidden.split(HEAD_ROWS))
+    """Logits [n, vocabulary] at the positions that `batch` predicts from, in row-major order, n at most HEAD_ROWS.
+
+    states: of these positions, where the output layer alone makes their logits.
+    """
+    if states is not None:
+        yield from map(model.get_output_embeddings(), states.split(HEAD_ROWS))
         return
     # Its own forward pass makes the logits of every position, so it sees as few rows at once as have HEAD_ROWS.
     at_once = max(1, HEAD_ROWS // batch.input_ids.shape[1])

@@ -50,6 +50,11 @@ def leaderboard_models(study: Study) -> list[LeaderboardModel]:
     return own + external
 
 
+def base_of(study: Study) -> LeaderboardModel:
+    """The base: the leaderboard's first row."""
+    return leaderboard_models(study)[0]
+
+
 def parts(study: Study) -> tuple[str, ...]:
     """The measurements that the study asks for; each leaves a `measured` artifact for every entry."""
     asked = study.evaluation
