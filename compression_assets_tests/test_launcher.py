@@ -73,6 +73,16 @@ def test_a_killed_run_is_noticed_and_its_slot_freed(instance: dg.DagsterInstance
     assert instance.event_log_storage.get_concurrency_info("gpu").active_run_ids == {alive}
 
 
+def test_a_slot_that_a_failed_run_has_left_is_freed(instance: dg.DagsterInstance) -> None:
+    """Of a step whose process died: every later run would wait for it, for ever."""
+    failed = instance.get_run_by_id(started(instance, os.getpid()))
+    assert failed is not None
+    instance.report_run_failed(failed)
+    assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 1
+    close_abandoned_runs(instance)
+    assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
+
+
 def test_a_number_that_another_program_has_now_is_no_run(instance: dg.DagsterInstance) -> None:
     program = other_program()
     try:
