@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def parquet_literal(path: Path | str) -> str:
-    """A file or its URI as DuckDB's text literal. Signs of patterns are put into brackets, where they are themselves."""
+    """A file or its URI as DuckDB's text literal; signs of patterns are in brackets, where they are themselves."""
     literal = re.sub(r"[*?\[]", r"[\g<0>]", str(path)).replace("'", "''")
     return f"'{literal}'"
 
