@@ -91,7 +91,10 @@ def test_a_study_measures_what_it_serves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"model": "P-KX"}, r"evaluation.serving\[0\].model cannot be made: ordering 'P-KX': unknown technique 'KX'"),
+        (
+            {"model": "P-KX"},
+            r"evaluation.serving\[0\].model cannot be made: ordering 'P-KX': unknown technique 'KX'",
+        ),
         (
             {"model": "P", "format": "gguf:q4_km"},
             "format 'gguf:q4_km' is unknown: did you mean 'gguf:q4_k_m'",
