@@ -13,7 +13,9 @@ from compression_assets.machine.shared_progress import SharedProgressLog
 from compression_assets.reporting.database import database_of
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
+from compression_assets.study.names import relative_directory
 
 
 def gpu_key(study: Study) -> str:
@@ -53,7 +55,12 @@ class StudyStorage(dg.ConfigurableResource):
 
     @property
     def artifacts(self) -> ArtifactStore:
-        return ArtifactStore(Path(self.root))
+        return artifacts_of(Path(self.root))
+
+    def local(self, asset: str) -> Path:
+        """The directory of an artifact, with its files on this disk. Raises StudyError where there is none."""
+        artifacts = self.artifacts
+        return artifacts.needed(artifacts.root / relative_directory(asset), asset, "what Dagster shows of it")
 
     @property
     def database(self) -> MetricsDatabase:

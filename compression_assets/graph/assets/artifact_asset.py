@@ -128,13 +128,14 @@ def _result(
         )
         for check in [*manifest.checks, *map(asdict, made)]
     ]
-    directory = storage.artifacts.root / relative_directory(manifest.asset)
+    store = storage.artifacts
+    where = store.location(store.root / relative_directory(manifest.asset))
     return dg.MaterializeResult(
         asset_key=key,
         data_version=dg.DataVersion(manifest.data_version),
         check_results=checks,
         metadata={
-            "path": dg.MetadataValue.path(str(directory)),
+            "path": dg.MetadataValue.path(where),
             **shown.metadata(manifest, storage),
             **({"database_is_behind": behind} if behind else {}),
             "directory_mib": round(manifest.total_bytes / 2**20, 2),

@@ -110,7 +110,7 @@ def _accuracy(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
     from compression_assets.evaluation.judging.calibration import read_calibration
 
     columns = ("metric", "kind", "pairs", "accuracy", "lo", "hi", "trusted")
-    rows = read_calibration(storage.artifacts.root / relative_directory(manifest.asset)).table()
+    rows = read_calibration(storage.local(manifest.asset)).table()
     table = markdown(columns, [[row[name] for name in columns] for row in rows])
     return {"accuracy": dg.MetadataValue.md(table)}
 
@@ -237,12 +237,14 @@ def _agreement_asset(study: Study) -> dg.AssetsDefinition:
     def compute(storage: StudyStorage, _: Any) -> Outcome:
         from compression_assets.evaluation.judging.agreement import agreements
 
-        root = storage.artifacts.root
-        judged = {
-            model.key: root / relative_directory(model.asset(PART)) for model in leaderboard_models(study)
-        }
-        rows = agreements({key: folder for key, folder in judged.items() if folder.exists()}, study.seed)
-        write_table(root, JUDGE_AGREEMENT, rows)
+        store = storage.artifacts
+        judged = {}
+        for model in leaderboard_models(study):
+            asset = model.asset(PART)
+            if folder := store.local(store.root / relative_directory(asset), asset):
+                judged[model.key] = folder
+        rows = agreements(judged, study.seed)
+        write_table(store.root, JUDGE_AGREEMENT, rows)
         columns = ("metric", "other", "n", "rho", "lo", "hi")
         shown = markdown(columns, [[row[name] for name in columns] for row in rows])
         return Outcome({"agreement": dg.MetadataValue.md(shown)}, note=f"{len(rows)} rank correlations")

@@ -88,12 +88,14 @@ def _same_precision(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
 
 def _ends_its_turns(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
     """A warning when training has taught a model to go on where a message ends."""
+    store = storage.artifacts
     values: dict[str, float | None] = {}
     for model in leaderboard_models(study):
-        file = storage.artifacts.root / relative_directory(model.asset("metrics")) / ROWS
-        if not file.is_file():  # not measured yet
+        asset = model.asset("metrics")
+        directory = store.local(store.root / relative_directory(asset), asset)
+        if directory is None or not (directory / ROWS).is_file():  # not measured yet
             continue
-        rows = read_rows(file)
+        rows = read_rows(directory / ROWS)
         values[model.key] = next((row.value for row in rows if row.metric == METRIC), None)
     low = unlearned(values, BASE)
     named = ", ".join(f"{model} {value:.4f}" for model, value in low.items())

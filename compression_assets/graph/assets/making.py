@@ -67,7 +67,7 @@ class Step:
             dg.AssetMaterialization(
                 key_of(self.context, artifact.asset),
                 description=f"Made by {needed_by}, which needs it.",
-                metadata={"path": dg.MetadataValue.path(str(directory))},
+                metadata={"path": dg.MetadataValue.path(self.storage.artifacts.location(directory))},
                 tags={"dagster/data_version": manifest.data_version},
             )
         )
@@ -119,13 +119,14 @@ def _find_or_build(step: Step, artifact: Artifact, rebuild: bool) -> tuple[Manif
         if manifest and not manifest.metadata.get(MISSING):
             context.log.info(f"{artifact.asset} is unchanged since {manifest.created_at}")
             return replace(manifest, asset=artifact.asset, parent=artifact.parent), True
+        for asset, path in inputs.items():
+            store.local(path, asset)  # before a device is leased, which would wait for the transfer
         memory = artifact.memory
         expected = (lambda device: memory(inputs, device)) if memory else (lambda device: None)
         with step.gpu.lease(artifact.asset, expected, waiting, artifact.uses_device) as lease:
             for asset, path in inputs.items():
                 store.require(path, asset, artifact.asset)
-            with store.building(directory) as work:
-                scratch = store.scratch(directory, wanted)
+            with store.building(directory) as work, store.attempt(directory, wanted) as scratch:
                 place = BuildContext(
                     work, scratch, inputs, lease.device, report, storage, context.run_id, step.shared
                 )
