@@ -15,7 +15,7 @@ import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
 from compression_assets.machine.cluster import cluster
-from compression_assets.machine.postgres import alive, is_alive
+from compression_assets.machine.liveness import alive, is_alive
 
 DRIVER = "compression/driver"
 """Tag of a run on a cluster: the host of the process that drives it, and a name by which that is known to be alive."""

@@ -1,4 +1,4 @@
-"""Whether a study runs on several machines: Ray for steps, Postgres for the history, an object store for models.
+"""Whether a study runs on several machines: Ray for steps, PostgreSQL for the history, an object store for models.
 
 Without these variables everything runs on this machine, and none of the extra `cluster` is imported.
 """

@@ -28,13 +28,18 @@ EARLIER_TEMPLATES = {
 
 ON_A_CLUSTER = """
 # Added where COMPRESSION_RAY is set; this file is then written by every command. No secret stands here: the address of
-# Postgres comes from COMPRESSION_PG, the keys of the object store from AWS_*.
+# PostgreSQL comes from COMPRESSION_PG, the keys of the object store from AWS_*.
 storage:
   custom:
     module: compression_assets.graph.cluster.history
     class: StudyHistory
     config:
       study: {study}
+compute_logs:
+  module: compression_assets.graph.cluster.compute_logs
+  class: StoreComputeLogs
+  config:
+    study: {study}
 """
 """What dagster.yaml says on a cluster beside what it says on one machine."""
 
@@ -117,7 +122,7 @@ def dagster_home(study: Study) -> Path:
 
 
 def _home(study: Study) -> Path:
-    """A study has another history on a cluster: its runs there are in Postgres, those of this machine in files."""
+    """A study has another history on a cluster: its runs there are in PostgreSQL, those of this machine in files."""
     return study_root(study) / ("cluster_home" if cluster() else "dagster_home")
 
 

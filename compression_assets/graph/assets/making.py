@@ -16,10 +16,8 @@ import dagster as dg
 
 from compression_assets.errors import StudyError
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
-from compression_assets.graph.cluster.handover import refuse_other_code
+from compression_assets.graph.cluster.handover import join_the_run
 from compression_assets.graph.resources import Gpu, StudyStorage
-from compression_assets.machine.cluster import cluster
-from compression_assets.machine.postgres import die_when_cut_off
 from compression_assets.machine.runtime import prepare_process
 from compression_assets.machine.workers import die_with_the_run
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
@@ -84,13 +82,11 @@ def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str
     """Progress events around a piece of work, and its errors in a sentence; what is put into the dict is shown."""
     die_with_the_run()
     prepare_process()
-    if cluster():
-        die_when_cut_off()
     progress = storage.progress(context.run_id)
     outcome: dict[str, Any] = {}
     try:
         with as_failure(asset):
-            refuse_other_code()
+            join_the_run()
             progress.event(asset, "started")
             yield outcome
             progress.event(asset, "finished", **outcome)

@@ -10,6 +10,7 @@ from pathlib import Path
 from compression_assets.errors import StudyError
 from compression_assets.machine.cluster import RAY, STORE
 from compression_assets.machine.lease import CHECK_VARIABLE
+from compression_assets.machine.liveness import die_when_cut_off
 from compression_assets.store.fingerprints import LIBRARIES, installed_version
 from compression_assets.study.files import presets, study_file
 from compression_assets.study.places import STUDY_TEXT, named_study
@@ -49,11 +50,15 @@ def environment() -> dict[str, str]:
     return handed
 
 
-def refuse_other_code() -> None:
-    """Raise StudyError in a step's process whose code or libraries are not its driver's: results would mix."""
+def join_the_run() -> None:
+    """Begin a step of a run that is driven from another process, on whatever host; without one, nothing is done.
+
+    Raises StudyError when code or libraries here are not the driver's: results would mix.
+    """
     text = os.environ.get(DRIVER)
     if text is None:
         return
+    die_when_cut_off()
     wanted, here = json.loads(text), versions()
     differing = [name for name in here if wanted.get(name) != here[name]]
     if differing:
