@@ -13,6 +13,7 @@ from compression_assets.machine.shared_progress import SharedProgressLog
 from compression_assets.reporting.database import database_of
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.object_store import store_of
 from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
@@ -61,6 +62,14 @@ class StudyStorage(dg.ConfigurableResource):
         """The directory of an artifact, with its files on this disk. Raises StudyError where there is none."""
         artifacts = self.artifacts
         return artifacts.needed(artifacts.root / relative_directory(asset), asset, "what Dagster shows of it")
+
+    def share(self, file: Path) -> str | None:
+        """Copy a file of the study's directory to the store that hosts share, if there is one; its URI there."""
+        remote, key = store_of(Path(self.root)), file.relative_to(self.root).as_posix()
+        if remote is None:
+            return None
+        remote.put(key, file)
+        return f"{remote.url}/{key}"
 
     @property
     def database(self) -> MetricsDatabase:

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from compression_assets.store.manifests import (
     keep_times,
     read_manifest,
     record_of,
+    without,
     write_durably,
 )
 
@@ -209,18 +209,23 @@ class ArtifactStore:
         keep_times(directory, manifest, self._times(directory))
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def forget(self, directory: Path, asset: str, folder: str) -> None:
+    def forget(self, directory: Path, asset: str, folder: str, mark: str) -> None:
         """Take the files of a folder out of an artifact's manifest; the caller, inside `exclusive`, removes them.
 
-        data_version stays: it says what was made, and what was made from it is still valid.
+        mark: name of the file that says so to whoever looks for them, with the asset's key in it. data_version stays:
+        it says what was made, and what was made from it is still valid.
         """
         manifest = self.manifest(directory, asset)
         if manifest is None:
             return
-        kept = {name: record for name, record in manifest.files.items() if not name.startswith(f"{folder}/")}
+        write_durably(directory / mark, f"{asset}\n")
         fresh = directory / f".{MANIFEST}"
-        write_durably(fresh, replace(manifest, files=kept).as_text())
+        write_durably(fresh, without(manifest, folder, mark, record_of(directory / mark)).as_text())
         os.replace(fresh, directory / MANIFEST)
+
+    def sweep(self) -> int:
+        """Remove what no artifact has any more from where hosts share them; bytes that are free now."""
+        return 0
 
     def remove(self, directory: Path) -> None:
         """Remove an artifact; the caller holds it by `exclusive`."""

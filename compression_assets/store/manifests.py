@@ -7,7 +7,7 @@ file of its own: (mtime, ctime) in ns by name, by which an unchanged file is rec
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,12 @@ class Manifest:
     def as_text(self) -> str:
         """As JSON. Raises ValueError for NaN, which JSON does not have."""
         return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+
+def without(manifest: Manifest, folder: str, mark: str, record: FileRecord) -> Manifest:
+    """The manifest once the files of a folder are gone and `mark`, a file with that record, says so."""
+    kept = {name: found for name, found in manifest.files.items() if not name.startswith(f"{folder}/")}
+    return replace(manifest, files={**kept, mark: record})
 
 
 def read_manifest(text: str) -> Manifest:

@@ -94,7 +94,9 @@ class ObjectStore:
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
                 found = self.read(key)
                 if found is None or found[0] != content:
-                    raise Superseded(f"{self.url}/{key} was written by another process meanwhile") from error
+                    raise Superseded(
+                        f"{self.url}/{key} was written by another process meanwhile; run again"
+                    ) from error
 
     def download(self, key: str, file: Path, sha256: str) -> None:
         """Write an object to a file. Raises StudyError where there is none, or one of another content."""

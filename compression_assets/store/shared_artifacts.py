@@ -7,19 +7,27 @@ artifact is complete or absent, and of two hosts that make the same one, whateve
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.machine.locks import Waiting, locked, try_lock
+from compression_assets.machine.shared_locks import VARIABLE as PG
 from compression_assets.machine.shared_locks import shared_locks
 from compression_assets.store.artifact_store import ArtifactStore, rebuild_hint, say_nothing, sealed
 from compression_assets.store.cache_eviction import evict
-from compression_assets.store.manifests import MANIFEST, Manifest, read_manifest, write_durably
+from compression_assets.store.manifests import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    record_of,
+    without,
+    write_durably,
+)
 from compression_assets.store.object_store import ObjectStore, store_of
 from compression_assets.store.shared_scratch import SharedScratch
 
@@ -47,7 +55,7 @@ class SharedArtifacts(ArtifactStore):
         return None if found is None else self._read(directory, found[0].decode(), asset)
 
     def local(self, directory: Path, asset: str) -> Path | None:
-        """Fetch what this host does not have yet, and check it.
+        """Fetch what this host does not have yet, or has no more as the manifest says, and check it.
 
         Raises StudyError when a file cannot be had as the manifest says it is.
         """
@@ -57,7 +65,7 @@ class SharedArtifacts(ArtifactStore):
         text = found[0].decode()
         manifest = self._read(directory, text, asset)
         with locked(self.root / ".locks" / f"fetch.{self._name(directory)}", asset, say_nothing):
-            if not self._is_cached(directory, text):
+            if not self._is_cached(directory, text) or self.damage(directory, manifest, thorough=False):
                 self._fetch(directory, text, manifest, asset)
         os.utime(directory / MANIFEST)  # when it was used last, for evict
         return directory
@@ -106,9 +114,7 @@ class SharedArtifacts(ArtifactStore):
     def publish(self, work: Path, directory: Path, **about: Any) -> Manifest:
         """Send the files of `work`, then its manifest. Raises Superseded when another process was first."""
         manifest = sealed(work, **about)
-        with shared_locks(manifest.asset, say_nothing) as locks:
-            if locks:
-                locks.take(f"{self.remote.url}/{BLOBS}", shared=True)
+        with self._publishing(manifest.asset):
             self._send(work, manifest)
             self._commit(directory, manifest.as_text())
         self._place(work, directory, manifest)
@@ -116,16 +122,37 @@ class SharedArtifacts(ArtifactStore):
         self.evict()
         return manifest
 
-    def forget(self, directory: Path, asset: str, folder: str) -> None:
-        """The blobs go with `remove_unnamed_blobs`."""
+    def forget(self, directory: Path, asset: str, folder: str, mark: str) -> None:
+        """The blobs go with `sweep`, the local copy at once: without the folder it is fetched when it is needed."""
         manifest = self.manifest(directory, asset)
         if manifest is None:
             return
-        kept = {name: record for name, record in manifest.files.items() if not name.startswith(f"{folder}/")}
-        text = replace(manifest, files=kept).as_text()
-        self._commit(directory, text)
-        if directory.exists():
-            write_durably(directory / MANIFEST, text)
+        with tempfile.TemporaryDirectory() as desk, self._publishing(asset):
+            file = Path(desk) / mark
+            write_durably(file, f"{asset}\n")
+            record = record_of(file)
+            self.remote.put_if_absent(_blob(record.sha256), file)
+            self._commit(directory, without(manifest, folder, mark, record).as_text())
+        super().remove(directory)
+
+    def sweep(self) -> int:
+        """Raises StudyError without COMPRESSION_PG, or where a manifest cannot be read: what it names is not known."""
+        with shared_locks("clean", say_nothing) as locks:
+            if locks is None:
+                raise StudyError(
+                    f"what no artifact of {self.remote.url} has any more stays there: without {PG} nobody can tell "
+                    "whether another host is about to publish it; set it, then run: compression clean"
+                )
+            locks.take(self._blobs_lock)
+            found, damaged = self.manifests()
+            if damaged:
+                raise StudyError(f"nothing is removed from {self.remote.url}: {next(iter(damaged.values()))}")
+            named = {
+                _blob(record.sha256) for manifest in found.values() for record in manifest.files.values()
+            }
+            gone = [one for one in self.remote.objects(BLOBS) if one["path"] not in named]
+            self.remote.delete(one["path"] for one in gone)
+            return sum(int(one["size"]) for one in gone)
 
     def remove(self, directory: Path) -> None:
         """An artifact, here and in the store; the caller holds it by `exclusive`."""
@@ -178,6 +205,18 @@ class SharedArtifacts(ArtifactStore):
         finally:
             shutil.rmtree(work, ignore_errors=True)
         self.evict()
+
+    @contextmanager
+    def _publishing(self, asset: str) -> Iterator[None]:
+        """Nobody sweeps before the manifest of what is sent is there."""
+        with shared_locks(asset, say_nothing) as locks:
+            if locks:
+                locks.take(self._blobs_lock, shared=True)
+            yield
+
+    @property
+    def _blobs_lock(self) -> str:
+        return f"{self.remote.url}/{BLOBS}"
 
     def _send(self, work: Path, manifest: Manifest) -> None:
         def send(name: str) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from compression_assets.errors import StudyError
 from compression_assets.machine.cluster import cluster
+from compression_assets.store.object_store import ObjectStore, store_of
 from compression_assets.study.cluster_file import use_cluster_file
 from compression_assets.study.files import load_study, presets, study_file, study_of
 from compression_assets.study.model import Study
@@ -78,19 +79,36 @@ def claim_storage(study: Study, named: str, root: Path | None = None) -> None:
         "file": named if named in presets() else str(file),
         "sha256": sha256(file.read_bytes()).hexdigest(),
     }
-    record = root / CLAIM
-    claimed = json.loads(record.read_text()) if record.exists() else own
-    if claimed["file"] != own["file"] and claimed["sha256"] != own["sha256"]:
+    remote = store_of(root)
+    record = f"{remote.url}/{CLAIM}" if remote else str(root / CLAIM)
+    claimed = _claimed(root, remote)
+    if claimed and claimed["file"] != own["file"] and claimed["sha256"] != own["sha256"]:
         raise StudyError(
-            f"{root} belongs to the study file {claimed['file']}, and {own['file']} is another of the same name: "
-            f"write another 'name' into it, or delete {record} if it replaces the other"
+            f"{record.removesuffix(CLAIM)} belongs to the study file {claimed['file']}, and {own['file']} is another "
+            f"of the same name: write another 'name' into it, or delete {record} if it replaces the other"
         )
-    if claimed != own or not record.exists():
-        beside = record.with_name(f".{CLAIM}.{os.getpid()}")
-        # Results can be looked at on a disk that takes no writes.
-        with suppress(OSError):
-            beside.write_text(json.dumps(own, indent=1))
-            beside.replace(record)
+    if claimed != own:
+        _claim(root, remote, json.dumps(own, indent=1))
+
+
+def _claimed(root: Path, remote: ObjectStore | None) -> dict[str, str] | None:
+    """Whose the storage is, None while it is nobody's."""
+    if remote:
+        found = remote.read(CLAIM)
+        return dict(json.loads(found[0])) if found else None
+    record = root / CLAIM
+    return dict(json.loads(record.read_text())) if record.exists() else None
+
+
+def _claim(root: Path, remote: ObjectStore | None, text: str) -> None:
+    if remote:
+        remote.put(CLAIM, text.encode())
+        return
+    beside = root / f".{CLAIM}.{os.getpid()}"
+    # Results can be looked at on a disk that takes no writes.
+    with suppress(OSError):
+        beside.write_text(text)
+        beside.replace(root / CLAIM)
 
 
 def storage_root(default: str | Path = "storage") -> Path:

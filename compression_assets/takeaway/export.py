@@ -16,6 +16,7 @@ from compression_assets.errors import StudyError
 from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.read import NothingMeasured, read_results
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, model_key, relative_directory
@@ -59,7 +60,7 @@ def export(study: Study, root: Path, model: str, form: str, device: str = "cpu")
     """
     if form not in FORMATS:
         raise StudyError(f"unknown export format {form!r}: {near_match(form, FORMATS)}")
-    store = ArtifactStore(root)
+    store = artifacts_of(root)
     node = _node(study, model)
     lineage = _lineage(study, store, node)
     directory = root / relative_directory(model_key(node))
@@ -211,8 +212,7 @@ def _evaluation_set(root: Path) -> "TokenDataset":
     from compression_assets.text.datasets import TokenDataset
 
     asset = DATASETS["evaluation"]
-    ArtifactStore(root).require(root / relative_directory(asset), asset, "export", verify=False)
-    return TokenDataset.load(root / relative_directory(asset))
+    return TokenDataset.load(artifacts_of(root).needed(root / relative_directory(asset), asset, "export"))
 
 
 def _tokens(directory: Path, texts: list[str]) -> list[list[int]]:

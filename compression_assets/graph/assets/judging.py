@@ -16,6 +16,7 @@ from compression_assets.graph.resources import StudyStorage
 from compression_assets.reporting.judged_by import shown_metric
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.fingerprints import installed_version
+from compression_assets.store.object_store import store_of
 from compression_assets.store.reports import MISSING, Check, StepReport
 from compression_assets.store.tables import write_table
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
@@ -273,7 +274,7 @@ def _asker(judge: JudgeSettings, place: BuildContext, asset: str) -> "Asker":
         directory = place.inputs[name]
         weights = store.require(directory, name, asset, verify=False).data_version
     backend = open_backend(judge.model, directory, weights, place.device, place.storage.downloads)
-    return Asker(backend, AnswerCache(store.root / CACHE), judge.patience)
+    return Asker(backend, AnswerCache(store.root / CACHE, store_of(store.root)), judge.patience)
 
 
 def _summary(title: str, rows: Any, doubt: str) -> str:

@@ -13,6 +13,7 @@ from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.leaderboard import table
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.reporting.read import read_results
+from compression_assets.store.object_store import store_of
 from compression_assets.study.leaderboard_models import leaderboard_models, measurements
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
@@ -58,7 +59,7 @@ def _leaderboard(study: Study) -> dg.AssetsDefinition:
             {
                 **shown,
                 "sql": dg.MetadataValue.md("`SELECT * FROM leaderboard`"),
-                "database": dg.MetadataValue.path(str(storage.database.file)),
+                **({} if store_of(root) else {"database": dg.MetadataValue.path(str(storage.database.file))}),
             },
             checks=(_same_precision(study, storage), _ends_its_turns(study, storage)),
         )

@@ -22,6 +22,7 @@ from compression_assets.machine.runtime import prepare_process
 from compression_assets.machine.workers import die_with_the_run
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
 from compression_assets.store.fingerprints import file_sha256, fingerprint, library_versions
+from compression_assets.store.object_store import Superseded
 from compression_assets.store.reports import MISSING, Report, StepReport
 from compression_assets.store.write_errors import storage_problem
 from compression_assets.study.names import relative_directory
@@ -130,7 +131,16 @@ def _find_or_build(step: Step, artifact: Artifact, rebuild: bool) -> tuple[Manif
                 _refuse_unreported(artifact, said)
                 about = _about(artifact, wanted, versions, said)
                 about["metadata"] |= lease.about()
-                return store.publish(work, directory, **about, **lease.so_far()), False
+                try:
+                    return store.publish(work, directory, **about, **lease.so_far()), False
+                except Superseded:
+                    # Of a host that was cut off and lived on, and the one that did its work anew, the first counts.
+                    if (other := store.finished(directory, wanted, artifact.asset)) is None:
+                        raise
+                    context.log.warning(
+                        f"{artifact.asset} was made elsewhere meanwhile, and that one is taken"
+                    )
+                    return other, True
 
 
 def _versions(artifact: Artifact, inputs: Mapping[str, Path], store: ArtifactStore) -> dict[str, str]:
