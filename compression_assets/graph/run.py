@@ -2,11 +2,13 @@
 
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -34,6 +36,8 @@ from compression_assets.study.places import (
 )
 
 POLL_SECONDS = 0.5
+INTERRUPTS = (DagsterExecutionInterruptedError, KeyboardInterrupt)
+"""What Ctrl-C is raised as, within a run of Dagster's and outside of it."""
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own console log is kept in its history; the terminal shows progress and errors."""
 
@@ -71,7 +75,7 @@ def run_study(
         instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
         stamp = _Stamp(study, chosen)
         job = full_study_job_in_process if stamp.is_there() and not rebuild else full_study_job
-        with _Watcher(study, view):
+        with _Watcher(study, view), interrupts_kept():
             result = launch(instance, chosen, QUIET | _rebuild_config(rebuild), job)
         if result.success:
             stamp.leave()
@@ -106,8 +110,31 @@ def _interrupted(result: dg.JobExecutionResult) -> bool:
         for event in result.all_events
         if event.is_step_failure or event.is_job_failure
     ]
-    interrupts = (DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
-    return any(failure.error and failure.error.cls_name in interrupts for failure in failures)
+    names = [kind.__name__ for kind in INTERRUPTS]
+    return any(failure.error and failure.error.cls_name in names for failure in failures)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Raise Ctrl-C again where Python drops it: what a finalizer or a weak reference's callback raises goes nowhere.
+
+    Dagster raises it wherever the signal finds the main thread, and SQLAlchemy has such callbacks.
+    """
+    shown = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, INTERRUPTS):
+            # Later, when the callback is over: raised in here it would be dropped once more.
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            shown(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = shown
 
 
 def causes(result: dg.JobExecutionResult) -> list[str]:
