@@ -17,7 +17,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from compression_assets.errors import StudyError
 from compression_assets.graph.jobs import FULL_STUDY, selection_of
 from compression_assets.graph.launcher import close_abandoned_runs, driving
-from compression_assets.machine.cluster import cluster
+from compression_assets.machine.cluster import cluster, refuse_silent_head
 from compression_assets.machine.progress import ProgressFiles, ProgressView
 from compression_assets.machine.shared_progress import ProgressRows
 from compression_assets.machine.workers import workers
@@ -65,6 +65,7 @@ def run_study(
     """
     study = current_study()
     refuse_unfit(study, storage_root() / ".downloads", study_root(study))
+    refuse_silent_head()
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
     chosen = _chosen(study, selection, ordering, rebuild)
     costs = expected_seconds(study)
@@ -72,7 +73,8 @@ def run_study(
     print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
     with dg.DagsterInstance.get() as instance:
         close_abandoned_runs(instance)
-        instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
+        if cluster() is None:
+            instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
         stamp = _Stamp(study, chosen)
         job = full_study_job_in_process if stamp.is_there() and not rebuild else full_study_job
         with _Watcher(study, view), interrupts_kept():

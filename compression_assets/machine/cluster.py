@@ -5,6 +5,8 @@ Without these variables everything runs on this machine, and none of the extra `
 
 import importlib.util
 import os
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 
 from compression_assets.errors import StudyError
@@ -48,3 +50,19 @@ def cluster() -> Cluster | None:
             f"{RAY} is set, but {missing[0]} is not installed; run: pip install 'compression-assets[cluster]'"
         )
     return Cluster(os.environ[RAY].rstrip("/"), os.environ[POSTGRES], os.environ[STORE])
+
+
+def refuse_silent_head() -> None:
+    """Raise StudyError when Ray's head does not answer; nothing is asked where steps run on this machine."""
+    named = cluster()
+    if named is None:
+        return
+    try:
+        urllib.request.urlopen(f"{named.ray}/api/version", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it is there, and asks for its token
+    except OSError as error:
+        raise StudyError(
+            f"Ray's head at {named.ray} does not answer ({error}); start it with: ray start --head "
+            f"--dashboard-host=0.0.0.0 (see docs/cluster.md), or correct {RAY}"
+        ) from error
