@@ -1,7 +1,6 @@
 """Steps as jobs of Ray: submitted with their resources, and looked after."""
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -10,6 +9,7 @@ from dagster_ray.core.executor import RayStepHandler
 from ray.job_submission import JobSubmissionClient
 
 from compression_assets.graph.cluster.handover import environment, step_cpus
+from compression_assets.graph.cluster.reservations import reserved
 
 PATIENCE = 120.0
 """Seconds for which a head that does not answer is asked again before a run fails."""
@@ -89,22 +89,3 @@ class _Client(JobSubmissionClient):
                 if time.monotonic() > until:
                     raise
                 time.sleep(2)
-
-
-def reserved(job: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What is reserved for a job: what it asks for, but no more than the largest host has, where the step will say so.
-
-    Ray would let it wait for ever. Without GPUs, steps compute on CPUs; on a GPU, its memory counts, which Ray does not
-    know.
-    """
-
-    def most(resource: str) -> float:
-        return max((node.get(resource, 0.0) for node in nodes), default=0.0)
-
-    gpus = min(job["entrypoint_num_gpus"] or 0, most("GPU"))
-    memory = 0 if gpus else min(job["entrypoint_memory"] or 0, most("memory"))
-    return {
-        "entrypoint_num_cpus": min(job["entrypoint_num_cpus"] or 0, most("CPU")),
-        "entrypoint_num_gpus": gpus,
-        "entrypoint_memory": int(memory),
-    }

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.graph.cluster.handover import DRIVER, step_cpus
@@ -27,6 +28,25 @@ def reservation(study: Study, asset: str, gpus: int = 0) -> Mapping[str, str]:
         return {}
     asked = {"num_cpus": step_cpus(), "num_gpus": gpus, "memory": _memory(study).get(asset)}
     return {TAG: json.dumps({name: amount for name, amount in asked.items() if amount})}
+
+
+def reserved(job: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What is reserved for a job: what it asks for, but no more than the largest host has, where the step will say so.
+
+    Ray would let it wait for ever. Without GPUs, steps compute on CPUs; on a GPU, its memory counts, which Ray does not
+    know.
+    """
+
+    def most(resource: str) -> float:
+        return max((node.get(resource, 0.0) for node in nodes), default=0.0)
+
+    gpus = min(job["entrypoint_num_gpus"] or 0, most("GPU"))
+    memory = 0 if gpus else min(job["entrypoint_memory"] or 0, most("memory"))
+    return {
+        "entrypoint_num_cpus": min(job["entrypoint_num_cpus"] or 0, most("CPU")),
+        "entrypoint_num_gpus": gpus,
+        "entrypoint_memory": int(memory),
+    }
 
 
 def _memory(study: Study) -> Mapping[str, int]:
