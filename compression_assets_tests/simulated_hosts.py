@@ -111,6 +111,11 @@ class Hosts:
     workers: dict[str, Host] = field(default_factory=dict)
     head: "Host | None" = None
 
+    def database_sessions(self) -> list[int]:
+        """Processes of the database that serve somebody."""
+        found = _descendants(self.postgres)
+        return [number for number in found if _read(f"/proc/{number}/cmdline").startswith(b"postgres: tests")]
+
     def running(self, step: str, within: float = 120.0) -> Host:
         """The worker on which a step is at work."""
         deadline = time.monotonic() + within
