@@ -1,6 +1,6 @@
 """What a study on Ray costs beside one machine: the start of a step, bytes through the store, a host that is lost.
 
-Simulated hosts on this machine (root, for namespaces); `make test-cluster` installs what they need. Seconds by the clock.
+Simulated hosts on this machine (as root, for namespaces); what they need is installed by `make test-cluster`.
 """
 
 import os
