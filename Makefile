@@ -26,7 +26,7 @@ help: ## list these commands
 setup: .venv/.ready ## install everything into .venv
 
 .venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
-	@scripts/setup.sh
+	@scripts/setup.sh $(UV_VERSION)
 
 demo: setup ## set up, build all ten models of the embedded study and print the leaderboard
 	@$(BIN)/compression run --study demo

@@ -286,7 +286,7 @@ def recommend(
     return 0 if choice.model else 1
 
 
-@_command("export p_kd_q", "export p_kd --format gguf:q8_0")
+@_command("export p_kd_q", "export p_kd --format gguf:q4_k_m")
 @click.argument("model")
 @click.option(
     "--format",
@@ -294,9 +294,12 @@ def recommend(
     metavar="FORMAT",
     default="hf",
     show_default=True,
-    help="hf, w4a16 (of an int4 model), gguf, or gguf:TYPE with TYPE bf16, f16, q8_0, q5_0 or q4_0.",
+    help="hf, w4a16 (of an int4 model), gguf, or gguf:TYPE with TYPE bf16, f16, q8_0, q6_k, q5_k_m, q5_0, q4_k_m, "
+    "iq4_nl or q4_0.",
 )
-def export(model: str, form: str) -> None:
+@click.option("--embeddings", metavar="TYPE", help="GGUF type of embeddings and output layer.")
+@click.option("--imatrix", is_flag=True, help="Round by how large inputs are on the calibration set.")
+def export(model: str, form: str, embeddings: str | None, imatrix: bool) -> None:
     """Write a MODEL of the study for use elsewhere.
 
     MODEL is a key such as p_kd_q, or of an intermediate one such as p_kd. What is written is loaded back, and kept only
@@ -308,7 +311,7 @@ def export(model: str, form: str) -> None:
 
     prepare_process()
     study = current_study()
-    done = export(study, study_root(study), model, form)
+    done = export(study, study_root(study), model, form, embeddings=embeddings, importance=imatrix)
     print(
         f"{done.path}: {done.bytes / 2**20:,.1f} MiB; loaded back, perplexity {done.after:.4f} "
         f"(the study's model {done.before:.4f}){f'; {done.engine}' if done.engine else ''}"
@@ -324,7 +327,7 @@ def export(model: str, form: str) -> None:
 def serve(model: str, kind: str | None, port: int) -> None:
     """Run an exported MODEL in llama.cpp, as OpenAI's API on this machine.
 
-    MODEL was exported before, as gguf. Prints a curl command that works.
+    MODEL was exported before, as gguf, or is in the study's evaluation.serving. Prints a curl command that works.
     """
     from functools import partial
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import gguf
 
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.sources.gguf_splitting import SPLITTINGS
-from compression_assets.takeaway import llama_cpp
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
 from compression_assets_tests.project import Project
 from compression_assets_tests.tiny_models import tiny_directory

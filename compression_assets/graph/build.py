@@ -20,6 +20,7 @@ from compression_assets.graph.assets.models import model_assets
 from compression_assets.graph.assets.plan import plan_asset
 from compression_assets.graph.assets.recommendation import recommendation_asset
 from compression_assets.graph.assets.report import page_asset, unread
+from compression_assets.graph.assets.serving import serving_assets
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.assets.text import text_assets
 from compression_assets.graph.jobs import study_jobs
@@ -57,6 +58,7 @@ def study_assets(study: Study) -> Sequence[Any]:
         *harness_assets(study),
         *text_assets(study),
         *diagnostics_assets(study),
+        *serving_assets(study),
         *leaderboard_assets(study),
         comparisons_asset(study),
         plan_asset(study),

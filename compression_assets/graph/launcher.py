@@ -68,7 +68,11 @@ def close_abandoned_runs(instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(running):
         if gone := gone_process(instance, run):
             instance.report_run_failed(run, f"{gone} of this run is gone")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    # A run that has failed may have left some too: a step whose process dies gives its slot back to nobody.
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        ended = instance.get_run_by_id(run_id)
+        if ended is None or ended.is_finished:
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 def _is_python(process: int) -> bool:

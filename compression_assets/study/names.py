@@ -25,7 +25,9 @@ DATASETS_OP = "datasets"
 
 REPORT = "report"
 PLAN = "plan"
-PARTS = ("metrics", "answers", "quality", "judged", "harness", "text")
+EXPORTED, SERVED = "exported", "served"
+"""Prefixes of the file that an engine loads, and of what was measured in the engine."""
+PARTS = ("metrics", "answers", "quality", "judged", "harness", "text", SERVED)
 """Kinds of measurements: each is an asset `<part>_<model>` for everything that is measured."""
 
 COMPARISONS = "comparisons"
@@ -82,4 +84,4 @@ def relative_directory(asset: str) -> Path:
     kind, _, name = asset.partition("_")
     if kind == "external":
         return Path("models") / asset
-    return Path(kind if kind in (*PARTS, "diagnostics") else "models") / name
+    return Path(kind if kind in (*PARTS, EXPORTED, "diagnostics") else "models") / name

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp, vllm
+from compression_assets.evaluation.engines.settings import LLAMA_CPP, VLLM
 from compression_assets.machine import shared_locks
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
 from compression_assets.planning.fit import refuse_unfit
@@ -53,7 +55,7 @@ def examine(study: Study) -> list[Finding]:
     found += [finding] if finding else []
     if planned is not None:
         found += [_memory(planned), _disk(planned)]
-    return [*found, *_network(study), *_keys(study), *_shared(study)]
+    return [*found, *_engines(study), *_network(study), *_keys(study), *_shared(study)]
 
 
 def _nvidia_is_there() -> bool:
@@ -113,6 +115,19 @@ def _models(study: Study) -> Iterator[Finding]:
         yield Finding("models", False, str(error))
         return
     yield Finding("models", None if notes else True, "; ".join(notes) or "each can go through its steps")
+
+
+def _engines(study: Study) -> Iterator[Finding]:
+    """What runs exported models, and whether the study measures any there."""
+    wanted = {served.engine for served in study.evaluation.serving}
+    there = {
+        LLAMA_CPP: f"xllamacpp {metadata.version('xllamacpp')}" if llama_cpp.available() else "",
+        VLLM: os.environ.get(vllm.SETTING, ""),
+    }
+    install = {LLAMA_CPP: llama_cpp.INSTALL, VLLM: vllm.INSTALL}
+    for engine, found in there.items():
+        lacks = f"not there; {'evaluation.serving wants it' if engine in wanted else 'optional'}: {install[engine]}"
+        yield Finding(engine, True if found else False if engine in wanted else None, found or lacks)
 
 
 def _this_device() -> Device:

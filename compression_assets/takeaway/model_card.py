@@ -7,6 +7,7 @@ from typing import Any
 from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.metrics import in_order
 from compression_assets.reporting.judged_by import introduced, judge_of, shown_metric, weaknesses
+from compression_assets.reporting.parts import Table
 from compression_assets.reporting.read import is_untrusted
 from compression_assets.tables import markdown, shown
 
@@ -22,11 +23,13 @@ def model_card(
     metrics: Lineage,
     confidence: str = "95 %",
     judge: JudgeSettings | None = None,
+    served: Table | None = None,
 ) -> str:
     """README.md with front matter.
 
     about: of the base model: origin, license, notes. lineage: manifests' fields from the base on, one a step.
     metrics: rows of the table metrics.<model>. confidence: of their intervals. judge: that of the study.
+    served: what it does in engines.
     """
     licence = str(about.get("license", "not stated")).lower()
     front = [
@@ -48,6 +51,7 @@ def model_card(
             "",
             _metrics(metrics, confidence, judge),
             "",
+            *(["## In engines", "", *_served(served), ""] if served else []),
             "## How it was made",
             "",
             _lineage(lineage),
@@ -95,6 +99,11 @@ def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> 
         *(f"{titles[name]}: its judge is {note}." for name, note in weaknesses(known).items()),
     ]
     return "\n\n".join([table, *remarks])
+
+
+def _served(table: Table) -> list[str]:
+    rows = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in table.written]
+    return [markdown(table.full_columns, rows), "", table.caption]
 
 
 def _interval(row: Mapping[str, Any]) -> str:
