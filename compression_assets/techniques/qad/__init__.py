@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from compression_assets.errors import StudyError
 from compression_assets.techniques.qad.apply import qad_step
 from compression_assets.techniques.qad.predict import predict_qad
 from compression_assets.techniques.qad.recipe import QADRecipe
@@ -19,6 +20,15 @@ class QuantizationAwareDistillation(Technique):
     checks = ("weights_finite", "size_as_asked", "as_trained")
     apply = staticmethod(qad_step)
     predict = staticmethod(predict_qad)
+
+    @classmethod
+    def gpus(cls, recipe: Any, training: int) -> int:
+        if training > 1:
+            raise StudyError(
+                "after every step it rounds whole weights, of which each of several GPUs has a part only: set gpus: 1, "
+                "or leave QAD out"
+            )
+        return 1
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:
