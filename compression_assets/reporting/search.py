@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 TRIALS, OUTCOME = "search_trials", "search_outcome"
 """Tables: a row a trial and rung, and a row a search and seed."""
-IRRELEVANT = ("description", "orderings", "sweep", "seeds", "goal", "search", "external_models")
+IRRELEVANT = ("description", "orderings", "sweep", "seeds", "goal", "search", "external_models", "tracking")
 """Keys of a study that change no figure of a trial."""
 SHOWN = 12
 
 Row = Mapping[str, Any]
 
 
-def rests_on(study: Study) -> str:
+def basis(study: Study) -> str:
     """Hash of what a trial's figures rest on; trials of another one are of an earlier state of the study."""
     content = study.model_dump(mode="json", by_alias=True, exclude=set(IRRELEVANT))
     content["techniques"] = {
@@ -35,12 +35,12 @@ def rests_on(study: Study) -> str:
 
 def searches(data: ReportData) -> Section | None:
     """Quality against size with every trial, the best at the full budget, and the verdict; None without a search."""
-    now = rests_on(data.study)
-    rows = [row for row in data.tables[TRIALS] if row["rests_on"] == now]
+    now = basis(data.study)
+    rows = [row for row in data.tables[TRIALS] if row["basis"] == now]
     if not rows:
         return None
     names = list(dict.fromkeys(row["search"] for row in rows))
-    verdicts = {row["search"]: row["verdict"] for row in data.tables[OUTCOME] if row["rests_on"] == now}
+    verdicts = {row["search"]: row["verdict"] for row in data.tables[OUTCOME] if row["basis"] == now}
     lead = " ".join(verdicts.get(name, f"{name}: the search has not come to its end.") for name in names)
     charts, tables = [], []
     for name in names:
@@ -54,7 +54,7 @@ def searches(data: ReportData) -> Section | None:
         ]
         charts.append(_chart(name, own, written, known.title))
         tables.append(_best(own, known.label, known.digits))
-        ended = [row for row in data.tables[OUTCOME] if row["rests_on"] == now and row["search"] == name]
+        ended = [row for row in data.tables[OUTCOME] if row["basis"] == now and row["search"] == name]
         if ended:
             tables.append(_repeats(ended, known.label, known.digits))
     return Section("search", "What a search found", lead=lead, charts=charts, tables=tables)

@@ -140,8 +140,10 @@ def _judged(setting: Setting, ledger: Ledger, candidate: Candidate) -> _Judged:
     limit = setting.max_mib
     try:
         text = setting.widened.spelled(candidate, setting.volume)
-        study = setting.widened.study(text)
-        mib = predicted_mib(study, study.parsed_orderings[-1], setting.base)
+        mib = next((trial.predicted_mib for trial in ledger.trials() if trial.ordering == text), None)
+        if mib is None:
+            study = setting.widened.study(text)
+            mib = predicted_mib(study, study.parsed_orderings[-1], setting.base)
     except StudyError as error:
         return _Judged(candidate.order, why=f"impossible: {error}", excess=limit)
     if mib > limit:

@@ -7,7 +7,7 @@ from compression_assets.errors import StudyError
 from compression_assets.evaluation.comparisons import Measured
 from compression_assets.evaluation.measured import ROWS, read_measured
 from compression_assets.reporting.current import outdated
-from compression_assets.reporting.read import read_manifests
+from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
 from compression_assets.study.orderings import Ordering
@@ -39,7 +39,7 @@ class Figures:
     """What is measured of a study by now; what belongs to an earlier state of it is not."""
 
     def __init__(self, study: Study, root: Path) -> None:
-        manifests, _ = read_manifests(root)
+        manifests, _ = ArtifactStore(root).manifests()
         self._root, self._study, self._manifests = root, study, manifests
         self._outdated = outdated(study, manifests)
 

@@ -9,7 +9,7 @@ from compression_assets.evaluation.metrics import metric
 from compression_assets.machine.locks import try_lock
 from compression_assets.planning.work import volumes
 from compression_assets.reporting.read import is_untrusted
-from compression_assets.reporting.search import rests_on, write_picture
+from compression_assets.reporting.search import basis, write_picture
 from compression_assets.search.brackets import Setting, built, run_brackets
 from compression_assets.search.foreseen import base_config, predicted_mib
 from compression_assets.search.found import Figures, Target, goal
@@ -87,7 +87,7 @@ def search(
         )
         about = {
             "search": folder.name,
-            "rests_on": rests_on(study),
+            "basis": basis(study),
             "metric": target.metric,
             "max_size_mib": max_mib,
         }
@@ -103,7 +103,7 @@ def search(
 def _ledger(study: Study, folder: Path, widened: WidenedStudy, orders: list[str], target: Target) -> Ledger:
     """What this search has done by now. Another one begins where recipes, data or space are no longer the same."""
     space = study.search.model_dump(mode="json", include={"settings", "shares", "keep", "rungs"})
-    name = fingerprint({"study": rests_on(study), "space": space, "orders": orders, "metric": target.metric})
+    name = fingerprint({"study": basis(study), "space": space, "orders": orders, "metric": target.metric})
     return Ledger(
         folder / JOURNAL,
         name[:16],
