@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,12 +19,14 @@ from compression_assets.search.found import GOALS
 from compression_assets.search.halving import budgets, promoted
 from compression_assets.search.ledger import Ledger
 from compression_assets.search.outcome import LOST, OPEN, WON, Repeat, judged, verdict
+from compression_assets.search.searching import Found, search
 from compression_assets.search.space import Candidate, draw, token_shares
 from compression_assets.search.widened import WidenedStudy, variant_name
 from compression_assets.study.files import load_study
 from compression_assets.study.plain_yaml import read_mapping, write_mapping
 from compression_assets.study.search import Search
 from compression_assets.training.work import Volume
+from compression_assets_tests import warm
 from compression_assets_tests.project import Project, changed
 
 SPACE: dict[str, Any] = {
@@ -252,54 +255,114 @@ def test_a_mistake_in_the_section_is_told(project: Project, block: dict[str, Any
     assert said in str(error.value)
 
 
-@pytest.mark.timeout(700)
-def test_a_killed_search_goes_on_and_does_nothing_twice(project: Project, tmp_path: Path) -> None:
-    arguments = ("search", "--max-size", str(LIMIT))
-    process = project.start(sys.executable, "-m", "compression_assets.cli", *arguments)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "rung 2 of 2" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    made = {file: file.stat().st_mtime_ns for file in (project.root / "models").glob("*/model.safetensors")}
-    assert made
+class WarmRuns:
+    """The runs of a search, in processes that have imported everything. stop: the run before which Ctrl-C comes."""
 
-    code, output = project.compression(*arguments)
-    assert code == 0, output
-    assert "Within 0.1 MiB the search found" in output
-    assert {file: file.stat().st_mtime_ns for file in made} == made
+    def __init__(self, project: Project, monkeypatch: pytest.MonkeyPatch, stop: int | None = None) -> None:
+        self.outputs: list[str] = []
+        self._project, self._stop = project, stop
+        for module in ("run", "searching"):
+            monkeypatch.setattr(f"compression_assets.search.{module}.run_assets", self)
+
+    def __call__(self, file: Path, assets: Iterable[str]) -> bool:
+        if len(self.outputs) == self._stop:
+            raise KeyboardInterrupt
+        selection = " or ".join(f'+key:"{asset}"' for asset in assets)
+        environment = {**self._project.environment, "COMPRESSION_STUDY": str(file)}
+        code, output = warm.compression(("run", "--select", selection), environment, self._project.storage)
+        self.outputs.append(output)
+        return code == 0
+
+
+def searched(project: Project) -> Found:
+    study = load_study(project.study_file)
+    return search(
+        study,
+        project.study_file,
+        project.root,
+        project.storage / ".downloads",
+        max_mib=LIMIT,
+        goal_name="perplexity",
+        hours=3.0,
+        say=lambda _: None,
+    )
+
+
+@pytest.mark.timeout(700)
+def test_a_stopped_search_goes_on_and_does_nothing_twice(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = WarmRuns(project, monkeypatch, stop=2)
+    with pytest.raises(KeyboardInterrupt):
+        searched(project)
+    project.compression("leaderboard")
+    assert project.query("SELECT count(*), count(rung), count(value) FROM search_trials WHERE why = ''") == [
+        (3, 3, 3)
+    ]
+
+    second = WarmRuns(project, monkeypatch)
+    found = searched(project)
+    assert found.verdict.startswith("Within 0.1 MiB the search found")
+    made = [asset for run in (*first.outputs, *second.outputs) for asset in changed(run)]
+    assert len(made) == len(set(made)), "made twice"
 
     setting = setting_of(project)
     expected = [trial.ordering for trial in filled(setting, ledger_of(setting, tmp_path / "fresh"), 0)]
-    rows = project.query(
-        "SELECT ordering, rung, value, size_mib, predicted_mib FROM search_trials WHERE rung = 1"
-    )
+    project.compression("leaderboard")
+    rows = project.query("SELECT ordering, value, size_mib, predicted_mib FROM search_trials WHERE rung = 1")
     assert [row[0] for row in rows] == expected
-    for _, _, value, size, predicted in rows:
+    for _, value, size, predicted in rows:
         assert value > 1 and size <= LIMIT and size == pytest.approx(predicted, rel=0.01)
-    assert project.query("SELECT count(*) FROM search_trials WHERE rung = 2") == [(1,)]
-    best = min(rows, key=lambda row: row[2])[0]
+    best = min(rows, key=lambda row: float(row[1]))[0]
+    assert project.query("SELECT ordering FROM search_trials WHERE rung = 2") == [(best,)]
     repeats = project.query("SELECT seed, found_ordering, written_ordering FROM search_outcome ORDER BY seed")
     assert repeats == [(0, best, "P-KD-Q"), (1, f"{best}@1", "P-KD-Q@1")]
+    left_out = project.query("SELECT ordering FROM search_trials WHERE why LIKE 'too large%'")
+    for (text,) in left_out:
+        assert not (project.root / "models" / text.replace("-", "_").replace(":", "_").lower()).exists()
 
-    code, output = project.compression(*arguments)
-    assert code == 0 and changed(output) == set(), output
-    widened = str(project.root / "search" / "perplexity_0p1" / "study.yaml")
-    code, output = project.compression("leaderboard", "--json", "--study", widened)
+    third = WarmRuns(project, monkeypatch)
+    assert searched(project) == found
+    assert third.outputs == []
+
+    code, output = project.compression("leaderboard", "--json", "--study", str(found.file))
     assert code == 0, output
     assert best in [model["ordering"] for model in json.loads(output)["models"]]
     code, output = project.compression("report")
     assert code == 0, output
     page = Path(output.strip()).read_text()
     assert "What a search found" in page and "Within 0.1 MiB the search found" in page
-    assert (project.root / "reports" / "search_perplexity_0p1.svg").read_text().startswith("<svg")
+    assert found.picture.read_text().startswith("<svg")
+
+    # The recipe, put into the study, is found and not made again.
+    raw = project.read()
+    raw["techniques"] |= found.recipe["techniques"]
+    raw["orderings"] += found.recipe["orderings"]
+    project.write(raw)
+    code, output = project.compression("run", "--ordering", best)
+    assert code == 0 and changed(output) == set(), output
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_a_killed_search_leaves_nothing_running_and_goes_on(project: Project) -> None:
+    command = (sys.executable, "-m", "compression_assets.cli", "search", "--max-size", str(LIMIT))
+    process = project.start(*command)
+    assert process.stdout is not None
+    next(line for line in process.stdout if "rung 2 of 2" in line)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = {file: file.stat().st_mtime_ns for file in (project.root / "models").glob("*/model.safetensors")}
+    assert made
     _no_run_is_left(project)
+    code, output = project.command(*command)
+    assert code == 0 and "Within 0.1 MiB the search found" in output, output
+    assert {file: file.stat().st_mtime_ns for file in made} == made
 
 
 def _no_run_is_left(project: Project) -> None:
     """The run of a killed search ends by itself."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         left = [
             folder

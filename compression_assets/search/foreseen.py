@@ -7,6 +7,7 @@ from compression_assets.planning.costs import expected_seconds
 from compression_assets.planning.models import config_of
 from compression_assets.planning.steps import Predictions
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, model_key, relative_directory
 from compression_assets.study.orderings import Ordering
@@ -35,7 +36,7 @@ def predicted_seconds(
 
     What is there already takes none. Expected seconds are scaled by what the models in the storage took.
     """
-    store, expected = ArtifactStore(root), expected_seconds(study)
+    store, expected = artifacts_of(root), expected_seconds(study)
     models = {model_key(node) for node in study.nodes.values() if node.parent is not None}
     taken = {asset: made.seconds for asset in models if (made := _manifest(store, asset)) is not None}
     needed = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.comparisons import Measured
-from compression_assets.evaluation.measured import ROWS, read_measured
+from compression_assets.evaluation.measured import read_measured
 from compression_assets.reporting.current import outdated
-from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
 from compression_assets.study.orderings import Ordering
@@ -39,21 +39,23 @@ class Figures:
     """What is measured of a study by now; what belongs to an earlier state of it is not."""
 
     def __init__(self, study: Study, root: Path) -> None:
-        manifests, _ = ArtifactStore(root).manifests()
-        self._root, self._study, self._manifests = root, study, manifests
-        self._outdated = outdated(study, manifests)
+        self._store = artifacts_of(root)
+        self._manifests, _ = self._store.manifests()
+        self._outdated = outdated(study, self._manifests)
 
     def has(self, ordering: Ordering, part: str) -> bool:
         """Whether a part of an ordering's measurement is there, made as the study now says."""
-        directory = relative_directory(f"{part}_{ordering.key}")
-        there = str(directory) in self._manifests and (self._root / directory / ROWS).exists()
+        there = str(relative_directory(f"{part}_{ordering.key}")) in self._manifests
         return there and (ordering.key, part) not in self._outdated
 
     def measured(self, ordering: Ordering, part: str, metric: str) -> Measured | None:
         """A metric of an ordering with its items; None where it is not measured, or could not be."""
+        asset = f"{part}_{ordering.key}"
         if not self.has(ordering, part):
             return None
-        rows, samples = read_measured(self._root / relative_directory(f"{part}_{ordering.key}"))
+        rows, samples = read_measured(
+            self._store.needed(self._store.root / relative_directory(asset), asset, "search")
+        )
         row = next((row for row in rows if row.metric == metric), None)
         if row is None or row.value is None:
             return None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.metrics import metric
@@ -37,7 +38,7 @@ class Found:
     """verdict: sentences. recipe: `techniques` and `orderings` for a study file. file: the study with every trial."""
 
     verdict: str
-    recipe: dict[str, object]
+    recipe: dict[str, Any]
     file: Path
     model: str
     picture: Path
