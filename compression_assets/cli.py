@@ -317,6 +317,8 @@ def search(max_size: float, goal: str, hours: float) -> None:
     which), and ends with the winner beside the study's best order within the size. Stop it whenever you like: the same
     command goes on.
     """
+    import shlex
+
     import yaml
 
     from compression_assets.search.searching import search as find
@@ -330,7 +332,7 @@ def search(max_size: float, goal: str, hours: float) -> None:
     print(f"\n{found.verdict}\n\nto have it in a study file of yours:\n")
     print(yaml.safe_dump(found.recipe, sort_keys=False))
     print(f"model:   {root / 'models' / found.model}")
-    print(f"trials:  compression leaderboard --study {found.file}")
+    print(f"trials:  {shlex.join(['compression', 'leaderboard', '--study', str(found.file)])}")
     print(f"picture: {found.picture}")
 
 

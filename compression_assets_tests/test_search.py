@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.search.brackets import NO_TIME, Setting, filled
+from compression_assets.search import brackets
+from compression_assets.search.brackets import NO_TIME, Setting, filled, run_brackets
+from compression_assets.search.conclusion import Found, concluded
 from compression_assets.search.foreseen import base_config
 from compression_assets.search.found import GOALS
 from compression_assets.search.halving import budgets, promoted
 from compression_assets.search.ledger import Ledger
 from compression_assets.search.outcome import LOST, OPEN, WON, Repeat, judged, verdict
-from compression_assets.search.searching import Found, search
+from compression_assets.search.searching import search
 from compression_assets.search.space import Candidate, draw, token_shares
 from compression_assets.search.widened import WidenedStudy, variant_name
 from compression_assets.study.files import load_study
@@ -253,6 +255,57 @@ def test_a_mistake_in_the_section_is_told(project: Project, block: dict[str, Any
     with pytest.raises(StudyError) as error:
         load_study(project.study_file)
     assert said in str(error.value)
+
+
+class Made:
+    """What runs would have measured: rung -> values by trial, None for what failed. Stands for `brackets.built`."""
+
+    def __init__(self, values: list[list[float | None]]) -> None:
+        self._values = values
+
+    def __call__(self, setting: Setting, ledger: Ledger, texts: list[str], parts: Any) -> tuple[Any, Any]:
+        known = dict(zip(texts, self._values.pop(0), strict=True))
+        self.value = lambda text, _: known[text]
+        return self, {text: text for text in texts}
+
+    def size(self, text: str) -> float:
+        return 0.05
+
+
+def test_a_trial_that_fails_alone_is_written_down(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = setting_of(project)
+    ledger = ledger_of(setting, tmp_path / "journal")
+    monkeypatch.setattr(brackets, "built", Made([[None, 20.0, 10.0], [None]]))
+    run_brackets(setting, ledger)
+    first, second, third = ledger.trials()[-3:]
+    assert (first.values, list(first.failed)) == ({}, [0])
+    assert (second.values, second.failed) == ({0: 20.0}, {})
+    assert (third.values, list(third.failed)) == ({0: 10.0}, [1])
+    monkeypatch.setattr(brackets, "built", None)  # everything is known
+    run_brackets(setting, ledger)
+    with pytest.raises(StudyError, match="no trial could be made and measured with the full budget"):
+        concluded(load_study(project.study_file), setting, ledger, [], {})
+
+
+def test_where_no_trial_works_nothing_is_written_down(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = setting_of(project)
+    ledger = ledger_of(setting, tmp_path / "journal")
+    monkeypatch.setattr(brackets, "built", Made([[None, None, None]]))
+    with pytest.raises(StudyError, match="none of these trials could be made"):
+        run_brackets(setting, ledger)
+    assert not any(trial.values or trial.failed for trial in ledger.trials())
+
+
+def test_where_everything_is_too_large_the_smallest_is_named(project: Project, tmp_path: Path) -> None:
+    setting = setting_of(project, max_mib=0.05)
+    with pytest.raises(
+        StudyError, match=r"nothing can be tried within 0\.05 MiB \(the smallest of \d+ candidates"
+    ):
+        run_brackets(setting, ledger_of(setting, tmp_path / "journal"))
 
 
 class WarmRuns:

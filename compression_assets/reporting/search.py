@@ -20,6 +20,8 @@ TRIALS, OUTCOME = "search_trials", "search_outcome"
 IRRELEVANT = ("description", "orderings", "sweep", "seeds", "goal", "search", "external_models", "tracking")
 """Keys of a study that change no figure of a trial."""
 SHOWN = 12
+NEAR = 1.25
+"""Sizes that a chart shows, as a multiple of the limit."""
 
 Row = Mapping[str, Any]
 
@@ -63,7 +65,7 @@ def searches(data: ReportData) -> Section | None:
 def trials_chart(rows: Sequence[Row], written: Sequence[tuple[str, float, float]], y_label: str) -> "Figure":
     """Every measured trial, larger and darker the more tokens it had; the study's own models as crosses.
 
-    written: (name, MiB, value).
+    written: (name, MiB, value); those that are far above the limit are left out.
     """
     figure, axes = new_figure(4.1)
     ax = axes[0][0]
@@ -77,13 +79,15 @@ def trials_chart(rows: Sequence[Row], written: Sequence[tuple[str, float, float]
             label = f"{row['model_ordering']}: {row['value']:.4g} at {row['size_mib']:.4g} MiB"
             mark(point, f"{row['search']}.{row['trial']}.{rung}", label)
         ax.plot([], [], linestyle="none", label=f"{own[0]['budget']:.0%} of the tokens", **look)
-    for name, size, value in written:
+    limit = rows[0]["max_size_mib"]
+    near = [(name, size, value) for name, size, value in written if size <= NEAR * limit]
+    for name, size, value in near:
         (point,) = ax.plot([size], [value], marker="x", color=INK, linestyle="none")
         mark(point, f"written.{name}", f"{name}: {value:.4g} at {size:.4g} MiB")
         ax.annotate(name, (size, value), textcoords="offset points", xytext=(4, 3), fontsize=7)
-    if written:
+    if near:
         ax.plot([], [], marker="x", color=INK, linestyle="none", label="the study's own orders")
-    ax.axvline(rows[0]["max_size_mib"], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    ax.axvline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set_yscale("log" if measured and all(row["value"] > 0 for row in measured) else "linear")
     if ax.get_yscale() == "log":
         plain_log_axis(ax.yaxis)

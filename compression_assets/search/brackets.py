@@ -114,9 +114,8 @@ def _fill(setting: Setting, ledger: Ledger, bracket: int, slot: int) -> bool:
     # Each order has its turn before the sampler chooses among them.
     order = setting.orders[slot] if bracket == 0 and slot < len(setting.orders) else None
     for attempt in range(len(placed), ATTEMPTS):
-        learned = (
-            attempt < ATTEMPTS // 2
-        )  # what does well is drawn again and again, and soon nothing of it is new
+        # What does well is drawn again and again, until nothing of it is new.
+        learned = attempt < ATTEMPTS // 2
         wanted = order if attempt < FORCED else None
         number, candidate = ledger.draw(bracket, slot, attempt, wanted, learned=learned)
         judged = _judged(setting, ledger, candidate)
@@ -155,13 +154,12 @@ def _judged(setting: Setting, ledger: Ledger, candidate: Candidate) -> _Judged:
 
 def _halved(setting: Setting, ledger: Ledger, bracket: int, trials: list[Trial]) -> None:
     """Build and measure the trials of a bracket at each rung; those that are not promoted end there."""
-    space, goes_on = setting.space, [trial.number for trial in trials]
+    space = setting.space
+    goes_on = [trial.number for trial in trials]
     for rung, budget in enumerate(budgets(space.rungs, space.keep)):
-        values = _measured(
-            setting, ledger, [t for t in ledger.trials(bracket) if t.number in goes_on], rung, budget
-        )
-        last = rung == space.rungs - 1
-        if last:
+        now = [trial for trial in ledger.trials(bracket) if trial.number in goes_on]
+        values = _measured(setting, ledger, now, rung, budget)
+        if rung == space.rungs - 1:
             for number, value in values.items():
                 ledger.end(number, value)
             return
@@ -183,7 +181,8 @@ def _measured(
         figures, orderings = built(setting, ledger, list(texts.values()), setting.target.parts)
         found = {t.number: figures.value(orderings[texts[t.number]], setting.target) for t in missing}
         sizes = {t.number: figures.size(orderings[texts[t.number]]) for t in missing}
-        if all(value is None for value in found.values()):
+        # One that got further can fail by itself, by diverging; where nothing works, something else is wrong.
+        if rung == 0 and all(value is None for value in found.values()):
             raise StudyError(
                 "none of these trials could be made and measured: mend what the run says, and search again"
             )

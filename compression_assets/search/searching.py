@@ -1,47 +1,33 @@
-"""From a budget to a recipe: prepare, search, repeat the winner beside the best written order, say what came of it."""
+"""A search from its beginning to its end: prepare, try, conclude."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.metrics import metric
 from compression_assets.machine.locks import try_lock
 from compression_assets.planning.work import volumes
 from compression_assets.reporting.read import is_untrusted
-from compression_assets.reporting.search import basis, write_picture
-from compression_assets.search.brackets import Setting, built, run_brackets
+from compression_assets.reporting.search import basis
+from compression_assets.search.brackets import Setting, run_brackets
+from compression_assets.search.conclusion import Found, concluded
 from compression_assets.search.foreseen import base_config, predicted_mib
 from compression_assets.search.found import Figures, Target, goal
-from compression_assets.search.ledger import Ledger, Trial
-from compression_assets.search.outcome import repeated, verdict
+from compression_assets.search.ledger import Ledger
 from compression_assets.search.records import trial_rows, write_records
 from compression_assets.search.run import run_assets
 from compression_assets.search.widened import DISTILLATION_SET, WidenedStudy
 from compression_assets.store.fingerprints import fingerprint
 from compression_assets.study.files import SEARCH
-from compression_assets.study.leaderboard_models import parts
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL
-from compression_assets.study.orderings import BASE, BASE_ORDERING, Ordering, parse_ordering
+from compression_assets.study.orderings import BASE, BASE_ORDERING, Ordering
 from compression_assets.study.search import ORDERS
 from compression_assets.training.work import Volume
 from compression_assets.weights.architectures import Config
 
 JOURNAL, WIDENED = "journal.log", "study.yaml"
 NOTHING = Volume(0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Found:
-    """verdict: sentences. recipe: `techniques` and `orderings` for a study file. file: the study with every trial."""
-
-    verdict: str
-    recipe: dict[str, Any]
-    file: Path
-    model: str
-    picture: Path
 
 
 def search(
@@ -97,8 +83,7 @@ def search(
         finally:
             widened.write()
             write_records(root, folder, trial_rows(setting, ledger, about), [])
-        winner = _winner(setting, ledger)
-        return _concluded(study, setting, ledger, winner, written, about)
+        return concluded(study, setting, ledger, written, about)
 
 
 def _ledger(study: Study, folder: Path, widened: WidenedStudy, orders: list[str], target: Target) -> Ledger:
@@ -179,85 +164,3 @@ def _prepare(
                 f"{target.metric} is {base.row.note}: no model should be chosen by it, search for perplexity or kl"
             )
         ledger.set_tokens(volumes(study, root).get("distillation", NOTHING).trained)
-
-
-def _winner(setting: Setting, ledger: Ledger) -> Trial:
-    """The best trial at the full budget. Raises StudyError where none got there."""
-    last = setting.space.rungs - 1
-    known = [trial for trial in ledger.trials() if last in trial.values]
-    if not known:
-        raise StudyError(
-            "no trial could be made and measured with the full budget: see the table search_trials for the reasons"
-        )
-    sign = -1 if setting.higher_is_better else 1
-    return min(known, key=lambda trial: (sign * trial.values[last], trial.number))
-
-
-def _concluded(
-    study: Study,
-    setting: Setting,
-    ledger: Ledger,
-    winner: Trial,
-    written: list[Ordering],
-    about: dict[str, object],
-) -> Found:
-    widened, root, target = setting.widened, setting.root, setting.target
-    text = widened.add(winner.candidate, setting.volume)
-    best = _best_written(study, setting, written)
-    seeds = _seeds(study)
-    found_texts = [_seeded(text, seed) for seed in seeds]
-    written_texts = [_seeded(best.text, seed) for seed in seeds] if best else []
-    for one in (*found_texts, *written_texts):
-        widened.add_ordering(one)
-    figures = Figures(widened.study(), root)
-    orderings = {
-        one: parse_ordering(one, variants=widened.study().recipes) for one in (*found_texts, *written_texts)
-    }
-    whole = parts(study)
-    if any(not figures.has(one, part) for one in orderings.values() for part in whole):
-        setting.say(f"the winner, {text}, and the study's best order with {len(seeds)} seeds")
-        figures, orderings = built(setting, ledger, list(orderings), whole)
-    widened.write()
-    pairs = [
-        (orderings[one], orderings[written_texts[place]] if best else None)
-        for place, one in enumerate(found_texts)
-    ]
-    rows = repeated(study, figures, target, pairs)
-    said = verdict(rows, target, setting.max_mib, study.evaluation.statistics.significance)
-    trials = trial_rows(setting, ledger, dict(about))
-    write_records(
-        root, widened.file.parent, trials, [{**about, **row.row(), "verdict": said} for row in rows]
-    )
-    picture = root / "reports" / f"search_{about['search']}.svg"
-    own = [
-        (one.text, size, value)
-        for one in study.parsed_orderings
-        if (size := figures.size(one)) is not None and (value := figures.value(one, target)) is not None
-    ]
-    write_picture(picture, trials, own)
-    return Found(said, widened.recipe_of(text), widened.file, orderings[text].key, picture)
-
-
-def _best_written(study: Study, setting: Setting, written: list[Ordering]) -> Ordering | None:
-    figures = Figures(study, setting.root)
-    sign = -1 if setting.higher_is_better else 1
-    known = [
-        (sign * value, place, one)
-        for place, one in enumerate(written)
-        if (value := figures.value(one, setting.target)) is not None
-        and (figures.size(one) or setting.max_mib) <= setting.max_mib
-    ]
-    return min(known)[2] if known else None
-
-
-def _seeds(study: Study) -> list[int | None]:
-    """None, for the study's own, and others: those of the study, then the next numbers."""
-    others = [seed for seed in study.seeds if seed != study.seed]
-    others += [
-        seed for seed in range(study.seed + 1, study.seed + study.search.repeats) if seed not in others
-    ]
-    return [None, *others[: study.search.repeats - 1]]
-
-
-def _seeded(text: str, seed: int | None) -> str:
-    return text if seed is None else f"{text}@{seed}"
