@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines.needed import missing
 from compression_assets.planning.models import config_of
 from compression_assets.planning.steps import Predictions
 from compression_assets.sources.models import DirectoryModel, ModelSource
@@ -20,6 +21,7 @@ from compression_assets.training.refusal import refusal as training
 from compression_assets.weights import architectures, shapes
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
 from compression_assets.weights.files import tensor_headers
+from compression_assets.weights.formats.gguf_types import ARCHITECTURES
 
 
 def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> list[str]:
@@ -27,6 +29,9 @@ def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> lis
 
     downloads, root: as for `make_plan`. Returns notes on models of which nothing is known before they are fetched.
     """
+    for index, served in enumerate(study.evaluation.serving):
+        if lacks := missing(served):
+            raise StudyError(f"evaluation.serving[{index}]: {lacks}; or take it out of the study")
     notes = []
     for key, source, asset in _models(study):
         built = None if root is None or asset is None else root / relative_directory(asset)
@@ -81,11 +86,23 @@ def _of_use(study: Study, key: str, config: Config) -> Iterator[str | None]:
 
 
 def _of_base(study: Study, config: Config) -> Iterator[str | None]:
+    yield next(
+        (_no_gguf(index, config) for index, one in enumerate(study.evaluation.serving) if one.gguf), None
+    )
     found = Predictions(study, architectures.standard(config), StepContext(max_length=study.data.max_length))
     for node in study.nodes.values():
         found.of(node)
     if study.distils and isinstance(study.teacher, CorrectedTeacher):
         yield training(config, None)
+
+
+def _no_gguf(index: int, config: Config) -> str | None:
+    if config.get("model_type") in ARCHITECTURES:
+        return None
+    return (
+        f"is a {config.get('model_type')} model, and evaluation.serving[{index}] wants GGUF, which is written for "
+        f"{', '.join(ARCHITECTURES)}: serve it as hf"
+    )
 
 
 def _models(study: Study) -> Iterator[tuple[str, ModelSource, str | None]]:

@@ -23,7 +23,13 @@ from compression_assets.store.metrics_db import HeldOpen, MetricsDatabase
 from compression_assets.store.metrics_schema import TABLES, create_views
 from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.store.tables import tables, typed
-from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models, parts
+from compression_assets.study.leaderboard_models import (
+    LeaderboardModel,
+    ServedModel,
+    leaderboard_models,
+    measured,
+    served_models,
+)
 from compression_assets.study.model import Study
 from compression_assets.study.names import JUDGE_CALIBRATION, TEACHER_MODEL, model_key, relative_directory
 
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-VERSION = 4
+VERSION = 5
 """Of what `_fill` writes; with another one every database is derived anew."""
 
 POLL_SECONDS = 0.05
@@ -131,10 +137,13 @@ def _state(study: Study, root: Path, read: Sequence[Path]) -> str | None:
 
 
 def _directories(study: Study) -> list[Path]:
-    measured = [model.asset(part) for model in leaderboard_models(study) for part in parts(study)]
+    made = [model.asset(part) for model, part in measured(study)]
     models = [model_key(node) for node in study.nodes.values()]
     external = [model.model for model in leaderboard_models(study) if model.ordering is None]
-    return [relative_directory(a) for a in (*measured, *models, *external, TEACHER_MODEL, JUDGE_CALIBRATION)]
+    files = [served.model for served in served_models(study)]
+    return [
+        relative_directory(a) for a in (*made, *models, *external, *files, TEACHER_MODEL, JUDGE_CALIBRATION)
+    ]
 
 
 def _derive(study: Study, root: Path, read: Sequence[Path], state: str) -> None:
@@ -160,6 +169,8 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
     _insert(db, "lineage", typed(list(lineage(study, reader))))
     if found:
         _insert_measurements(db, study, root, found)
+    engines = [_engine_row(one.model, one.manifest) for one in found if isinstance(one.model, ServedModel)]
+    _insert(db, "serving", typed(engines))
     create_views(db, [model.key for model in models])
     _create(db, "paper_table_1", typed(read_paper_table()))
     judge, made = study.evaluation.judge, reader.whole(JUDGE_CALIBRATION)
@@ -175,14 +186,13 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
 
 
 def _measurements(study: Study, reader: ArtifactReader) -> Iterator[Measurement]:
-    for model in leaderboard_models(study):
-        for part in parts(study):
-            asset = model.asset(part)
-            made = reader.whole(asset)
-            if made is not None and not {ROWS, SAMPLES} <= set(made.files):
-                reader.damaged[asset] = "an earlier version of this package made it: run the study again"
-            elif made is not None:
-                yield Measurement(model, part, reader.directory(asset), made)
+    for model, part in measured(study):
+        asset = model.asset(part)
+        made = reader.whole(asset)
+        if made is not None and not {ROWS, SAMPLES} <= set(made.files):
+            reader.damaged[asset] = "an earlier version of this package made it: run the study again"
+        elif made is not None:
+            yield Measurement(model, part, reader.directory(asset), made)
 
 
 def _model_row(model: LeaderboardModel, reader: ArtifactReader) -> dict[str, Any]:
@@ -192,6 +202,15 @@ def _model_row(model: LeaderboardModel, reader: ArtifactReader) -> dict[str, Any
         "ordering": model.title,
         "position": model.position,
         "data_version": made.data_version if made else None,
+    }
+
+
+def _engine_row(model: ServedModel, made: Manifest) -> dict[str, Any]:
+    return {
+        "model": model.key,
+        "ordering": model.ordering.text if model.ordering else None,
+        "form": model.settings.form,
+        **{name: made.metadata[name] for name in ("engine", "version", "device", "threads")},
     }
 
 

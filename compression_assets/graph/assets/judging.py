@@ -4,13 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from compression_assets.evaluation.judging.settings import JudgeSettings, LanguageModelJudge
+from compression_assets.evaluation.judging.settings import (
+    GeminiJudge,
+    JudgeSettings,
+    LanguageModelJudge,
+    OpenAiJudge,
+)
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.model_asset import released_model_asset
-from compression_assets.graph.assets.priority import MEASURE, PRIORITY
+from compression_assets.graph.assets.priority import FILL, MEASURE, PRIORITY
 from compression_assets.graph.assets.report_asset import Outcome, report_asset
 from compression_assets.graph.resources import StudyStorage
 from compression_assets.reporting.judged_by import shown_metric
@@ -101,8 +106,8 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
             metadata=_accuracy,
         ),
         pool=_pool(judge),
-        # Every judged asset waits for it, and a judge that does not answer is best known before models are built.
-        priority={PRIORITY: MEASURE},
+        # A judge behind an address that does not answer is best known before models are built; others always do.
+        priority={PRIORITY: MEASURE if isinstance(judge.model, GeminiJudge | OpenAiJudge) else FILL},
         recorded=True,
     )
 

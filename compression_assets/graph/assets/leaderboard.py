@@ -14,9 +14,9 @@ from compression_assets.reporting.leaderboard import table
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.reporting.read import read_results
 from compression_assets.store.object_store import store_of
-from compression_assets.study.leaderboard_models import leaderboard_models, measurements
+from compression_assets.study.leaderboard_models import leaderboard_models, measurements, served_models
 from compression_assets.study.model import Study
-from compression_assets.study.names import relative_directory
+from compression_assets.study.names import SERVED, relative_directory
 from compression_assets.study.orderings import BASE
 from compression_assets.tables import markdown
 
@@ -68,7 +68,7 @@ def _leaderboard(study: Study) -> dg.AssetsDefinition:
         study,
         "leaderboard",
         compute,
-        deps=measurements(study),
+        deps=[*measurements(study), *(model.asset(SERVED) for model in served_models(study))],
         description="One row a model, named as in the paper's Table 1: DuckDB view leaderboard.",
         checks=(SAME_PRECISION, ENDS_ITS_TURNS),
     )

@@ -16,6 +16,7 @@ import dagster as dg
 
 from compression_assets.errors import StudyError
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
+from compression_assets.graph.cluster.handover import join_the_run
 from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.machine.runtime import prepare_process
 from compression_assets.machine.workers import die_with_the_run
@@ -86,6 +87,7 @@ def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str
     outcome: dict[str, Any] = {}
     try:
         with as_failure(asset):
+            join_the_run()
             progress.event(asset, "started")
             yield outcome
             progress.event(asset, "finished", **outcome)
