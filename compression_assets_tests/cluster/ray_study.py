@@ -17,7 +17,7 @@ from compression_assets_tests.simulated_hosts import Hosts
 STEP = "final_p"
 SELECTION = f"*{STEP}"
 COMPRESSION = (sys.executable, "-m", "compression_assets.cli")
-EPOCHS = 40
+EPOCHS = 300
 """Enough for a step to be hit while it works."""
 
 
