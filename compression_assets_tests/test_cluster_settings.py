@@ -128,6 +128,7 @@ def test_no_more_is_reserved_than_a_host_has() -> None:
         "entrypoint_num_gpus": 0,
         "entrypoint_memory": 500,
     }
+    assert reserved(job, [{"memory": 500.0}])["entrypoint_num_cpus"] == 1  # before any host has joined
     assert reserved(job, [small, large]) == {
         "entrypoint_num_cpus": 4,
         "entrypoint_num_gpus": 1,
