@@ -23,6 +23,7 @@ from compression_assets.graph.assets.report import page_asset, unread
 from compression_assets.graph.assets.serving import serving_assets
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.assets.text import text_assets
+from compression_assets.graph.assets.tracking import tracking_assets
 from compression_assets.graph.jobs import study_jobs
 from compression_assets.graph.resources import Gpu, StudyStorage, gpu_key, storage_key
 from compression_assets.graph.steps import step_executor
@@ -64,7 +65,8 @@ def study_assets(study: Study) -> Sequence[Any]:
         plan_asset(study),
         recommendation_asset(study),
     ]
-    return linked_to_repository([*assets, page_asset(study, after=unread(assets))])
+    page = page_asset(study, after=unread(assets))
+    return linked_to_repository([*assets, page, *tracking_assets(study)])
 
 
 def study_resources(study: Study, root: Path) -> dict[str, Any]:

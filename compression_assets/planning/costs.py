@@ -28,6 +28,7 @@ from compression_assets.study.names import (
     STEP_DIAGNOSTICS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
+    TRACKING,
     diagnostics_key,
     model_key,
 )
@@ -78,8 +79,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
     if study.evaluation.answers is not None and clarity is not None and clarity.fluency_model != "base":
         costs[FLUENCY_MODEL] = 30.0
     for entry in leaderboard_models(study):
-        # For what messages say, for what the base makes of them, and for where they end.
-        costs[entry.asset("metrics")] = 3.0 + 3 * _tokens(study, "evaluation") / SCORED_PER_SECOND
+        costs[entry.asset("metrics")] = SAVING + _tokens(study, "evaluation") / SCORED_PER_SECOND
         if study.evaluation.answers is not None and study.data.questions is not None:
             asked = study.evaluation.answers.questions or study.data.questions.count
             costs[entry.asset("answers")] = SAVING + TIMED + asked * ANSWER
@@ -108,6 +108,8 @@ def expected_seconds(study: Study) -> dict[str, float]:
         costs[STEP_DIAGNOSTICS] = LIGHT
         for node in diagnosed(study):
             costs[diagnostics_key(node)] = SAVING + tokens / SCORED_PER_SECOND
+    if study.tracking is not None:
+        costs[TRACKING] = 3.0
     return costs | {
         COMPARISONS: 3.0,
         "paper_table_1": LIGHT,

@@ -17,10 +17,11 @@ from compression_assets.machine.locks import try_lock
 from compression_assets.reporting.artifacts import ArtifactReader
 from compression_assets.reporting.lineage import lineage
 from compression_assets.reporting.paper_table import read_paper_table
-from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
+from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.fingerprints import fingerprint
 from compression_assets.store.metrics_db import HeldOpen, MetricsDatabase
 from compression_assets.store.metrics_schema import TABLES, create_views
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.store.tables import tables, typed
 from compression_assets.study.leaderboard_models import (
     LeaderboardModel,
@@ -83,9 +84,9 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
     """
     database = database_of(root)
     deadline = time.monotonic() + patience
-    manifests = [root / directory / MANIFEST for directory in _directories(study)]
+    read = [root / directory for directory in _directories(study)]
     try:
-        while _state(study, root, manifests) not in (None, database.stamp()):
+        while _state(study, root, read) not in (None, database.stamp()):
             lock = try_lock(root / ".locks" / "database", "deriving the database")
             if lock is None:
                 if time.monotonic() >= deadline:
@@ -94,8 +95,8 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
                 continue
             with lock:
                 # Whoever held the lock may have derived this very state.
-                if (state := _state(study, root, manifests)) not in (None, database.stamp()):
-                    _derive(study, root, manifests, str(state))
+                if (state := _state(study, root, read)) not in (None, database.stamp()):
+                    _derive(study, root, read, str(state))
                     if database.stamp() is None:  # looking again would derive it for ever
                         return f"{database.file} cannot be read back"
     except HeldOpen as error:
@@ -118,10 +119,13 @@ def measured_version(made: Manifest, model: str, manifests: Mapping[str, Manifes
     return None
 
 
-def _state(study: Study, root: Path, manifests: Sequence[Path]) -> str | None:
-    """Hash of everything that the database is derived from, without reading it; None while there is nothing."""
-    present = {}
-    for file in (*manifests, *tables(root).values()):
+def _state(study: Study, root: Path, read: Sequence[Path]) -> str | None:
+    """Hash of everything that the database is derived from, without reading it; None while there is nothing.
+
+    read: directories of the artifacts that it is derived from.
+    """
+    present: dict[str, Any] = dict(artifacts_of(root).versions(read))
+    for file in tables(root).values():
         try:
             found = file.stat()
         except FileNotFoundError:
@@ -142,7 +146,7 @@ def _directories(study: Study) -> list[Path]:
     ]
 
 
-def _derive(study: Study, root: Path, manifests: Sequence[Path], state: str) -> None:
+def _derive(study: Study, root: Path, read: Sequence[Path], state: str) -> None:
     """Fill a fresh database. What another process made anew while it was read is not an error: its state is older."""
     import duckdb
 
@@ -150,7 +154,7 @@ def _derive(study: Study, root: Path, manifests: Sequence[Path], state: str) -> 
         with database_of(root).fresh(state) as db:
             _fill(db, study, root)
     except (OSError, duckdb.Error):
-        if _state(study, root, manifests) == state:
+        if _state(study, root, read) == state:
             raise
 
 
@@ -158,7 +162,7 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
     import pyarrow.parquet as pq
 
     db.execute(TABLES)
-    reader = ArtifactReader(ArtifactStore(root))
+    reader = ArtifactReader(artifacts_of(root))
     found = list(_measurements(study, reader))
     models = list(dict.fromkeys(one.model for one in found))
     _insert(db, "models", typed([_model_row(model, reader) for model in models]))

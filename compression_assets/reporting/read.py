@@ -13,8 +13,9 @@ from compression_assets.evaluation.judging.judges import judge_name
 from compression_assets.evaluation.metrics import Metric
 from compression_assets.reporting.current import outdated
 from compression_assets.reporting.judged_by import judge_of, shown_metric, weaknesses
-from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
+from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.leaderboard_models import leaderboard_models, measured, served_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import model_key, relative_directory
@@ -183,33 +184,14 @@ def _agreement(results: Results, rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["other"] in names and not results.outdated]
 
 
-def read_manifests(root: Path) -> tuple[dict[str, Manifest], dict[str, str]]:
-    """The manifest of every complete artifact, and why others cannot be read, by directory below the study's root."""
-    store = ArtifactStore(root)
-    found, damaged = {}, {}
-    for file in sorted(root.glob(f"*/*/{MANIFEST}")):
-        directory = file.parent
-        if directory.name.startswith("."):
-            continue
-        name = str(directory.relative_to(root))
-        try:
-            manifest = store.manifest(directory, directory.name)
-        except StudyError as error:
-            damaged[name] = str(error)
-            continue
-        if manifest is not None:
-            found[name] = manifest
-    return found, damaged
-
-
 def read_answers_of(root: Path, models: list[str], questions: int) -> dict[str, list[Row]]:
     """The first `questions` answers of every model that has answered."""
     import pyarrow.parquet
 
-    found = {}
+    store, found = artifacts_of(root), {}
     for model in models:
-        file = root / "answers" / model / "answers.parquet"
-        if file.exists():
+        directory = store.local(root / "answers" / model, f"answers_{model}")
+        if directory is not None and (file := directory / "answers.parquet").exists():
             found[model] = pyarrow.parquet.read_table(file).slice(0, questions).to_pylist()
     return found
 
@@ -230,7 +212,7 @@ class _Tables:
 
 
 def _results(study: Study, root: Path, tables: _Tables) -> Results:
-    manifests, damaged = read_manifests(root)
+    manifests, damaged = artifacts_of(root).manifests()
     damaged |= {str(relative_directory(row["artifact"])): row["reason"] for row in tables.rows("left_out")}
     left_out = outdated(study, manifests)
     known = {(model.key, part) for model, part in measured(study)} - left_out.keys()

@@ -51,6 +51,11 @@ def leaderboard_models(study: Study) -> list[LeaderboardModel]:
     return own + external
 
 
+def base_of(study: Study) -> LeaderboardModel:
+    """The base: the leaderboard's first row."""
+    return leaderboard_models(study)[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedModel(LeaderboardModel):
     """A model as an engine serves it, beside the leaderboard.

@@ -35,6 +35,7 @@ from compression_assets.study.orderings import (
 from compression_assets.study.recipes import read_recipes
 from compression_assets.study.sentences import failure
 from compression_assets.study.sweeps import Sweep, expanded
+from compression_assets.study.tracking import Tracking
 from compression_assets.techniques.registry import technique
 from compression_assets.techniques.technique import Reads
 from compression_assets.training.finetuning import FinetuneRecipe
@@ -80,7 +81,7 @@ class Study(Strict):
     `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
     as written; the base is always measured. seeds: every ordering is made once with each of them, `seed` among them;
     data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`. goal: which model the
-    study is after; it decides what the report recommends, and changes no measurement.
+    study is after; it decides what the report recommends, and changes no measurement. tracking: where else figures go.
     Raises pydantic.ValidationError; use `load_study` for sentences.
     """
 
@@ -98,6 +99,7 @@ class Study(Strict):
     evaluation: StudyEvaluation = StudyEvaluation()
     goal: Goal = Goal()
     external_models: tuple[ExternalModel, ...] = ()
+    tracking: Tracking | None = None
 
     @field_validator("name")
     @classmethod

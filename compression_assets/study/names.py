@@ -33,6 +33,7 @@ PARTS = ("metrics", "answers", "quality", "judged", "harness", "text", SERVED)
 COMPARISONS = "comparisons"
 STEP_DIAGNOSTICS = "step_diagnostics"
 RECOMMENDATION = "recommendation"
+TRACKING = "tracking"
 JUDGE_AGREEMENT = "judge_agreement"
 TABLES = (
     "paper_table_1",
@@ -43,6 +44,7 @@ TABLES = (
     REPORT,
     PLAN,
     RECOMMENDATION,
+    TRACKING,
 )
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 

@@ -19,6 +19,7 @@ from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.read import NothingMeasured, Results, read_results
 from compression_assets.reporting.serving import served_table
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, model_key, relative_directory
@@ -41,13 +42,15 @@ TOLERANCE = 0.005
 class Exported:
     """path: a directory or a GGUF file. Perplexities are on the study's evaluation set.
 
-    engine: what llama.cpp made of a file, "" of a directory.
+    card: the model card, which a directory has as its README.md. engine: what llama.cpp made of a file, "" of a
+    directory.
     """
 
     path: Path
     bytes: int
     before: float
     after: float
+    card: str
     engine: str = ""
 
 
@@ -73,18 +76,19 @@ def export(
     if form in DIRECTORIES and (embeddings or importance):
         raise StudyError(f"--embeddings and --imatrix are of GGUF files, and the format is {form}")
     file_form = None if form in DIRECTORIES else gguf_form(form, embeddings, importance)
-    store = ArtifactStore(root)
+    store = artifacts_of(root)
     node = _node(study, model)
     lineage = _lineage(study, store, node)
     directory = root / relative_directory(model_key(node))
     _refuse_format(study, node, directory, form, file_form)
     name = node.key if file_form is None else gguf_name(node.key, file_form)
+    card = _card(study, root, node, lineage, "transformers" if file_form is None else "gguf")
     # In a folder of its own until it is whole: what lies beside a file belongs to it.
     work = root / EXPORTS / f".building-{name}.{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
     try:
         if file_form is None:
-            _copy(directory, work / name, _card(study, root, node, lineage))
+            _copy(directory, work / name, card)
         else:
             calibration = _dataset(root, "calibration") if file_form.importance else None
             title = f"{study.name} {node.key}"
@@ -95,7 +99,7 @@ def export(
     finally:
         shutil.rmtree(work)
     target = root / EXPORTS / name
-    return Exported(target, _bytes(target), before, after, engine)
+    return Exported(target, _bytes(target), before, after, card, engine)
 
 
 def gguf_name(model: str, form: GgufForm) -> str:
@@ -155,7 +159,7 @@ def _lineage(study: Study, store: ArtifactStore, node: Node) -> list[Manifest]:
     return found
 
 
-def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
+def _card(study: Study, root: Path, node: Node, lineage: list[Manifest], library: str) -> str:
     steps: list[dict[str, Any]] = [
         {
             name: getattr(step, name)
@@ -179,7 +183,9 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
     about = lineage[0].metadata
     judge = study.evaluation.judge
     served = served_table(results, of=node.path) if results else None
-    return model_card(node.key, ordering, study.name, about, steps, metrics, confidence, judge, served)
+    return model_card(
+        node.key, ordering, study.name, about, steps, metrics, confidence, judge, served, library
+    )
 
 
 def _results(study: Study, root: Path) -> Results | None:
@@ -211,8 +217,7 @@ def _dataset(root: Path, split: str) -> "TokenDataset":
     from compression_assets.text.datasets import TokenDataset
 
     asset = DATASETS[split]
-    ArtifactStore(root).require(root / relative_directory(asset), asset, "export", verify=False)
-    return TokenDataset.load(root / relative_directory(asset))
+    return TokenDataset.load(artifacts_of(root).needed(root / relative_directory(asset), asset, "export"))
 
 
 def _engine(root: Path, directory: Path, file: Path, perplexity: float) -> str:

@@ -24,19 +24,20 @@ def model_card(
     confidence: str = "95 %",
     judge: JudgeSettings | None = None,
     served: Table | None = None,
+    library: str = "transformers",
 ) -> str:
-    """README.md with front matter.
+    """README.md with the front matter of a hub's model card (huggingface.co/docs/hub/model-cards).
 
     about: of the base model: origin, license, notes. lineage: manifests' fields from the base on, one a step.
     metrics: rows of the table metrics.<model>. confidence: of their intervals. judge: that of the study.
-    served: what it does in engines.
+    served: what it does in engines. library: by the hub's name, what reads the files.
     """
     licence = str(about.get("license", "not stated")).lower()
     front = [
         "---",
         f"license: {licence if licence != 'not stated' else 'other'}",
-        f"base_model: {json.dumps(about.get('origin', 'unknown'))}",
-        "library_name: transformers",
+        *([f"base_model: {json.dumps(base)}"] if (base := _hub_name(about)) else []),
+        f"library_name: {library}",
         "tags: [compression, pruning, distillation, quantization]",
         "---",
     ]
@@ -67,6 +68,11 @@ def model_card(
             "",
         ]
     )
+
+
+def _hub_name(about: Mapping[str, Any]) -> str | None:
+    """`owner/name` of a base model that a hub has; a hub refuses any other in the front matter."""
+    return str(about["origin"]).partition("@")[0] if about.get("kind") == "hub" else None
 
 
 def _steps(lineage: Lineage) -> list[str]:
