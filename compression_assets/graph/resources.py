@@ -44,9 +44,12 @@ class Gpu(dg.ConfigurableResource):
         memory: Memory = lambda device: None,
         waiting: Waiting | None = None,
         uses_device: bool = True,
+        gpus: int = 1,
     ) -> AbstractContextManager[Lease]:
         """As `machine.lease.lease`."""
-        return lease(holder, memory, waiting, uses_device, device=self.device, locks=Path(self.locks))
+        return lease(
+            holder, memory, waiting, uses_device, device=self.device, gpus=gpus, locks=Path(self.locks)
+        )
 
 
 class StudyStorage(dg.ConfigurableResource):

@@ -14,9 +14,11 @@ from compression_assets.planning.steps import Predictions
 from compression_assets.sources.models import DirectoryModel, ModelSource
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import BASE_MODEL, TEACHER_MODEL, relative_directory
+from compression_assets.study.orderings import recipe_token
 from compression_assets.techniques.prediction import StepContext
 from compression_assets.training.refusal import of_teacher
 from compression_assets.training.refusal import refusal as training
+from compression_assets.training.sharing import unshared
 from compression_assets.weights import architectures, shapes
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
 from compression_assets.weights.files import tensor_headers
@@ -88,6 +90,8 @@ def _of_base(study: Study, config: Config) -> Iterator[str | None]:
     found = Predictions(study, architectures.standard(config), StepContext(max_length=study.data.max_length))
     for node in study.nodes.values():
         found.of(node)
+        if node.step and (reason := unshared(config, study.gpus_of(node.step))):
+            raise StudyError(f"{recipe_token(node.step)} has {study.training.gpus} GPUs: {reason}")
     for index, (served, ordering) in enumerate(study.served):
         if served.gguf is not None:
             reason = _no_gguf(served.gguf, found.of(study.nodes[ordering.path]).config)
