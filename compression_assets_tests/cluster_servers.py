@@ -30,10 +30,10 @@ def cluster_missing() -> str:
 
 
 @contextmanager
-def object_store(folder: Path) -> Iterator[dict[str, str]]:
+def object_store(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """A SeaweedFS server with its data below `folder`: the environment that reaches its bucket.
 
-    COMPRESSION_STORE in it names the bucket itself; a test adds a prefix of its own.
+    COMPRESSION_STORE in it names the bucket itself; a test adds a prefix of its own. address: of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -43,23 +43,25 @@ def object_store(folder: Path) -> Iterator[dict[str, str]]:
         json.dumps({"identities": [{"name": "tests", "credentials": [keys], "actions": ["Admin"]}]})
     )
     config.chmod(0o600)
-    process = start_weed(folder, port, config)
+    process = start_weed(folder, port, config, address)
     environment = {
         "COMPRESSION_STORE": f"s3://{BUCKET}",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
         "AWS_ACCESS_KEY_ID": keys["accessKey"],
         "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
         "AWS_REGION": "us-east-1",
     }
     try:
-        _wait_until(lambda: _answers(port), process, folder / "weed.log")
+        _wait_until(lambda: _answers(address, port), process, folder / "weed.log")
         yield environment
     finally:
         process.kill()  # told to stop, it takes half a minute
         process.wait()
 
 
-def start_weed(folder: Path, port: int, config: Path) -> "subprocess.Popen[bytes]":
+def start_weed(
+    folder: Path, port: int, config: Path, address: str = "127.0.0.1"
+) -> "subprocess.Popen[bytes]":
     """The server's process: its buckets are made by the first write."""
     ports = {name: str(free_port()) for name in ("master", "volume", "filer")}
     grpc = {name: str(free_port()) for name in ("master", "volume", "filer", "s3")}
@@ -69,7 +71,7 @@ def start_weed(folder: Path, port: int, config: Path) -> "subprocess.Popen[bytes
         return subprocess.Popen(
             [
                 str(_weed()),
-                *("server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", "-s3", "-filer"),
+                *("server", f"-ip={address}", f"-ip.bind={address}", f"-dir={data}", "-s3", "-filer"),
                 *(f"-{name}.port={number}" for name, number in ports.items()),
                 *(f"-{name}.port.grpc={number}" for name, number in grpc.items()),
                 *(f"-s3.port={port}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
@@ -82,8 +84,8 @@ def start_weed(folder: Path, port: int, config: Path) -> "subprocess.Popen[bytes
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server with its data below `folder`: its URL on the loopback."""
+def postgres(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
+    """A PostgreSQL server with its data below `folder`: its URL. address: of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     binaries, data, port = _postgres_folder(), folder / "pg", free_port()
     assert binaries is not None
@@ -101,16 +103,18 @@ def postgres(folder: Path) -> Iterator[str]:
     as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
     initdb = [binaries / "initdb", "-D", data, "-U", "tests", "-A", "scram-sha-256", "--pwfile", secret, "-N"]
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=data, **as_user)  # type: ignore[call-overload]
+    with (data / "pg_hba.conf").open("a") as allowed:
+        allowed.write("host all all samenet scram-sha-256\n")
     with (folder / "pg.log").open("wb") as log:
         process = subprocess.Popen(
-            [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-F"],
+            [binaries / "postgres", "-D", data, "-p", str(port), "-h", address, "-k", "", "-F"],
             cwd=data,
             stdout=log,
             stderr=log,
             **as_user,  # type: ignore[call-overload]
         )
     try:
-        url = f"postgresql://tests:{password}@127.0.0.1:{port}/postgres"
+        url = f"postgresql://tests:{password}@{address}:{port}/postgres"
         _wait_until(lambda: _accepts(url), process, folder / "pg.log")
         yield url
     finally:
@@ -148,9 +152,9 @@ def _other_user() -> "pwd.struct_passwd | None":
     return None if os.geteuid() else pwd.getpwnam("nobody")
 
 
-def _answers(port: int) -> bool:
+def _answers(address: str, port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 def _accepts(url: str) -> bool:

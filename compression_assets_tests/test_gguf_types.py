@@ -194,7 +194,9 @@ def test_embeddings_are_a_choice_where_blocks_divide_them(tmp_path: Path) -> Non
     found = types(tmp_path / "m.gguf")
     assert found["token_embd.weight"] == found["output.weight"] == "Q4_0"
     assert found["blk.0.attn_q.weight"] == "Q8_0"
-    with pytest.raises(StudyError, match="embeddings of width 64 do not go into q6_k, whose blocks are 256"):
+    with pytest.raises(
+        StudyError, match="embeddings of width 64 do not go into q6_k, whose blocks are 256: use"
+    ):
         write_gguf(directory, tmp_path / "m.gguf", "tiny", "a test", GgufForm("q8_0", embeddings="q6_k"))
 
 

@@ -1,6 +1,7 @@
 """`evaluation.serving`: models as engines serve them, beside the leaderboard."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import yaml
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.engines import llama_cpp
-from compression_assets.planning.fit import refuse_unfit
+from compression_assets.evaluation.engines.settings import ServedSettings
+from compression_assets.planning.fit import _no_gguf, refuse_unfit
 from compression_assets.reporting.leaderboard import leaderboard_text
 from compression_assets.reporting.serving import not_faster
 from compression_assets.sources.gguf_splitting import SPLITTINGS
@@ -17,6 +19,7 @@ from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.leaderboard_models import served_models
 from compression_assets.study.model import Study
 from compression_assets.takeaway.serve import exported_file
+from compression_assets.weights.formats.gguf_types import GgufForm
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
 from compression_assets_tests.made_results import made_results, metric_row
 from compression_assets_tests.project import Project, changed
@@ -113,6 +116,36 @@ def test_what_cannot_be_served_is_told_at_once(tmp_path: Path, entry: dict[str, 
         study_with(tmp_path, [entry])
 
 
+@pytest.mark.parametrize(
+    ("base", "served", "said"),
+    [
+        (
+            {"architecture": "gpt2"},
+            {"model": "base"},
+            "GGUF is written for llama, qwen2, qwen3, and this is a gpt2",
+        ),
+        ({}, {"model": "base", "embeddings": "q6_k"}, "embeddings of width 64 do not go into q6_k"),
+        (
+            {"intermediate_size": 80},
+            {"model": "base", "format": "gguf:q4_0"},
+            "rows of 80 weights are no multiple",
+        ),
+    ],
+)
+def test_what_gguf_cannot_hold_is_told_before_any_work(
+    base: dict[str, Any], served: dict[str, Any], said: str
+) -> None:
+    config = {
+        "model_type": base.get("architecture", "qwen2"),
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        **base,
+    }
+    form = ServedSettings(**served).gguf
+    assert form is not None and said in str(_no_gguf(form, config))
+    assert _no_gguf(GgufForm("q4_k_m"), {**config, "model_type": "llama"}) is None
+
+
 def test_the_same_form_is_served_once(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="has the same model in the same form twice"):
         study_with(tmp_path, [{"model": "P-KD"}, {"model": "p-kd", "format": "gguf:q4_k_m"}])
@@ -150,7 +183,9 @@ def test_a_pruned_model_that_is_not_faster_says_so(tmp_path: Path) -> None:
             for key, value in speeds.items()
         }
         about = {"engine": "llama_cpp", "version": "xllamacpp 1", "device": "cpu", "threads": 2}
-        return replaced(found, served, dict.fromkeys(keys, about), names)
+        return replace(
+            found, served=served, engines=dict.fromkeys(keys, about), names={**found.names, **names}
+        )
 
     [said] = not_faster(results(104))
     assert said.startswith(
@@ -160,9 +195,3 @@ def test_a_pruned_model_that_is_not_faster_says_so(tmp_path: Path) -> None:
     text = leaderboard_text(results(104))
     assert "not measurably faster" in text and "P as q8_0" in text
     assert max(map(len, text.splitlines())) <= 100
-
-
-def replaced(results: Any, served: Any, engines: Any, names: dict[str, str]) -> Any:
-    from dataclasses import replace
-
-    return replace(results, served=served, engines=engines, names={**results.names, **names})

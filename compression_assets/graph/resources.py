@@ -5,9 +5,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from compression_assets.machine.cluster import cluster
 from compression_assets.machine.lease import LOCKS, Lease, Memory, lease
 from compression_assets.machine.locks import Waiting
 from compression_assets.machine.progress import ProgressLog
+from compression_assets.machine.shared_progress import SharedProgressLog
 from compression_assets.reporting.database import database_of
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.metrics_db import MetricsDatabase
@@ -42,9 +44,12 @@ class Gpu(dg.ConfigurableResource):
         memory: Memory = lambda device: None,
         waiting: Waiting | None = None,
         uses_device: bool = True,
+        gpus: int = 1,
     ) -> AbstractContextManager[Lease]:
         """As `machine.lease.lease`."""
-        return lease(holder, memory, waiting, uses_device, device=self.device, locks=Path(self.locks))
+        return lease(
+            holder, memory, waiting, uses_device, device=self.device, gpus=gpus, locks=Path(self.locks)
+        )
 
 
 class StudyStorage(dg.ConfigurableResource):
@@ -79,4 +84,5 @@ class StudyStorage(dg.ConfigurableResource):
         return Path(self.root).parent / ".downloads"
 
     def progress(self, run_id: str) -> ProgressLog:
-        return ProgressLog(Path(self.root) / "progress" / f"{run_id}.jsonl")
+        file = Path(self.root) / "progress" / f"{run_id}.jsonl"
+        return SharedProgressLog(file, Path(self.root).name) if cluster() else ProgressLog(file)

@@ -25,6 +25,7 @@ PATIENCE = 120.0
 """Seconds to wait for a server that does not answer, as while it is restarted."""
 
 IDLE, INTERVAL, COUNT = 5, 2, 3
+ALIVE = {"idle": IDLE, "interval": INTERVAL, "count": COUNT}
 """Keepalives of both ends: a silent connection is asked after 5 s, then every 2 s, and given up after 3 questions."""
 
 HOLDER_LENGTH = 63
@@ -80,10 +81,10 @@ class SharedLocks:
 
     def _try(self, name: str, shared: bool) -> bool:
         function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
-        return bool(self._ask(f"SELECT {function}(%s)", _number(name))[0][0])
+        return bool(self._ask(f"SELECT {function}(%s)", lock_number(name))[0][0])
 
     def _holders(self, name: str) -> str:
-        found = self._ask(_HOLDERS, _number(name))
+        found = self._ask(_HOLDERS, lock_number(name))
         return ", ".join(sorted(holder for (holder,) in found)) or "somebody"
 
     def _ask(self, sql: str, value: int) -> list[tuple[Any, ...]]:
@@ -108,15 +109,14 @@ def connect(name: str) -> "psycopg2.extensions.connection":
         import psycopg2
     except ModuleNotFoundError as error:
         raise StudyError(f"{VARIABLE} is set, and its client is not installed: {INSTALL}") from error
-    alive = {"idle": IDLE, "interval": INTERVAL, "count": COUNT}
     try:
         session = psycopg2.connect(
             os.environ[VARIABLE],
             application_name=name.encode()[:HOLDER_LENGTH].decode(errors="ignore"),
             connect_timeout=10,
-            options=" ".join(f"-c tcp_keepalives_{key}={value}" for key, value in alive.items()),
+            options=server_options(),
             tcp_user_timeout=(IDLE + INTERVAL * COUNT) * 1000,
-            **{f"keepalives_{key}": value for key, value in alive.items()},
+            **{f"keepalives_{key}": value for key, value in ALIVE.items()},
         )
     except psycopg2.OperationalError as error:
         cause = str(error).strip().splitlines()[0]
@@ -132,6 +132,11 @@ def connect(name: str) -> "psycopg2.extensions.connection":
     return session
 
 
+def server_options() -> str:
+    """Options of a session with which the server asks a silent client whether it is there."""
+    return " ".join(f"-c tcp_keepalives_{key}={value}" for key, value in ALIVE.items())
+
+
 @contextmanager
 def shared_locks(holder: str, waiting: Waiting) -> Iterator[SharedLocks | None]:
     """SharedLocks where COMPRESSION_PG names a server, None on one machine."""
@@ -142,6 +147,6 @@ def shared_locks(holder: str, waiting: Waiting) -> Iterator[SharedLocks | None]:
         yield locks
 
 
-def _number(name: str) -> int:
+def lock_number(name: str) -> int:
     """The key of a lock: the first 64 bits of its name's SHA-256."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)

@@ -39,6 +39,7 @@ from compression_assets.study.tracking import Tracking
 from compression_assets.techniques.registry import technique
 from compression_assets.techniques.technique import Reads
 from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.sharing import TrainingDevices, shared
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, coding_doubt
 from compression_assets.weights.formats.bf16 import BF16
 from compression_assets.weights.formats.gguf_types import second_rounding
@@ -94,6 +95,7 @@ class Study(Strict):
     data: Data
     recipes: dict[str, SerializeAsAny[Strict]] = Field(alias="techniques")
     teacher_logits: TeacherLogitsRecipe = TeacherLogitsRecipe()
+    training: TrainingDevices = TrainingDevices()
     orderings: tuple[str, ...] = Field(min_length=1)
     sweep: tuple[Sweep, ...] = ()
     evaluation: StudyEvaluation = StudyEvaluation()
@@ -219,6 +221,19 @@ class Study(Strict):
             for served in self.evaluation.serving
         )
 
+    @model_validator(mode="after")
+    def _trainings_can_be_shared(self) -> Self:
+        corrected = self.teacher.finetune if isinstance(self.teacher, CorrectedTeacher) else None
+        try:
+            what = "the teacher's correction"
+            if self.distils and corrected is not None:
+                shared(corrected, self.training.gpus)
+            for what in sorted({recipe_token(node.step) for node in self.nodes.values() if node.step}):
+                self.gpus_of(what)
+        except StudyError as error:
+            raise failure(("training", "gpus"), f"is not for {what}: {error}") from None
+        return self
+
     def _refuse_missing_inputs(self, ordering: Ordering) -> None:
         for token in ordering.path:
             why = f"is missing, and {token} in ordering '{ordering.text}' needs it"
@@ -292,6 +307,10 @@ class Study(Strict):
     def inputs_of(self, token: str) -> tuple[str, ...]:
         """Data assets that a step reads."""
         return self._reads(token).data
+
+    def gpus_of(self, token: str) -> int:
+        """GPUs that a step has on a machine with CUDA."""
+        return technique(technique_of(token)).gpus(self.recipe(token), self.training.gpus)
 
     def models_read(self, path: StepPath) -> dict[str, StepPath]:
         """What the last step of a path reads besides its parent: its technique's name for it -> path of the model.

@@ -1,8 +1,8 @@
 """Freeing disk: intermediates of a study that nothing needs any more. A final model is never touched.
 
 What goes: float32 masters of an intermediate model once everything that is made from it is there; intermediate models
-of orderings that the study no longer lists; scratch of finished steps. A model without its masters is marked, and a
-later step that would start from them asks for it to be made again.
+of orderings that the study no longer lists; files that it no longer serves; scratch of finished steps. A model without
+its masters is marked, and a later step that would start from them asks for it to be made again.
 """
 
 import shutil
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
 from compression_assets.store.shared_artifacts import artifacts_of
+from compression_assets.study.leaderboard_models import served_models
 from compression_assets.study.model import Study
-from compression_assets.study.names import TEACHER_MODEL, model_key, relative_directory
+from compression_assets.study.names import EXPORTED, TEACHER_MODEL, model_key, relative_directory
 from compression_assets.weights.checkpoints import FREED, MASTERS
 
 SCRATCH = ".scratch-"
@@ -21,7 +22,10 @@ SCRATCH = ".scratch-"
 
 @dataclass(frozen=True)
 class Freed:
-    """A directory that can go. kind: "masters", "model" or "leftover". asset: of masters, whose manifest changes."""
+    """A directory that can go. kind: "masters", "model", "file" or "leftover".
+
+    asset: of masters, whose manifest changes.
+    """
 
     path: Path
     kind: str
@@ -91,12 +95,18 @@ def _is_made(store: ArtifactStore, child: str, parent: str) -> bool:
 
 def _orphans(study: Study, store: ArtifactStore) -> Iterator[Freed]:
     listed = {relative_directory(model_key(node)) for node in study.nodes.values()}
+    listed |= {relative_directory(served.model) for served in served_models(study)}
     listed.add(relative_directory(TEACHER_MODEL))
     for directory in store.directories():
-        if directory.parent.name != "models" or directory.relative_to(store.root) in listed:
+        folder = directory.parent.name
+        if folder not in ("models", EXPORTED) or directory.relative_to(store.root) in listed:
             continue
         manifest = store.manifest(directory, directory.name)
-        if manifest is not None and manifest.asset.startswith("model_"):
+        if manifest is None:
+            continue
+        if folder == EXPORTED:
+            yield Freed(directory, "file", manifest.total_bytes, "a file that the study does not serve")
+        elif manifest.asset.startswith("model_"):
             yield Freed(
                 directory, "model", manifest.total_bytes, "an intermediate of no ordering of the study"
             )

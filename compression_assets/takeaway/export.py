@@ -176,7 +176,7 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest], library
         }
         for step in lineage
     ]
-    ordering = node.final.text if node.final else "base"
+    ordering = node.final.text if node.final else "-".join(node.path) or "base"
     results = _results(study, root)
     metrics = list(results.metrics.get(node.key, {}).values()) if results else []
     confidence = f"{100 * study.evaluation.statistics.confidence:g} %"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from compression_assets.errors import StudyError
 from compression_assets.takeaway.gguf_tensors import block_of
-from compression_assets.weights.formats.gguf_types import BLOCK, COARSE, MIXTURES, GgufForm
+from compression_assets.weights.formats.gguf_types import BLOCK, COARSE, MIXTURES, GgufForm, misfit
 
 TOKENS, OUTPUT = "token_embd.weight", "output.weight"
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
@@ -30,12 +30,10 @@ class Mixture:
 
         Raises StudyError for embeddings that do not fit the type that was asked for.
         """
-        if name in (TOKENS, OUTPUT) and (asked := self.form.embeddings) is not None:
-            if width % block_of(asked):
-                raise StudyError(
-                    f"embeddings of width {width} do not go into {asked}, whose blocks are {block_of(asked)}"
-                )
-            return asked
+        if name in (TOKENS, OUTPUT) and self.form.embeddings is not None:
+            if reason := misfit(self.form, width):
+                raise StudyError(reason)
+            return self.form.embeddings
         if self.form.kind not in MIXTURES:
             return "q8_0" if name in (TOKENS, OUTPUT) and self.form.kind in COARSE else self.form.kind
         return _that_fits(self._mixed(name, width), width)

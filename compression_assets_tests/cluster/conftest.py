@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from compression_assets_tests.cluster_servers import cluster_missing, object_store, postgres
+from compression_assets_tests.ray_servers import ray_missing
+from compression_assets_tests.simulated_hosts import Hosts, namespaces_missing, simulated_hosts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,3 +33,12 @@ def cluster(servers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     return own
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Hosts]:
+    """A Ray cluster of simulated hosts, with servers of its own."""
+    if missing := ray_missing() or namespaces_missing():
+        pytest.skip(missing)
+    with simulated_hosts() as found:
+        yield found

@@ -4,6 +4,7 @@ A block of Q4_0 or Q8_0 is 32 codes of 4 or 8 bits and an fp16 scale (ggml's blo
 int4 and int8_grouped store with larger groups.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compression_assets.errors import StudyError
@@ -22,7 +23,8 @@ EMBEDDINGS = (*PLAIN, "q6_k")
 """What embeddings and the output layer may be in, where that is said."""
 COARSE = ("q5_0", "q4_0", "q4_k_m", "q5_k_m", "iq4_nl")
 """Of four and five bits."""
-BLOCK = 32
+BLOCK, LARGE_BLOCK = 32, 256
+"""Weights that share a scale: of most types, and of K-quants."""
 CODE_BITS = {"q4_0": 4, "q8_0": 8}
 ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """`model_type` of the models that are written to GGUF -> the gguf package's name."""
@@ -68,6 +70,20 @@ def gguf_form(text: str, embeddings: str | None = None, importance: bool = False
     if importance and kind in EXACT:
         raise StudyError(f"{kind} rounds nothing, so that importance is of no use to it")
     return GgufForm(kind, embeddings, importance)
+
+
+def misfit(form: GgufForm, hidden: int, widths: Iterable[int] = ()) -> str:
+    """Why a model does not go into a form: blocks do not divide its rows; "" if it does.
+
+    hidden: width of embeddings. widths: of the rows of the other matrices. Mixtures have types for every width.
+    """
+    block = LARGE_BLOCK if form.embeddings == "q6_k" else BLOCK
+    if form.embeddings not in (None, *EXACT) and hidden % block:
+        return f"embeddings of width {hidden} do not go into {form.embeddings}, whose blocks are {block}: use bf16"
+    rounded = form.kind in PLAIN and form.kind not in EXACT
+    if rounded and (wrong := [width for width in widths if width % BLOCK]):
+        return f"rows of {wrong[0]} weights are no multiple of {form.kind}'s {BLOCK}: use gguf:bf16"
+    return ""
 
 
 def same_numbers(form: Format, kind: str) -> bool:
