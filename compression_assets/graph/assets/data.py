@@ -76,8 +76,9 @@ def split_artifact(study: Study, split: str) -> Artifact:
 
 
 def _split_metadata(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
-    directory = storage.artifacts.root / relative_directory(manifest.asset)
-    sql = f"SELECT * FROM {parquet_literal(directory / 'rows.parquet')} LIMIT 5"
+    store = storage.artifacts
+    rows = store.location(store.root / relative_directory(manifest.asset), "rows.parquet")
+    sql = f"SELECT * FROM {parquet_literal(rows)} LIMIT 5"
     shown = {key: manifest.metadata[key] for key in SHOWN}
     return {**shown, "sql": dg.MetadataValue.md(markdown_code(sql))}
 

@@ -21,6 +21,7 @@ from compression_assets.graph.resources import StudyStorage
 from compression_assets.reporting.judged_by import shown_metric
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.fingerprints import installed_version
+from compression_assets.store.object_store import store_of
 from compression_assets.store.reports import MISSING, Check, StepReport
 from compression_assets.store.tables import write_table
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
@@ -115,7 +116,7 @@ def _accuracy(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
     from compression_assets.evaluation.judging.calibration import read_calibration
 
     columns = ("metric", "kind", "pairs", "accuracy", "lo", "hi", "trusted")
-    rows = read_calibration(storage.artifacts.root / relative_directory(manifest.asset)).table()
+    rows = read_calibration(storage.local(manifest.asset)).table()
     table = markdown(columns, [[row[name] for name in columns] for row in rows])
     return {"accuracy": dg.MetadataValue.md(table)}
 
@@ -242,12 +243,14 @@ def _agreement_asset(study: Study) -> dg.AssetsDefinition:
     def compute(storage: StudyStorage, _: Any) -> Outcome:
         from compression_assets.evaluation.judging.agreement import agreements
 
-        root = storage.artifacts.root
-        judged = {
-            model.key: root / relative_directory(model.asset(PART)) for model in leaderboard_models(study)
-        }
-        rows = agreements({key: folder for key, folder in judged.items() if folder.exists()}, study.seed)
-        write_table(root, JUDGE_AGREEMENT, rows)
+        store = storage.artifacts
+        judged = {}
+        for model in leaderboard_models(study):
+            asset = model.asset(PART)
+            if folder := store.local(store.root / relative_directory(asset), asset):
+                judged[model.key] = folder
+        rows = agreements(judged, study.seed)
+        write_table(store.root, JUDGE_AGREEMENT, rows)
         columns = ("metric", "other", "n", "rho", "lo", "hi")
         shown = markdown(columns, [[row[name] for name in columns] for row in rows])
         return Outcome({"agreement": dg.MetadataValue.md(shown)}, note=f"{len(rows)} rank correlations")
@@ -276,7 +279,7 @@ def _asker(judge: JudgeSettings, place: BuildContext, asset: str) -> "Asker":
         directory = place.inputs[name]
         weights = store.require(directory, name, asset, verify=False).data_version
     backend = open_backend(judge.model, directory, weights, place.device, place.storage.downloads)
-    return Asker(backend, AnswerCache(store.root / CACHE), judge.patience)
+    return Asker(backend, AnswerCache(store.root / CACHE, store_of(store.root)), judge.patience)
 
 
 def _summary(title: str, rows: Any, doubt: str) -> str:

@@ -75,6 +75,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
                 data={asset: place.inputs[asset] for asset in data},
                 seed=seed,
                 device=place.device,
+                devices=place.devices,
                 report=place.report,
                 scratch=place.scratch,
                 path=node.path,
@@ -94,6 +95,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
         path=node.path,
         checks=technique.checks,
         memory=of_step(parent_key, node.step, study),
+        gpus=study.gpus_of(node.step),
     )
 
 

@@ -49,6 +49,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
             place.device,
             place.report,
             scratch=place.scratch,
+            devices=place.devices,
         )
         return replace(report, checks=(*report.checks, check_size(place.output)))
 
@@ -62,6 +63,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         parent=BASE_MODEL,
         checks=("weights_finite", "size_as_asked"),
         memory=of_correction(teacher.finetune, study),
+        gpus=study.training.gpus,
     )
     return model_asset(
         study,
@@ -109,6 +111,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
             vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
             teacher_fingerprint=teacher.data_version,
             device=place.device,
+            devices=place.devices,
             report=place.report,
             scratch=place.scratch,
         )
@@ -126,6 +129,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         inputs=(TEACHER_MODEL, BASE_MODEL, data),
         seed=study.seed,
         memory=of_logits(study),
+        gpus=study.training.teacher_gpus,
     )
     return artifact_asset(
         study,

@@ -22,6 +22,15 @@ class QuantizationAwareDistillation(Technique):
     predict = staticmethod(predict_qad)
 
     @classmethod
+    def gpus(cls, recipe: QADRecipe, training: int) -> int:
+        if training > 1:
+            raise StudyError(
+                "after every step it rounds whole weights, of which each of several GPUs has a part only: set gpus: 1, "
+                "or leave QAD out"
+            )
+        return 1
+
+    @classmethod
     def reads(cls, recipe: QADRecipe) -> Reads:
         models = {UNQUANTIZED: _before_quantization} if recipe.masters == "unquantized" else {}
         return Reads(("distillation_set", "teacher_logits"), models)
