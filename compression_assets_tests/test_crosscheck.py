@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.crosscheck import compare_perplexity, compare_squad
 
+from benchmarks.crosscheck import compare_perplexity, compare_squad
 from compression_assets.evaluation.answers import Answer, write_answers
 from compression_assets.text.datasets import TokenDataset, TokenRow
 from compression_assets_tests.tiny_models import tiny_directory

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from benchmarks import gpu, gpu_rows
 from benchmarks.gpu_rows import COLUMNS, Pace, Row
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.apart import low_rank_factors
 
+from benchmarks.apart import low_rank_factors
 from compression_assets.techniques.distillation.apply import distill
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.training.low_rank import low_rank

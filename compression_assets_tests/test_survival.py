@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from benchmarks.survival import (
     Rounded,
     item_interval,
@@ -19,7 +20,6 @@ from benchmarks.survival import (
     t_interval,
     verdict,
 )
-
 from compression_assets.evaluation.survival import measure_survival, measure_update, total
 from compression_assets.techniques.quantization.rounding import Rounding, quantize
 from compression_assets.weights.formats import nf4
