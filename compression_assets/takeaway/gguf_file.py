@@ -15,8 +15,8 @@ from compression_assets.takeaway.gguf_tensors import (
     file_type,
     ggml_type,
     rounded,
-    same_numbers,
     type_of_embeddings,
+    types_as_stored,
 )
 from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
 from compression_assets.weights.formats.format import Stored
@@ -123,6 +123,8 @@ def _add_tensors(
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     model = empty_model(config)
     to_copy = _to_copy(directory, kind)
+    # What a quantized model has left in full precision is not brought to few bits here.
+    as_stored = bool(to_copy)
     for name, tensor in fitting(directory, dense_tensors(directory), model):
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
@@ -130,27 +132,29 @@ def _add_tensors(
         if tensor.ndim == 1:
             writer.add_tensor(found, _in_llama_order(name, tensor, config).float().contiguous().numpy())
         elif name in to_copy:
-            form, stored = to_copy.pop(name)
+            form, stored, own = to_copy.pop(name)
             codes, scales = (
                 _in_llama_order(name, one, config) for one in (form.codes(stored), form.scales(stored))
             )
-            writer.add_tensor(found, copied(name, codes, scales, kind), raw_dtype=ggml_type(kind))
+            writer.add_tensor(found, copied(name, codes, scales, own), raw_dtype=ggml_type(own))
         else:
-            own = type_of_embeddings(kind) if found in EMBEDDINGS else kind
+            own = type_of_embeddings(kind) if found in EMBEDDINGS or as_stored else kind
             raw = rounded(name, _in_llama_order(name, tensor, config), own)
             writer.add_tensor(found, raw, raw_dtype=ggml_type(own))
 
 
-def _to_copy(directory: Path, kind: str) -> "dict[str, tuple[GroupedInteger, Stored]]":
-    """Weight name -> format and parts, of the weights whose codes and scales the type holds as they are."""
+def _to_copy(directory: Path, kind: str) -> "dict[str, tuple[GroupedInteger, Stored, str]]":
+    """Weight name -> format, parts and type, of the weights whose codes and scales the type holds as they are."""
     from compression_assets.weights.checkpoints import is_quantized, quantized_weights
 
     if not is_quantized(directory):
         return {}
+    weights = {weight.name: weight for weight in quantized_weights(directory)}
+    types = types_as_stored({name: weight.format for name, weight in weights.items()}, kind)
     return {
-        weight.name: (weight.format, weight.parts)
-        for weight in quantized_weights(directory)
-        if isinstance(weight.format, GroupedInteger) and same_numbers(weight.format, kind)
+        name: (form, weights[name].parts, own)
+        for name, own in types.items()
+        if isinstance(form := weights[name].format, GroupedInteger)
     }
 
 

@@ -1,23 +1,17 @@
 """What P is told: what goes, how much of it, and by which importance."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from compression_assets.errors import StudyError
-from compression_assets.strict import Strict
+from compression_assets.strict import Strict, unless_default
 from compression_assets.training.finetuning import FinetuneRecipe
 
 Cut = Literal["width", "depth", "heads"]
 UNITS: dict[Cut, str] = {"width": "neurons", "depth": "layers", "heads": "key-value groups"}
 """What each cut removes whole ones of."""
-
-
-def _unless(default: Any) -> Any:
-    """Left out of a recipe as it is written where it has its default, so that widths are cut under the same settings
-    as before there were other cuts."""
-    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 class PruningRecipe(Strict):
@@ -40,11 +34,11 @@ class PruningRecipe(Strict):
     calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
     """
 
-    cut: Cut = _unless("width")
+    cut: Cut = unless_default("width")
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
-    target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = _unless(None)
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = unless_default(None)
     multiple_of: int = Field(default=1, ge=1)
-    layers: Literal["influence", "block", "magnitude"] = _unless("influence")
+    layers: Literal["influence", "block", "magnitude"] = unless_default("influence")
     weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
     activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
     finetune: FinetuneRecipe = FinetuneRecipe()
