@@ -9,25 +9,33 @@ from compression_assets.errors import StudyError
 from compression_assets.strict import Strict, unless_default
 from compression_assets.training.finetuning import FinetuneRecipe
 
-Cut = Literal["width", "depth", "heads"]
-UNITS: dict[Cut, str] = {"width": "neurons", "depth": "layers", "heads": "key-value groups"}
+Cut = Literal["width", "depth", "heads", "hidden"]
+UNITS: dict[Cut, str] = {
+    "width": "neurons",
+    "depth": "layers",
+    "heads": "key-value groups",
+    "hidden": "channels",
+}
 """What each cut removes whole ones of."""
+IN_MULTIPLES = ("width", "hidden")
+"""The cuts whose result kernels want to be a multiple of something."""
 
 
 class PruningRecipe(Strict):
     """What goes, how much of it, and by which importance. Defaults: the authors' scripts.
 
     cut: width: neurons of every feed-forward block; depth: whole layers; heads: attention heads of every layer, by
-        whole key-value groups, so that a group's queries go with it.
-    ratio: share of the parent's neurons, layers or groups that is removed, rounded down to whole ones.
+        whole key-value groups, so that a group's queries go with it; hidden: channels of the hidden states, the same
+        ones in every layer (Llama, Mistral, Qwen and Gemma kinds).
+    ratio: share of the parent's neurons, layers, groups or channels that is removed, rounded down to whole ones.
     target: instead of ratio: the largest model with at most this share of the parent's parameters, embeddings included.
-    multiple_of: of cut: width: the kept width is the nearest positive multiple (ties up; with target: the next below).
-        1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
+    multiple_of: of cut: width and hidden: the kept width is the nearest positive multiple (ties up; with target: the
+        next below). 1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
     layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
         2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
         smallest weights.
-    weight_share: of cut: width and heads: weight of the weight magnitude in the importance; the rest goes to the
-        activation.
+    weight_share: of cut: width, heads and hidden: weight of the weight magnitude in the importance; the rest goes to
+        the activation.
     activation: of cut: width: where it is taken: the input of down_proj, which is what a neuron contributes, or the
         output of gate_proj before its non-linearity, as the authors' scripts have it.
     finetune: training after the cut.
