@@ -6,9 +6,10 @@
 Any study will do that has, of the same steps, twelve orders (and each step alone, behind what all of them begin with)
 with three seeds. The rules, fixed before any figure:
 The perturbation of a step is what it does to log-perplexity by itself (table step_diagnostics), in two readings:
-signed, so that a distillation that helps is the weakest, and its size. An order's prediction is how many pairs of its steps
-have the stronger one first. The hypothesis is supported in a setting and reading if the 95 % bootstrap interval of the
-rank correlation between that and log-perplexity lies above zero, contradicted if it lies below, else undecided.
+signed, so that a distillation that helps is the weakest, and its size. An order's prediction is how many pairs of its
+steps have the stronger one first. In a setting and a reading the hypothesis is supported if the 95 % bootstrap
+interval of the rank correlation between that and log-perplexity lies above zero, contradicted if it lies below, else
+undecided.
 """
 
 import argparse

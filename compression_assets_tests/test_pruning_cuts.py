@@ -17,11 +17,14 @@ from compression_assets.techniques.pruning.choice import Choice
 from compression_assets.techniques.pruning.depth import choose_layers, cut_layers, hidden_changes
 from compression_assets.techniques.pruning.heads import cut_groups, group_importance
 from compression_assets.techniques.pruning.hidden import channel_importance, cut_channels
+from compression_assets.techniques.pruning.loss_change import losses_without_layers
 from compression_assets.techniques.pruning.predict import pruned
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.techniques.pruning.refusal import refusal
+from compression_assets.techniques.pruning.width import ffn_importance
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.text.datasets import TokenRow
 from compression_assets.weights.shapes import parameters
 from compression_assets_tests.architectures import config_of
 from compression_assets_tests.project import Project
@@ -127,6 +130,63 @@ def test_importance_of_channels_is_the_formula() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
+def summed_loss(model: PreTrainedModel, row: TokenRow) -> torch.Tensor:
+    ids = torch.tensor([row.input_ids])
+    logs = model(ids).logits[0].log_softmax(-1)
+    return -sum(logs[t - 1, ids[0, t]] for t in range(1, len(row.content)) if row.content[t])
+
+
+@pytest.mark.parametrize("cut", ["width", "heads", "hidden"])
+def test_importance_by_loss_is_the_gradient_of_a_mask(cut: str) -> None:
+    model, data = model_of("Qwen3"), dataset(4)
+    recipe = PruningRecipe(cut=cut, importance="loss")
+    measures = {"width": ffn_importance, "heads": group_importance}
+    found = (
+        measures[cut](model, data, recipe, "cpu")
+        if cut in measures
+        else [channel_importance(model, data, recipe, "cpu")]
+    )
+    masked, layers = model_of("Qwen3"), 1 if cut == "hidden" else 2
+    units = {"width": 128, "heads": 2, "hidden": 64}[cut]
+    masks = [torch.ones(units, dtype=torch.float64, requires_grad=True) for _ in range(layers)]
+    for layer in masked.model.layers:
+        mask = masks[0] if cut == "hidden" else masks[layer.self_attn.layer_idx]
+        if cut == "hidden":
+            for writes in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writes.register_forward_hook(lambda _module, _args, output, mask=mask: output * mask)
+        else:
+            reads, wide = (layer.mlp.down_proj, 1) if cut == "width" else (layer.self_attn.o_proj, 32)
+            reads.register_forward_pre_hook(
+                lambda _, args, mask=mask, wide=wide: (args[0] * mask.repeat_interleave(wide),)
+            )
+    if cut == "hidden":
+        masked.model.embed_tokens.register_forward_hook(lambda _module, _args, output: output * masks[0])
+    expected = [torch.zeros(units, dtype=torch.float64) for _ in masks]
+    for row in data:
+        for total, gradient in zip(
+            expected, torch.autograd.grad(summed_loss(masked, row), masks), strict=True
+        ):
+            total += gradient.abs()
+    tokens = sum(row.n_predicted for row in data)
+    for scores, total in zip(found, expected, strict=True):
+        torch.testing.assert_close(scores, total / tokens, rtol=1e-3, atol=1e-6)
+
+
+def test_layers_of_least_loss_go() -> None:
+    model, data = model_of("Llama", num_hidden_layers=4), dataset(3)
+    found = losses_without_layers(model, data)
+    tokens = sum(row.n_predicted for row in data)
+    for index, layer in enumerate(model.model.layers):
+        own, layer.forward = layer.forward, lambda hidden_states, **_: hidden_states
+        with torch.no_grad():
+            assert sum(summed_loss(model, row).item() for row in data) / tokens == pytest.approx(
+                found[index].item()
+            )
+        layer.forward = own
+    kept = choose_layers(model, data, PruningRecipe(cut="depth", layers="loss"), 2, "cpu").kept[0]
+    assert kept.tolist() == sorted(found.argsort()[2:].tolist())
+
+
 def test_hidden_changes_are_the_formula_and_choose_the_layers() -> None:
     model, data = model_of("Llama", num_hidden_layers=4), dataset(3)
     for length in (1, 2):
@@ -209,7 +269,7 @@ def test_what_cannot_be_cut_is_refused() -> None:
 
 
 def test_a_recipe_that_cuts_widths_is_written_as_before() -> None:
-    assert not {"cut", "target", "layers"} & PruningRecipe().model_dump(mode="json").keys()
+    assert not {"cut", "target", "layers", "importance"} & PruningRecipe().model_dump(mode="json").keys()
     assert PruningRecipe(cut="depth").model_dump(mode="json")["cut"] == "depth"
 
 

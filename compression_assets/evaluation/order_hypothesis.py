@@ -1,8 +1,8 @@
 """Does what each step does alone predict which order of the steps is best?
 
-"Weaker perturbation first" (arXiv 2603.18426): of several compression steps the one that disturbs the model least should
-come first. An order is the further from that rule the more pairs of its steps stand the other way round; by the rule,
-the more of these inversions, the worse the model at its end.
+"Weaker perturbation first" (arXiv 2603.18426): of several compression steps the one that disturbs the model least
+should come first. An order is the further from that rule the more pairs of its steps stand the other way round. If the
+rule holds, the more of these inversions, the worse the model at its end.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,6 +11,7 @@ from compression_assets.errors import StudyError
 from compression_assets.techniques.pruning.amounts import with_units
 from compression_assets.techniques.pruning.calibration import Calibration
 from compression_assets.techniques.pruning.choice import Choice, Pruned, importance, most_important
+from compression_assets.techniques.pruning.loss_change import Tap, loss_changes
 from compression_assets.techniques.pruning.rebuild import rebuilt
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.text.datasets import TokenDataset
@@ -71,6 +72,11 @@ def channel_importance(
     section 2.2). w: Σ|weight| over all that writes or reads the channel. Raises StudyError when the data has no
     content, or the magnitudes are all zero or not finite.
     """
+    if recipe.importance == "loss":
+        (cut,) = channel_cuts(model, [])
+        writes = [model.get_submodule(name) for name in cut.rows_of if name.endswith(WRITES)]
+        writes.append(model.get_input_embeddings())
+        return loss_changes(model, dataset, [[Tap(module, "output") for module in writes]])[0]
     calibration = Calibration(dataset, recipe.calibration_batch_size, device)
     norms = {model.get_submodule(name): _output for name in _norms(model)}
     activation = sum(calibration.mean_magnitudes(model, norms))

@@ -33,7 +33,9 @@ class PruningRecipe(Strict):
         next below). 1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
     layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
         2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
-        smallest weights.
+        smallest weights; loss: those without which the loss on the calibration set rises least.
+    importance: of cut: width, heads and hidden: size: by weights and activations; loss: by how much the loss on the
+        calibration set changes without the unit, to first order, whatever weight_share and activation say.
     weight_share: of cut: width, heads and hidden: weight of the weight magnitude in the importance; the rest goes to
         the activation.
     activation: of cut: width: where it is taken: the input of down_proj, which is what a neuron contributes, or the
@@ -46,7 +48,8 @@ class PruningRecipe(Strict):
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
     target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = unless_default(None)
     multiple_of: int = Field(default=1, ge=1)
-    layers: Literal["influence", "block", "magnitude"] = unless_default("influence")
+    layers: Literal["influence", "block", "magnitude", "loss"] = unless_default("influence")
+    importance: Literal["size", "loss"] = unless_default("size")
     weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
     activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
     finetune: FinetuneRecipe = FinetuneRecipe()
