@@ -59,7 +59,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[CudaDevice]:
     monkeypatch.setattr(device_lease, "free_bytes", lambda device: found[int(device[-1])].total_bytes)
     monkeypatch.setattr(device_lease, "reset_peak", lambda device: None)
     monkeypatch.setattr(device_lease, "give_back", lambda device, held: None)
-    monkeypatch.setattr(device_lease, "_in_use", lambda device: nullcontext())
+    monkeypatch.setattr(device_lease, "computing_on", lambda device: nullcontext())
     return found
 
 

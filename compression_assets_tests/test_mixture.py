@@ -26,6 +26,7 @@ from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS
 from compression_assets.weights.first_answer import load_as_user
 from compression_assets.weights.formats.format import Format, ModelTensor
+from compression_assets.weights.formats.gguf_types import GgufForm
 from compression_assets.weights.formats.grouped_integer import Int4, Int8Grouped
 from compression_assets.weights.formats.layout import layout_in, layout_of
 from compression_assets.weights.formats.registry import formats_in
@@ -135,7 +136,7 @@ def test_gguf_has_each_weight_in_the_type_of_its_codes(
     )
     own = {layer["layer"]: layer["format"] for layer in made.metadata["layers"]}
     assert {*own.values(), "bf16"} == {*formats, "bf16"}
-    write_gguf(tmp_path / "q", tmp_path / "q.gguf", "tiny", "a test", "q4_0")
+    write_gguf(tmp_path / "q", tmp_path / "q.gguf", "tiny", "a test", GgufForm("q4_0"))
     found = types(tmp_path / "q.gguf")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     by_format = {"int4": "Q4_0", "int8_grouped": "Q8_0", "bf16": "Q8_0"}

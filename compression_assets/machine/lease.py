@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -42,11 +42,13 @@ Memory = Callable[[str], int | None]
 class Lease:
     """A device for one step, with its seconds and peak memory (device memory on CUDA, else resident memory).
 
-    expected_bytes: what the step was expected to take. waited: seconds until the device was free.
+    devices: all that the step has, `device` first. expected_bytes: what the step was expected to take of each.
+    waited: seconds until they were free.
     """
 
     device: str
     started: float
+    devices: tuple[str, ...] = ()
     expected_bytes: int | None = None
     waited: float = 0.0
 
@@ -64,6 +66,8 @@ class Lease:
             "machine": machine_name(self.device),
             "waited_seconds": round(self.waited, 1),
         }
+        if len(self.devices) > 1:
+            found["gpus"] = len(self.devices)
         if self.expected_bytes is not None:
             found["expected_memory_mib"] = round(self.expected_bytes / 2**20)
         if "torch" in sys.modules:  # a step that never computed has no format
@@ -81,38 +85,51 @@ def lease(
     uses_device: bool = True,
     *,
     device: str = "auto",
+    gpus: int = 1,
     locks: Path = LOCKS,
 ) -> Iterator[Lease]:
     """Lease a device for `holder` (an asset's name). CUDA leases exclude each other across processes.
 
-    memory: how much the step is expected to take there. waiting: told who holds what is waited for. uses_device:
-    False for a step that has no use for a CUDA device: it gets the CPU. device: "auto" (the first free CUDA device,
-    else the CPU), "cpu", or "cuda:N", N as in CUDA_VISIBLE_DEVICES. locks: directory of the locks.
-    Raises StudyError when a CUDA device is asked for and none is there, and before any work when the memory cannot
-    suffice (unless COMPRESSION_MEMORY_CHECK=off).
+    memory: how much the step is expected to take there, of each where it has several. waiting: told who holds what
+    is waited for. uses_device: False for a step that has no use for a CUDA device: it gets the CPU. device:
+    "auto" (the first free CUDA device, else the CPU), "cpu", or "cuda:N", N as in CUDA_VISIBLE_DEVICES. gpus:
+    how many CUDA devices, where there are any. locks: directory of the locks. Raises StudyError when more CUDA
+    devices are asked for than are there, and before any work when the memory cannot suffice (unless
+    COMPRESSION_MEMORY_CHECK=off).
     """
     _make_shared(locks)
     asked = time.monotonic()
-    devices = _candidates(device, holder) if uses_device else []
+    devices = _candidates(device, holder, gpus) if uses_device else []
     tell = waiting or _teller(holder)
-    take = _cuda(devices, locks, holder, memory, tell) if devices else _memory(locks, holder, memory, tell)
-    with take as (name, expected), _in_use(name):
+    take = (
+        _cuda(devices, locks, holder, memory, tell, gpus) if devices else _memory(locks, holder, memory, tell)
+    )
+    with take as (names, expected), computing_on(name := names[0]):
         reset_peak(name)
         held = resident_bytes()
         started = time.monotonic()
         try:
-            yield Lease(name, started, expected, started - asked)
+            yield Lease(name, started, names, expected, started - asked)
         finally:
             give_back(name, held)
 
 
-def _candidates(device: str, holder: str) -> list[CudaDevice]:
+def _candidates(device: str, holder: str, gpus: int) -> list[CudaDevice]:
     """CUDA devices that would do; none means the CPU."""
     if device == "cpu" or (device == "auto" and not cuda_devices()):
         return []
     found = visible_devices()
     if device == "auto":
+        if found and len(found) < gpus:
+            raise StudyError(
+                f"{holder} needs {gpus} CUDA devices, but only {len(found)} are visible; set training.gpus (or "
+                "teacher_gpus) in the study to what the machine has, or see CUDA_VISIBLE_DEVICES"
+            )
         return found
+    if gpus > 1:
+        raise StudyError(
+            f"{holder} needs {gpus} CUDA devices, but the gpu resource gives it {device} alone; set that to 'auto'"
+        )
     wanted = int(device.partition(":")[2] or 0)
     if not found:
         raise StudyError(
@@ -136,42 +153,62 @@ class Reservation(NamedTuple):
 
 @contextmanager
 def _cuda(
-    devices: list[CudaDevice], folder: Path, holder: str, memory: Memory, waiting: Waiting
-) -> Iterator[tuple[str, int | None]]:
-    """The first device that nobody holds and that has the memory, locked."""
+    devices: list[CudaDevice], folder: Path, holder: str, memory: Memory, waiting: Waiting, gpus: int
+) -> Iterator[tuple[tuple[str, ...], int | None]]:
+    """The first devices that nobody holds and that have the memory, locked."""
     need = memory("cuda") if _checked() else None
-    largest = max(devices, key=lambda device: device.total_bytes)
+    # The largest; of several the least of them.
+    largest = sorted(devices, key=lambda device: device.total_bytes)[-gpus]
     if need is not None and need > largest.total_bytes:
         raise _too_small(
             holder, need, largest.total_bytes, f"cuda:{largest.index} ({largest.name})", "in all"
         )
     fitting = [device for device in devices if need is None or device.total_bytes >= need]
-    device, handle = _first_free(fitting, folder, holder, waiting, need)
-    with handle:
-        yield f"cuda:{device.index}", need
+    with ExitStack() as held:
+        # A step keeps what it has while it waits for more; two that did would wait for each other.
+        alone = locked(folder / "several.lock", holder, waiting) if gpus > 1 else nullcontext()
+        with alone:
+            names = _first_free(fitting, folder, holder, waiting, need, gpus, held)
+        yield tuple(names), need
 
 
 def _first_free(
-    devices: list[CudaDevice], folder: Path, holder: str, waiting: Waiting, need: int | None
-) -> tuple[CudaDevice, IO[str]]:
-    """StudyError when no device is held by a step, and yet programs of others leave too little memory on each."""
+    devices: list[CudaDevice],
+    folder: Path,
+    holder: str,
+    waiting: Waiting,
+    need: int | None,
+    gpus: int,
+    held: ExitStack,
+) -> list[str]:
+    """Names of `gpus` devices, whose locks `held` keeps.
+
+    StudyError when programs of others leave too little memory on all but fewer of them, whatever steps hold.
+    """
     said = -SAY_EVERY
+    names: list[str] = []
     while True:
         short = {}
         for device in devices:
-            if handle := try_lock(lock_of(folder, device), holder):
-                name = f"cuda:{device.index}"
+            name = f"cuda:{device.index}"
+            if name not in names and (handle := try_lock(lock_of(folder, device), holder)):
                 if need is None or need <= (free := free_bytes(name)):
-                    return device, handle
+                    held.enter_context(handle)
+                    names.append(name)
+                    if len(names) == gpus:
+                        return names
+                    continue
                 handle.close()
                 short[f"{name} ({device.name})"] = free
-        if need is not None and len(short) == len(devices):
+        if need is not None and len(short) + gpus > len(devices):
             most = max(short, key=lambda name: short[name])
             raise _too_small(holder, need, short[most], most, "free")
         if time.monotonic() - said >= SAY_EVERY:
             said = time.monotonic()
             holders = (
-                f"cuda:{device.index}, held by {holder_of(lock_of(folder, device))}" for device in devices
+                f"cuda:{device.index}, held by {holder_of(lock_of(folder, device))}"
+                for device in devices
+                if f"cuda:{device.index}" not in names
             )
             waiting(", or for ".join(holders))
         time.sleep(POLL_SECONDS)
@@ -183,11 +220,13 @@ def lock_of(folder: Path, device: CudaDevice) -> Path:
 
 
 @contextmanager
-def _memory(folder: Path, holder: str, memory: Memory, waiting: Waiting) -> Iterator[tuple[str, int | None]]:
+def _memory(
+    folder: Path, holder: str, memory: Memory, waiting: Waiting
+) -> Iterator[tuple[tuple[str, ...], int | None]]:
     """The CPU, once the memory that the step needs is neither taken nor promised to another step."""
     need = memory("cpu")
     if need is None or not _checked():
-        yield "cpu", need
+        yield ("cpu",), need
         return
     own = folder / f"memory-{os.getpid()}.lease"
     said = -SAY_EVERY
@@ -200,7 +239,7 @@ def _memory(folder: Path, holder: str, memory: Memory, waiting: Waiting) -> Iter
             time.sleep(POLL_SECONDS)
         held.callback(own.unlink, missing_ok=True)
         held.enter_context(handle)
-        yield "cpu", need
+        yield ("cpu",), need
 
 
 def _reserve(folder: Path, own: Path, holder: str, need: int) -> IO[str] | None:
@@ -255,7 +294,7 @@ def _checked() -> bool:
 
 
 @contextmanager
-def _in_use(device: str) -> Iterator[None]:
+def computing_on(device: str) -> Iterator[None]:
     """On CUDA: the current device, where float32 stays float32 and operations are deterministic if they can be.
 
     Not so the backward pass of fused attention: torch makes it deterministic only where all else has to be, and raises

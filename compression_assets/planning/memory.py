@@ -21,8 +21,12 @@ def logits_memory(
     max_length: int,
     device: str = "cpu",
     compute_bytes: int = 2,
+    gpus: int = 1,
 ) -> int | None:
-    """Peak bytes of running the teacher over the distillation set. config: the teacher's."""
+    """Peak bytes of running the teacher over the distillation set. config: the teacher's.
+
+    gpus: over which its layers are spread, on CUDA; the bytes are those of one.
+    """
     shapes = Shapes.of(config)
     if shapes is None:
         return None
@@ -34,7 +38,8 @@ def logits_memory(
     # Only the CPU holds the shard that is being gathered, twice while it is put in order.
     held = 2 * shard if kind == "cpu" else 0
     encoding = 128 * shapes.vocabulary * 12
-    return LIBRARIES[kind] + weight_bytes * shapes.parameters + forward + held + encoding
+    weights = weight_bytes * shapes.parameters // (gpus if kind == "cuda" else 1)
+    return LIBRARIES[kind] + weights + forward + held + encoding
 
 
 def scoring_memory(

@@ -1,12 +1,14 @@
 """The plan of a study: what every model will weigh and take, and what does not fit. Printing is in `summary`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compression_assets.errors import StudyError
 from compression_assets.planning import memory, work
 from compression_assets.planning.costs import REFERENCE, expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
 from compression_assets.planning.fit import refuse_unfit
+from compression_assets.planning.gpus import enough
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.steps import Predictions, data_volumes
 from compression_assets.sources.models import HubModel
@@ -23,6 +25,7 @@ from compression_assets.study.orderings import Node, StepPath
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
+from compression_assets.techniques.registry import technique
 from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
 from compression_assets.weights.architectures import standard
@@ -44,7 +47,7 @@ FINER_DTYPES = ("float32", "float16")
 class Row:
     """One model (or the teacher's logits). size: bytes of its weights file, or of the logits. disk: of its directory.
 
-    memory: peak bytes of the step that makes it, None if unknown. tokens: those trained on.
+    memory: peak bytes of the step that makes it, None if unknown; of each of its `gpus`. tokens: those trained on.
     """
 
     asset: str
@@ -57,6 +60,7 @@ class Row:
     tokens: int
     flops: float
     seconds: float
+    gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class _Planner:
             built = None if root is None else root / relative_directory(TEACHER_MODEL)
             self.teacher = standard(config_of(study.teacher.source, downloads, built))
         self.volumes = work.volumes(study, root)
+        cuda = device.kind == "cuda"
+        self.gpus, self.teacher_gpus = (study.training.gpus, study.training.teacher_gpus) if cuda else (1, 1)
         self.context = StepContext(
             max_length=study.data.max_length,
             data=data_volumes(self.volumes),
@@ -127,6 +133,7 @@ class _Planner:
             scoring=device.flops * device.scoring,
             teacher=self.teacher,
             teacher_logits=study.teacher_logits,
+            gpus=self.gpus,
         )
         self.predictions = Predictions(study, self.base, self.context)
 
@@ -178,17 +185,22 @@ class _Planner:
             parameters=None,
             size=size,
             disk=size,
-            memory=memory.logits_memory(
-                self.teacher,
-                study.teacher_logits,
-                max_length=study.data.max_length,
-                device=self.device.kind,
-            ),
+            memory=self._logits_memory(self.teacher_gpus),
+            gpus=self.teacher_gpus,
             tokens=0,
             flops=flops,
             seconds=flops / self.context.scoring + self._overhead(2 * size + shapes.file_bytes(self.teacher)),
         )
         return [self._teacher_row(), logits]
+
+    def _logits_memory(self, gpus: int) -> int | None:
+        return memory.logits_memory(
+            self.teacher,
+            self.study.teacher_logits,
+            max_length=self.study.data.max_length,
+            device=self.device.kind,
+            gpus=gpus,
+        )
 
     def _teacher_row(self) -> Row:
         teacher = self.study.teacher
@@ -204,6 +216,7 @@ class _Planner:
             size=size,
             disk=size + TOKENIZER_BYTES * self.base["vocab_size"],
             memory=found.memory,
+            gpus=self.gpus,
             tokens=found.tokens,
             flops=found.flops or 0.0,
             seconds=(found.seconds or 0.0) + self._overhead(2 * size),
@@ -223,6 +236,7 @@ class _Planner:
             size=size,
             disk=size + masters + TOKENIZER_BYTES * found.config["vocab_size"],
             memory=found.memory,
+            gpus=self.study.gpus_of(node.step) if self.device.kind == "cuda" else 1,
             tokens=found.tokens,
             flops=found.flops or 0.0,
             seconds=(found.seconds or 0.0)
@@ -263,6 +277,9 @@ class _Planner:
     def _misfit(self, needed: int, rows: list[Row]) -> str:
         names = ", ".join(row.asset for row in rows)
         found = f"{names}: {needed / GIB:.1f} GiB, and {self.device.name} has {self.device.memory / GIB:.0f}"
+        if more := enough(lambda gpus: self._memory_of(rows[0].asset, gpus), self.device.memory * USABLE):
+            key = "teacher_gpus" if rows[0].asset == TEACHER_LOGITS else "gpus"
+            found += f" (training.{key}: {more[0]} takes {more[1] / GIB:.1f} GiB of each)"
         if not rows[0].tokens or rows[0].parameters is None:
             return found
         state = 16 * rows[0].parameters / GIB
@@ -270,6 +287,24 @@ class _Planner:
             f"{found}; masters, gradients and moments of fp32 AdamW are {state:.0f} GiB: write optimizer: adamw_8bit "
             "(10 bytes a parameter for 16) and gradient_checkpointing: true, or a smaller batch_size"
         )
+
+    def _memory_of(self, asset: str, gpus: int) -> int | None:
+        """Peak bytes of a step on each of so many GPUs; None where that is not known or it cannot have them."""
+        if self.device.kind != "cuda":
+            return None
+        if asset == TEACHER_LOGITS:
+            return self._logits_memory(gpus)
+        study, context = self.study, replace(self.context, gpus=gpus)
+        if asset == TEACHER_MODEL:
+            assert isinstance(study.teacher, CorrectedTeacher)
+            return predict_finetuning(self.base, study.teacher.finetune, context, DATASETS["teacher"]).memory
+        node = next(node for node in study.nodes.values() if model_key(node) == asset)
+        try:
+            if technique(node.technique or "").gpus(study.recipe(node.step or ""), gpus) == gpus:
+                return Predictions(study, self.base, context).of(node).memory
+        except StudyError:  # its recipe cannot be shared
+            return None
+        return None
 
     def _notes(self) -> list[str]:
         assumed = [split for split, volume in self.volumes.items() if not volume.measured]

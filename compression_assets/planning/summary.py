@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from compression_assets.planning.gpus import sentence
 from compression_assets.planning.plan import Plan, Row
 from compression_assets.tables import markdown, plain
 
@@ -50,6 +51,8 @@ def sentences(plan: Plan) -> list[str]:
         f"disk: {plan.disk / GIB:.1f} GiB",
     ]
     lines += [f"teacher logits: {row.size / GIB:.2f} GiB" for row in logits]
+    if gpus := sentence(plan.rows):
+        lines.append(gpus)
     if plan.separate > made:
         lines.append(
             f"sharing prefixes and teacher logits saves {duration(plan.separate - steps)}: built one by one, the "
@@ -82,6 +85,7 @@ def database_rows(plan: Plan) -> list[dict[str, Any]]:
             "compression_ratio": plan.base_size / row.size if row.parameters else None,
             "disk_bytes": row.disk,
             "memory_bytes": row.memory,
+            "gpus": row.gpus,
             "tokens": row.tokens,
             "flops": row.flops,
             "seconds": row.seconds,

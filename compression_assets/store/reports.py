@@ -35,9 +35,11 @@ class StepReport:
     """What a step says about itself. Everything in `metadata` is JSON-serialisable; NaN is not.
 
     tokens_seen: tokens of content and message ends trained on, over all epochs (0 for a step that does not train).
+    peak_bytes: the most that a process which the step started took of its device (0: it started none).
     Reserved metadata keys: "loss_curve" (list of dicts), "layers" (list of dicts, one a layer).
     """
 
     checks: tuple[Check, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     tokens_seen: int = 0
+    peak_bytes: int = 0

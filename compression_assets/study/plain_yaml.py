@@ -23,7 +23,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         StudyError: no such file, not UTF-8, not YAML (with the line), a key twice, a key that is not text, an
             infinite number, an alias, or anything else at the top than one mapping.
     """
-    text = _read_text(path)
+    return mapping_of(_read_text(path), path)
+
+
+def mapping_of(text: str, path: Path) -> dict[str, Any]:
+    """The same of a text that was read elsewhere. path: its file, for sentences."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from compression_assets.training.sharing import shared_speed
 from compression_assets.training.teacher.shards import TeacherLogitsRecipe
 from compression_assets.training.work import Volume
 from compression_assets.weights.formats.format import Format
@@ -13,10 +14,10 @@ from compression_assets.weights.shapes import Config
 class StepContext:
     """Where a step will run, and what it will read.
 
-    data: data asset -> its volume. max_length: tokens of the longest
-    row. device: "cpu" or "cuda". training, scoring: FLOP/s that training and forward passes reach on it.
-    compute_bytes: of a number that it computes with (2 for bfloat16). row_by_row: memory is asked for with one row in
-    a forward pass, which training on CUDA falls back to. teacher: config of the teacher, None where it is not known.
+    data: data asset -> its volume. max_length: tokens of the longest row. device: "cpu" or "cuda". training,
+    scoring: FLOP/s that training and forward passes reach on it. compute_bytes: of a number that it computes
+    with (2 for bfloat16). row_by_row: memory is asked for with one row in a forward pass, which training on
+    CUDA falls back to. gpus: that share a training. teacher: config of the teacher, None where it is not known.
     """
 
     max_length: int
@@ -26,12 +27,17 @@ class StepContext:
     scoring: float = 1.0
     compute_bytes: int = 2
     row_by_row: bool = False
+    gpus: int = 1
     teacher: Config | None = None
     teacher_logits: TeacherLogitsRecipe = field(default_factory=TeacherLogitsRecipe)
 
     def volume(self, asset: str) -> Volume:
         """The volume of a data asset; an empty one where only memory is asked for."""
         return self.data.get(asset, Volume(0, 0, 0))
+
+    def trained_in(self, flops: float) -> float:
+        """Seconds of a training, by all GPUs that share it."""
+        return flops / (self.training * shared_speed(self.gpus))
 
     def rows(self, batch_size: int) -> int:
         """Rows in a forward pass."""

@@ -63,6 +63,14 @@ class Technique:
         return Reads()
 
     @classmethod
+    def gpus(cls, recipe: Any, training: int) -> int:
+        """GPUs that a step has in a study whose trainings have `training` of them; `apply` gets them as `devices`.
+
+        Raises StudyError when `training` is above 1 and the recipe's training cannot be shared.
+        """
+        return 1
+
+    @classmethod
     def leaves(cls, recipe: Any) -> Format:
         """The number format of the new model's weights; a technique that quantizes says which."""
         return BF16()

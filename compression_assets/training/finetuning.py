@@ -1,5 +1,6 @@
 """Plain fine-tuning: after pruning, and of the teacher on the study's own data. The loop itself is in `loop`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,19 @@ def finetune(
     device: str = "cpu",
     report: Report = no_report,
     checkpoints: Checkpoints | None = None,
+    devices: Sequence[str] = (),
 ) -> TrainingReport:
-    """Fine-tune a float32 model in place with cross-entropy; errors as `loop.train`."""
-    return train(model, dataset, recipe, seed=seed, device=device, report=report, checkpoints=checkpoints)
+    """Fine-tune a float32 model in place with cross-entropy; devices and errors as `loop.train`."""
+    return train(
+        model,
+        dataset,
+        recipe,
+        seed=seed,
+        device=device,
+        devices=devices,
+        report=report,
+        checkpoints=checkpoints,
+    )
 
 
 def finetune_teacher(
@@ -48,18 +59,19 @@ def finetune_teacher(
     device: str = "cpu",
     report: Report = no_report,
     scratch: Path | None = None,
+    devices: Sequence[str] = (),
 ) -> StepReport:
     """Write the model of `parent`, fine-tuned on its own slice of the data, to `output`.
 
     Teacher correction as in Minitron (arXiv 2408.11796): a teacher that has not seen the distribution of the
     distillation data teaches it badly. Only published (16 bit) weights are written: nothing trains on from a teacher.
-    scratch: as in `StepInputs`.
+    scratch, devices: as in `StepInputs`.
     """
     from compression_assets.weights.checkpoints import check_finite, load_full_precision, save_full_precision
 
     dataset = TokenDataset.load(dataset_directory)
     model = load_full_precision(parent)
     checkpoints = checkpoints_in(scratch, model, dataset, recipe, seed, device)
-    done = finetune(model, dataset, recipe, seed, device, report, checkpoints)
+    done = finetune(model, dataset, recipe, seed, device, report, checkpoints, devices)
     save_full_precision(model.cpu(), output, tokenizer_from=parent, masters=False)
-    return StepReport((check_finite(output),), done.metadata(), done.tokens_seen)
+    return StepReport((check_finite(output),), done.metadata(), done.tokens_seen, done.peak_bytes)

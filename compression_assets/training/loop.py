@@ -10,7 +10,7 @@ masters beside bfloat16 weights on a CPU, so the loop is written here.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class TrainingReport:
 
     loss_curve: one entry a step with step, loss, ce, kl (nats a token; kl only when distilling), lr, grad_norm.
     tokens_seen: tokens of content and message ends, over all epochs. padding: share of padding in the tokens computed.
+    peak_bytes: the most that a process of its own took of its device; 0 where it had none.
     """
 
     loss_curve: list[dict[str, float]]
@@ -54,6 +55,7 @@ class TrainingReport:
     seconds: float
     padding: float
     notes: list[str] = field(default_factory=list)
+    peak_bytes: int = 0
 
     def metadata(self) -> dict[str, Any]:
         """For a StepReport."""
@@ -74,6 +76,7 @@ def train(
     *,
     seed: int,
     device: str = "cpu",
+    devices: Sequence[str] = (),
     report: Report = no_report,
     distil: Distil | None = None,
     checkpoints: Checkpoints | None = None,
@@ -86,7 +89,8 @@ def train(
     the model would not stop. The loss of a step is the mean over all these tokens of its rows, however they are split
     into forward passes. Same seed, same device, same weights: bit for bit on a CPU. as_stored: the weights that forward
     and backward passes compute with, see `MasterWeights`. at_end: called with the model while it still has
-    these weights.
+    these weights. devices: where it has several, a process on each of them takes a share of the model and of the rows
+    (`training.ranks`); that changes the model by the rounding of sums only.
 
     When memory runs out in a step, its forward passes take half the rows from there on and there are twice as many:
     the gradient stays the same to rounding, and a note says so.
@@ -95,6 +99,9 @@ def train(
     """
     import torch
 
+    if len(devices) > 1:
+        assert as_stored is None and at_end is None, "a training of stored weights has one device"
+        return _on_ranks(model, dataset, recipe, seed, devices, report, distil, checkpoints)
     steps = plan(dataset, recipe, seed)
     run = _Run(model.to(device), dataset, recipe, distil, device, len(steps), as_stored)
     total = sum(dataset[row].n_trained for step in steps for rows in step for row in rows)
@@ -121,6 +128,38 @@ def train(
         padding=run.padding(),
         notes=_notes(recipe, len(steps), first, device) + run.notes,
     )
+
+
+def _on_ranks(
+    model: "PreTrainedModel",
+    dataset: TokenDataset,
+    recipe: TrainingRecipe,
+    seed: int,
+    devices: Sequence[str],
+    report: Report,
+    distil: Distil | None,
+    checkpoints: Checkpoints | None,
+) -> TrainingReport:
+    from compression_assets.training.ranks.job import StoredTeacher
+    from compression_assets.training.ranks.launch import train_on_ranks
+
+    teacher = None
+    if distil is not None:
+        store: Any = distil.teacher
+        teacher = StoredTeacher(directory=store.directory, alpha=distil.alpha, temperature=distil.temperature)
+    done = train_on_ranks(
+        model.cpu(),
+        dataset,
+        recipe,
+        seed=seed,
+        devices=devices,
+        dtype=compute_dtype(devices[0]),
+        report=report,
+        teacher=teacher,
+        checkpoints=checkpoints,
+    )
+    notes = _notes(recipe, done["steps"], done.pop("resumed_after"), devices[0]) + done.pop("notes")
+    return TrainingReport(**done, notes=[*notes, f"shared by {len(devices)} devices"])
 
 
 def body_and_head(model: "PreTrainedModel") -> "tuple[torch.nn.Module, torch.nn.Linear]":

@@ -94,21 +94,36 @@ def training_memory(
     kind: str = "cpu",
     compute_bytes: int = 2,
     rounded: bool = False,
+    gpus: int = 1,
 ) -> int:
     """Bytes of a training run without libraries: weights, masters, gradients, moments, activations and the loss.
 
     A step holds float32 masters and gradients (8 bytes a parameter), AdamW's two moments (8, or 2 in 8 bits), and the
     weights that it computes with where these are not the masters themselves: narrower ones, and those that are
-    `rounded` as they will be stored. rows: in a forward pass.
+    `rounded` as they will be stored. rows: in a forward pass. gpus: that share it; the bytes are those of one.
     """
     apart = compute_bytes < 4 or rounded
-    state = (optimizer_bytes(recipe) + (compute_bytes if apart else 0)) * shapes.parameters
+    if gpus == 1:
+        state = (optimizer_bytes(recipe) + (compute_bytes if apart else 0)) * shapes.parameters
+    else:
+        state = optimizer_bytes(recipe) * shapes.parameters // gpus + _gathered(shapes, compute_bytes)
     layer = _layer_activations(shapes, rows, max_length, compute_bytes, kind)
     if recipe.gradient_checkpointing:
         activations = layer + shapes.layers * rows * max_length * shapes.hidden * compute_bytes
     else:
         activations = shapes.layers * layer
     return state + activations + _loss(shapes, rows * max_length, kind, compute_bytes)
+
+
+def _gathered(shapes: Shapes, compute_bytes: int) -> int:
+    """Bytes of the weights that a GPU of several holds whole at once, and of their gradients before they are shared.
+
+    Of embedding and output layer from the forward to the backward pass, of two decoder layers in turn. A gradient is
+    there in the compute format and, on its way to the others, in float32.
+    """
+    embeddings = shapes.vocabulary * shapes.hidden * (1 if shapes.tied else 2)
+    layers = 2 * shapes.linear_parameters // shapes.layers
+    return (embeddings + layers) * (2 * compute_bytes + 4)
 
 
 def optimizer_bytes(recipe: TrainingRecipe) -> int:

@@ -34,5 +34,5 @@ def decoder_layers(model: "PreTrainedModel") -> "dict[str, Module]":
                 return layers
     raise StudyError(
         f"models of type {model.config.model_type!r} cannot be taken layer by layer: their linear layers do not all "
-        "lie in one list of decoder layers; leave out rounding: gptq of Q, and cut: depth of P"
+        "lie in one list of decoder layers; leave out rounding: gptq of Q, cut: depth of P, and training.gpus"
     )

@@ -21,6 +21,7 @@ MemoryEstimate = Callable[[Mapping[str, Path], str], int | None]
 class BuildContext:
     """What a build gets: an empty `output`, its `inputs` (asset -> directory), a device, a way to report.
 
+    device: where it computes; devices: all that it has, `device` first.
     scratch: a directory that survives a killed attempt at the same artifact, and is removed once that is made.
     storage: of the study. run_id: of the run that builds. shared: what builds of one step have in common, such as a
     source that several of them cut; empty at first.
@@ -30,6 +31,7 @@ class BuildContext:
     scratch: Path
     inputs: Mapping[str, Path]
     device: str
+    devices: tuple[str, ...]
     report: Report
     storage: StudyStorage
     run_id: str
@@ -49,6 +51,7 @@ class Artifact:
     sources: model or chat sources that it reads; the content of those on this machine counts as well.
     memory: what it is expected to take of a device's memory, told from the inputs' directories; None: not known.
     uses_device: whether it has any use for a GPU; one that only fetches or asks takes none from others.
+    gpus: how many it has on a machine with CUDA, all of one host; see `needed_gpus`.
     """
 
     asset: str
@@ -65,6 +68,12 @@ class Artifact:
     sources: tuple[Any, ...] = ()
     memory: MemoryEstimate | None = None
     uses_device: bool = True
+    gpus: int = 1
+
+    @property
+    def needed_gpus(self) -> int:
+        """GPUs to reserve for its step; 0 for one that has no use for any."""
+        return self.gpus if self.uses_device else 0
 
     @property
     def upstream(self) -> list[dg.AssetKey]:

@@ -38,7 +38,12 @@ def of_correction(recipe: FinetuneRecipe, study: Study) -> MemoryEstimate:
 
 def of_logits(study: Study) -> MemoryEstimate:
     """Of running the teacher over the distillation set."""
-    estimate = partial(logits_memory, recipe=study.teacher_logits, max_length=study.data.max_length)
+    estimate = partial(
+        logits_memory,
+        recipe=study.teacher_logits,
+        max_length=study.data.max_length,
+        gpus=study.training.teacher_gpus,
+    )
     return lambda inputs, device: _from_config(inputs[TEACHER_MODEL], estimate, device)
 
 
@@ -91,4 +96,5 @@ def _context(study: Study, device: str) -> StepContext:
         device=device.partition(":")[0],
         compute_bytes=compute_bytes(device),
         row_by_row=device != "cpu",
+        gpus=1 if device == "cpu" else study.training.gpus,
     )

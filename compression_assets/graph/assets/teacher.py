@@ -9,7 +9,7 @@ from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.memory import of_correction, of_logits
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
-from compression_assets.graph.assets.priority import teacher_priority
+from compression_assets.graph.assets.priority import FIRST, PRIORITY
 from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
@@ -49,6 +49,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
             place.device,
             place.report,
             scratch=place.scratch,
+            devices=place.devices,
         )
         return replace(report, checks=(*report.checks, check_size(place.output)))
 
@@ -62,6 +63,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         parent=BASE_MODEL,
         checks=("weights_finite", "size_as_asked"),
         memory=of_correction(teacher.finetune, study),
+        gpus=study.training.gpus,
     )
     return model_asset(
         study,
@@ -69,7 +71,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         group="teacher",
         description="The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
         tags=TAGS,
-        priority=teacher_priority(study),
+        priority={PRIORITY: FIRST},
     )
 
 
@@ -109,6 +111,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
             vocabulary=read_config(place.inputs[BASE_MODEL]).vocab_size,
             teacher_fingerprint=teacher.data_version,
             device=place.device,
+            devices=place.devices,
             report=place.report,
             scratch=place.scratch,
         )
@@ -126,6 +129,7 @@ def _logits(study: Study) -> dg.AssetsDefinition:
         inputs=(TEACHER_MODEL, BASE_MODEL, data),
         seed=study.seed,
         memory=of_logits(study),
+        gpus=study.training.teacher_gpus,
     )
     return artifact_asset(
         study,
@@ -136,5 +140,5 @@ def _logits(study: Study) -> dg.AssetsDefinition:
             kinds=frozenset({"safetensors"}),
             tags=TAGS,
         ),
-        priority=teacher_priority(study),
+        priority={PRIORITY: FIRST},
     )

@@ -7,6 +7,7 @@ from compression_assets.techniques.distillation.predict import predict_distillat
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.techniques.technique import Reads, Technique
 from compression_assets.training.refusal import refusal
+from compression_assets.training.sharing import shared
 
 
 class Distillation(Technique):
@@ -19,6 +20,10 @@ class Distillation(Technique):
     apply = staticmethod(distill_step)
     predict = staticmethod(predict_distillation)
     refusal = staticmethod(refusal)
+
+    @classmethod
+    def gpus(cls, recipe: Any, training: int) -> int:
+        return shared(recipe, training)
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:

@@ -1,5 +1,6 @@
 """Knowledge distillation (KD): a student learns from the stored answers of a teacher."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ def distill(
     device: str = "cpu",
     report: Report = no_report,
     checkpoints: Checkpoints | None = None,
+    devices: Sequence[str] = (),
 ) -> TrainingReport:
     """Distil into a float32 model in place, from a store of teacher logits or a live teacher.
 
+    devices: as `loop.train`; of several only with a store, and without adapters.
     StudyError if the store cannot serve the recipe's temperature or the student's vocabulary; others as `loop.train`.
     """
     distil = distilling_from(teacher, recipe, model)
@@ -40,6 +43,7 @@ def distill(
             recipe,
             seed=seed,
             device=device,
+            devices=devices,
             report=report,
             distil=distil,
             checkpoints=checkpoints,
@@ -68,10 +72,21 @@ def distill_step(step: StepInputs) -> StepReport:
     checkpoints = checkpoints_in(
         step.scratch, model, dataset, step.recipe, step.seed, step.device, teacher.manifest
     )
-    done = distill(model, dataset, teacher, step.recipe, step.seed, step.device, step.report, checkpoints)
+    done = distill(
+        model,
+        dataset,
+        teacher,
+        step.recipe,
+        step.seed,
+        step.device,
+        step.report,
+        checkpoints,
+        step.devices,
+    )
     save_full_precision(model.cpu(), step.output, tokenizer_from=step.parent, masters=True)
     metadata = done.metadata() | about_the_loss(teacher, step.recipe)
-    return StepReport((check_finite(step.output), check_size(step.output)), metadata, done.tokens_seen)
+    checks = (check_finite(step.output), check_size(step.output))
+    return StepReport(checks, metadata, done.tokens_seen, done.peak_bytes)
 
 
 def about_the_loss(teacher: TeacherLogits, recipe: TeacherRecipe) -> dict[str, Any]:

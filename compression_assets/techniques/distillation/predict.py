@@ -30,11 +30,12 @@ def predict_distillation(
         context.device,
         context.compute_bytes,
         rounded=rounded,
+        gpus=context.gpus,
     )
     return Prediction(
         config,
         tokens=tokens,
         flops=training + scoring,
         memory=LIBRARIES[context.device] + memory,
-        seconds=training / context.training + scoring / context.scoring,
+        seconds=context.trained_in(training) + scoring / context.scoring / context.gpus,
     )

@@ -7,6 +7,7 @@ from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.technique import Reads, Technique
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.refusal import refusal
+from compression_assets.training.sharing import shared
 
 
 class PlainFinetuning(Technique):
@@ -22,6 +23,10 @@ class PlainFinetuning(Technique):
     apply = staticmethod(finetune_step)
     predict = staticmethod(predict_finetuning)
     refusal = staticmethod(refusal)
+
+    @classmethod
+    def gpus(cls, recipe: Any, training: int) -> int:
+        return shared(recipe, training)
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:

@@ -19,7 +19,9 @@ def finetune_step(step: StepInputs) -> StepReport:
     dataset = TokenDataset.load(step.data["distillation_set"])
     model = load_full_precision(step.parent)
     checkpoints = checkpoints_in(step.scratch, model, dataset, step.recipe, step.seed, step.device)
-    done = finetune(model, dataset, step.recipe, step.seed, step.device, step.report, checkpoints)
+    done = finetune(
+        model, dataset, step.recipe, step.seed, step.device, step.report, checkpoints, step.devices
+    )
     save_full_precision(model.cpu(), step.output, tokenizer_from=step.parent, masters=True)
     checks = (check_finite(step.output), check_size(step.output))
-    return StepReport(checks, done.metadata(), done.tokens_seen)
+    return StepReport(checks, done.metadata(), done.tokens_seen, done.peak_bytes)

@@ -17,11 +17,19 @@ def predict_finetuning(
         return Prediction(config, tokens=tokens, flops=None, seconds=None)
     flops = training_flops(config, recipe, volume)
     rows = context.rows(recipe.batch_size)
-    memory = training_memory(shapes, recipe, rows, context.max_length, context.device, context.compute_bytes)
+    memory = training_memory(
+        shapes,
+        recipe,
+        rows,
+        context.max_length,
+        context.device,
+        context.compute_bytes,
+        gpus=context.gpus,
+    )
     return Prediction(
         config,
         tokens=tokens,
         flops=flops,
         memory=LIBRARIES[context.device] + memory,
-        seconds=flops / context.training,
+        seconds=context.trained_in(flops),
     )

@@ -7,6 +7,7 @@ from compression_assets.techniques.pruning.predict import predict_pruning
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.techniques.pruning.refusal import refusal
 from compression_assets.techniques.technique import Reads, Technique
+from compression_assets.training.sharing import shared
 
 
 class Pruning(Technique):
@@ -19,6 +20,10 @@ class Pruning(Technique):
     apply = staticmethod(prune_step)
     predict = staticmethod(predict_pruning)
     refusal = staticmethod(refusal)
+
+    @classmethod
+    def gpus(cls, recipe: Any, training: int) -> int:
+        return shared(recipe.finetune, training)
 
     @classmethod
     def reads(cls, recipe: Any) -> Reads:

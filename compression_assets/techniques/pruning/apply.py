@@ -56,7 +56,9 @@ def prune_step(step: StepInputs) -> StepReport:
     pruned = cut(checkpoints.load_full_precision(step.parent), choice, config)
     model, dataset = pruned.model, TokenDataset.load(step.data["finetuning_set"])
     resuming = checkpoints_in(step.scratch, model, dataset, recipe.finetune, step.seed, step.device)
-    training = finetune(model, dataset, recipe.finetune, step.seed, step.device, step.report, resuming)
+    training = finetune(
+        model, dataset, recipe.finetune, step.seed, step.device, step.report, resuming, step.devices
+    )
     checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
     write_origins(step.output, pruned.names, pruned.cuts)
 
@@ -79,6 +81,7 @@ def prune_step(step: StepInputs) -> StepReport:
             **training.metadata(),
         },
         tokens_seen=training.tokens_seen,
+        peak_bytes=training.peak_bytes,
     )
 
 

@@ -22,7 +22,7 @@ def predict_pruning(config: Config, recipe: PruningRecipe, context: StepContext)
         tokens=tokens,
         flops=training + scoring,
         memory=_memory(shapes, Shapes.of(after) or shapes, recipe, context),
-        seconds=training / context.training + scoring / context.scoring,
+        seconds=context.trained_in(training) + scoring / context.scoring,
     )
 
 
@@ -45,5 +45,5 @@ def _memory(before: Shapes, after: Shapes, recipe: PruningRecipe, context: StepC
     # On the CPU: both models in float32.
     cutting = 4 * (before.parameters + after.parameters) if kind == "cpu" else 0
     rows = context.rows(recipe.finetune.batch_size)
-    trained = training_memory(after, recipe.finetune, rows, length, kind, width)
+    trained = training_memory(after, recipe.finetune, rows, length, kind, width, gpus=context.gpus)
     return LIBRARIES[kind] + max(importance, cutting, trained)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ def write_shards(
     vocabulary: int | None,
     device: str,
     report: Report,
+    devices: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the shards that are missing in `output`, and the output layer for coding "hidden".
 
@@ -48,7 +49,7 @@ def write_shards(
     """
 
     started = time.perf_counter()
-    model, notes = load_teacher(teacher, recipe, device)
+    model, notes = load_teacher(teacher, recipe, device, devices)
     size = min(int(model.get_output_embeddings().weight.shape[0]), vocabulary or 1 << 62)
     live = LiveTeacher(model, dataset, device)
     shards = shard_rows(dataset, recipe)
@@ -80,29 +81,55 @@ def write_shards(
 
 
 def load_teacher(
-    teacher: Path, recipe: TeacherLogitsRecipe, device: str
+    teacher: Path, recipe: TeacherLogitsRecipe, device: str, devices: Sequence[str] = ()
 ) -> "tuple[PreTrainedModel, list[str]]":
-    """The teacher for inference and notes on how it was loaded: 8 bit on CUDA if asked for, 16 bit otherwise."""
+    """The teacher for inference and notes on how it was loaded: 8 bit on CUDA if asked for, 16 bit otherwise.
+
+    devices: where it has several, transformers and accelerate spread its layers over them.
+    """
     import torch
 
     from compression_assets.weights.checkpoints import load_for_scoring
 
-    if recipe.load_in_8bit and torch.device(device).type == "cuda":
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    dtype, on_cuda = compute_dtype(device), torch.device(device).type == "cuda"
+    spread = [f"its layers spread over {len(devices)} devices"] if len(devices) > 1 else []
+    if recipe.load_in_8bit and on_cuda:
+        from transformers import BitsAndBytesConfig
 
         quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
-        model = AutoModelForCausalLM.from_pretrained(
-            teacher,
-            quantization_config=quantization,
-            device_map={"": device},
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-        return model.eval(), ["teacher in 8 bit (LLM.int8, threshold 6.0)"]
-    dtype = compute_dtype(device)
+        model = _placed(teacher, device, devices, quantization_config=quantization)
+        return model, ["teacher in 8 bit (LLM.int8, threshold 6.0)", *spread]
+    if spread:
+        return _placed(teacher, device, devices, dtype=dtype), spread
     notes = [f"load_in_8bit needs CUDA: the teacher ran in {dtype}"] if recipe.load_in_8bit else []
     return load_for_scoring(teacher, device, dtype), notes
+
+
+def _placed(teacher: Path, device: str, devices: Sequence[str], **how: Any) -> "PreTrainedModel":
+    """As transformers loads it, on one device or with its layers on several, each with as many as it has room for."""
+    from transformers import AutoModelForCausalLM
+
+    from compression_assets.machine.devices import free_bytes
+    from compression_assets.weights.checkpoints import read_config
+
+    if len(devices) > 1:
+        # Left to itself, accelerate takes every device that it sees. A tenth is for activations.
+        room = {one: int(0.9 * free_bytes(one)) for one in devices}
+        how |= {
+            "device_map": "auto",
+            "max_memory": {one if one == "cpu" else int(one.partition(":")[2]): room[one] for one in devices},
+        }
+    else:
+        how |= {"device_map": {"": device}}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        teacher,
+        config=read_config(teacher),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **how,
+    )
+    return model.eval()
 
 
 @dataclass
@@ -134,7 +161,9 @@ class LiveTeacher:
         batch = batch.to(self.device)
         with torch.inference_mode():
             # Right padding and causal attention: no mask needed, as in the training loop.
-            return self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+            hidden = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            # A teacher on several devices ends on another one than it begins on.
+            return hidden[batch.predicts.to(hidden.device)]
 
     def logits(self, hidden: "torch.Tensor") -> "torch.Tensor":
         """Logits [n, V] of hidden states."""

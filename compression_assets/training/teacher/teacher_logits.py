@@ -7,6 +7,7 @@ distributions become tensors in `logits_coding`, what a loss does with them in `
 import json
 import shutil
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def write_teacher_logits(
     teacher_fingerprint: str,
     vocabulary: int | None = None,
     device: str = "cpu",
+    devices: Sequence[str] = (),
     report: Report = no_report,
     scratch: Path | None = None,
 ) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def write_teacher_logits(
     distributions are the same bytes.
 
     vocabulary: the student's vocabulary; the teacher's logits beyond it are dropped before anything is normalised.
+    devices: where it has several, the teacher's layers are spread over them.
     teacher_fingerprint: what identifies the teacher's weights.
     scratch: where shards are kept until all are there; whole ones that an interrupted call with the same arguments
     left are used again. None: nothing is kept. `output` and `scratch` lie on one disk, so that moving costs nothing.
@@ -81,7 +84,7 @@ def write_teacher_logits(
     if scratch is not None:
         _keep_if_same(scratch, identity)
     made, measured = write_shards(
-        teacher, dataset, scratch or output, recipe, temperature, vocabulary, device, report
+        teacher, dataset, scratch or output, recipe, temperature, vocabulary, device, report, devices
     )
     for file in [] if scratch is None else [*scratch.glob("shard-*.safetensors"), *scratch.glob(HEAD)]:
         shutil.move(file, output / file.name)
