@@ -122,11 +122,9 @@ def init(model: str, chats: str, output: Path) -> None:
 def check() -> None:
     """Read the study file and say what it comes to."""
     from compression_assets.planning.fit import refuse_unfit
-    from compression_assets.planning.libraries import refuse_missing_libraries
     from compression_assets.study.places import current_study, storage_root, study_root
 
     study = current_study()
-    refuse_missing_libraries(study)
     for note in refuse_unfit(study, storage_root() / ".downloads", study_root(study)):
         print(note, file=sys.stderr)
     orderings = ", ".join(ordering.text for ordering in study.parsed_orderings)

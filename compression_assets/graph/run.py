@@ -24,7 +24,6 @@ from compression_assets.machine.shared_progress import ProgressRows
 from compression_assets.machine.workers import workers
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.planning.fit import refuse_unfit
-from compression_assets.planning.libraries import refuse_missing_libraries
 from compression_assets.store.fingerprints import fingerprint, library_versions
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
@@ -66,7 +65,6 @@ def run_study(
     Raises StudyError for a selection that names nothing, KeyboardInterrupt when it was interrupted.
     """
     study = current_study()
-    refuse_missing_libraries(study)
     refuse_unfit(study, storage_root() / ".downloads", study_root(study))
     refuse_silent_head()
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compression_assets.errors import StudyError
-from compression_assets.evaluation.engines.needed import missing
+from compression_assets.planning.libraries import refuse_missing_libraries
 from compression_assets.planning.models import config_of
 from compression_assets.planning.steps import Predictions
 from compression_assets.sources.models import DirectoryModel, ModelSource
+from compression_assets.sources.paths import local_path
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import BASE_MODEL, TEACHER_MODEL, relative_directory
 from compression_assets.study.orderings import recipe_token
@@ -30,9 +31,7 @@ def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> lis
 
     downloads, root: as for `make_plan`. Returns notes on models of which nothing is known before they are fetched.
     """
-    for index, served in enumerate(study.evaluation.serving):
-        if lacks := missing(served):
-            raise StudyError(f"evaluation.serving[{index}]: {lacks}; or take it out of the study")
+    refuse_missing_libraries(study)
     notes = []
     for key, source, asset in _models(study):
         built = None if root is None or asset is None else root / relative_directory(asset)
@@ -40,7 +39,7 @@ def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> lis
         if config is None:
             notes.append(f"{key}: looked at when it is fetched, its config.json is not on this machine yet")
             continue
-        directory = Path(source.path).expanduser() if isinstance(source, DirectoryModel) else None
+        directory = local_path(source.path) if isinstance(source, DirectoryModel) else None
         refuse_config(study, key, config, directory)
     return notes
 

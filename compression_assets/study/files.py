@@ -20,6 +20,7 @@ from compression_assets.strict import Strict, near_match
 from compression_assets.study.model import ModelTeacher, Study
 from compression_assets.study.plain_yaml import read_mapping
 from compression_assets.study.sentences import sentence
+from compression_assets.study.shared_files import find_files
 
 PRESETS = Path(__file__).parents[1] / "studies"
 SHIPPED = "package:"
@@ -43,6 +44,7 @@ def study_of(raw: Any, path: Path) -> Study:
     """The same of what a file says already. path: the file, to which relative paths are relative."""
     try:
         study: Study = _located(_validate(raw), path.parent.absolute())
+        find_files(source for _, source, _ in sources_of(study))
         _refuse_missing_sources(study)
     except ValidationError as error:
         raise StudyError(f"{path}: {sentence(error, raw, _validate)}") from None

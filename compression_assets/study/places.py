@@ -12,9 +12,10 @@ from compression_assets.errors import StudyError
 from compression_assets.machine.cluster import cluster
 from compression_assets.store.object_store import ObjectStore, store_of
 from compression_assets.study.cluster_file import use_cluster_file
-from compression_assets.study.files import load_study, presets, study_file, study_of
+from compression_assets.study.files import load_study, presets, sources_of, study_file, study_of
 from compression_assets.study.model import Study
 from compression_assets.study.plain_yaml import mapping_of
+from compression_assets.study.shared_files import share_files
 
 DEFAULT_STUDY = "demo"
 STUDY_TEXT = "COMPRESSION_STUDY_TEXT"
@@ -87,6 +88,7 @@ def claim_storage(study: Study, named: str, root: Path | None = None) -> None:
             f"{record.removesuffix(CLAIM)} belongs to the study file {claimed['file']}, and {own['file']} is another "
             f"of the same name: write another 'name' into it, or delete {record} if it replaces the other"
         )
+    share_files((source for _, source, _ in sources_of(study)), root)
     if claimed != own:
         _claim(root, remote, json.dumps(own, indent=1))
 

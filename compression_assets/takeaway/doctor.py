@@ -14,7 +14,6 @@ from compression_assets.evaluation.engines.settings import LLAMA_CPP, VLLM
 from compression_assets.machine import shared_locks
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
 from compression_assets.planning.fit import refuse_unfit
-from compression_assets.planning.libraries import missing_libraries
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.sources.models import HubModel
 from compression_assets.store import object_store
@@ -50,7 +49,7 @@ class Finding:
 
 def examine(study: Study) -> list[Finding]:
     """Everything that a study asks of a machine, in the order in which it would be missed."""
-    found = [_python(), *_packages(), *_optional(study), *_device(study), *_models(study)]
+    found = [_python(), *_packages(), *_device(study), *_models(study)]
     # What a model cannot go through cannot be planned either, and is said once.
     planned, finding = (None, None) if found[-1].ok is False else _planned(study)
     found += [finding] if finding else []
@@ -78,11 +77,6 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, True, metadata.version(name))
         except metadata.PackageNotFoundError:
             yield Finding(name, False, "not installed: make setup")
-
-
-def _optional(study: Study) -> Iterator[Finding]:
-    for sentence in missing_libraries(study):
-        yield Finding("packages", False, sentence)
 
 
 def _device(study: Study) -> Iterator[Finding]:
