@@ -98,7 +98,7 @@ def _published(store: ArtifactStore, content: bytes) -> float:
 def _lost(folder: Path, name: str, hosts: Hosts) -> float:
     study = Study(folder / name, name, hosts)
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     host = hosts.running(STEP)
     started = time.monotonic()
     host.kill()

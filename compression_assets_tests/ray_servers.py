@@ -53,12 +53,16 @@ def _ray(first: str, cpus: int) -> list[str]:
 
 
 def ray_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Of a host's Ray: commands of this environment, and a step that may queue for a day."""
+    """Of a host's Ray: commands of this environment, and a step that may queue for a day.
+
+    Nodes on one machine see all of its memory, and would kill steps for what other programs take of it.
+    """
     return {
         **environment,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_START_TIMEOUT_SECONDS": "86400",
+        "RAY_memory_monitor_refresh_ms": "0",
     }
 
 

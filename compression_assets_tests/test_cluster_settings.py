@@ -107,6 +107,15 @@ def test_steps_reserve_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "num_gpus" not in asked["datasets"]
 
 
+@pytest.mark.usefixtures("on_a_cluster")
+def test_a_shared_training_reserves_all_its_gpus() -> None:
+    study = load_study("smoke")
+    shared = study.model_copy(update={"training": study.training.model_copy(update={"gpus": 4})})
+    asked = {asset.op.name: json.loads(asset.op.tags[TAG]) for asset in study_assets(shared)}
+    assert asked["final_kd"]["num_gpus"] == 4
+    assert asked["metrics_kd"]["num_gpus"] == 1
+
+
 def test_on_one_machine_nothing_is_reserved() -> None:
     assert not any(TAG in asset.op.tags for asset in study_assets(load_study("smoke")))
 
@@ -119,6 +128,7 @@ def test_no_more_is_reserved_than_a_host_has() -> None:
         "entrypoint_num_gpus": 0,
         "entrypoint_memory": 500,
     }
+    assert reserved(job, [{"memory": 500.0}])["entrypoint_num_cpus"] == 1  # before any host has joined
     assert reserved(job, [small, large]) == {
         "entrypoint_num_cpus": 4,
         "entrypoint_num_gpus": 1,

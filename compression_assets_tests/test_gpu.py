@@ -157,6 +157,45 @@ def test_a_device_that_others_fill_is_passed_over(
         handle.close()
 
 
+def test_a_step_of_several_devices_waits_for_all_of_them(tmp_path: Path, two_gpus: list[CudaDevice]) -> None:
+    here = Gpu(locks=str(tmp_path))
+    other = hold(lock_of(tmp_path, two_gpus[0]), "final_q")
+    told: list[str] = []
+
+    def waiting(what: str) -> None:
+        told.append(what)
+        free = try_lock(lock_of(tmp_path, two_gpus[1]), "another")
+        assert free is None, "a device that the step has waits with it"
+        stop(other)
+
+    with here.lease("final_kd", needing(6 * GIB), waiting, gpus=2) as lease:
+        assert (lease.device, set(lease.devices)) == ("cuda:1", {"cuda:0", "cuda:1"})
+        assert lease.about()["gpus"] == 2
+        assert try_lock(tmp_path / "several.lock", "next") is not None, "others may gather theirs"
+    assert told == [f"cuda:0, held by final_q (process {other.pid})"]
+    for device in two_gpus:
+        handle = try_lock(lock_of(tmp_path, device), "next")
+        assert handle is not None
+        handle.close()
+
+
+def test_more_devices_than_there_are_or_than_fit_are_refused(
+    tmp_path: Path, two_gpus: list[CudaDevice]
+) -> None:
+    with pytest.raises(StudyError, match="final_kd needs 3 CUDA devices, but only 2 are visible"):
+        Gpu(locks=str(tmp_path)).lease("final_kd", gpus=3).__enter__()
+    with pytest.raises(StudyError, match="needs 2 CUDA devices, but the gpu resource gives it cuda:1 alone"):
+        Gpu(device="cuda:1", locks=str(tmp_path)).lease("final_kd", gpus=2).__enter__()
+    with pytest.raises(StudyError, match=r"cuda:0 \(Small\) has 8.0 GiB in all"):
+        Gpu(locks=str(tmp_path)).lease("final_kd", needing(20 * GIB), gpus=2).__enter__()
+    assert try_lock(lock_of(tmp_path, two_gpus[1]), "next") is not None
+
+
+def test_without_cuda_a_step_of_several_devices_has_the_cpu(tmp_path: Path) -> None:
+    with Gpu(device="cpu", locks=str(tmp_path)).lease("final_kd", gpus=4) as lease:
+        assert lease.devices == ("cpu",)
+
+
 def test_a_step_that_computes_nothing_takes_no_device(tmp_path: Path, two_gpus: list[CudaDevice]) -> None:
     with Gpu(locks=str(tmp_path)).lease("judged_q", uses_device=False) as lease:
         assert lease.device == "cpu"

@@ -89,6 +89,9 @@ def test_a_study_measures_what_it_serves(tmp_path: Path) -> None:
     project.write(study)
     code, output = project.compression("run")
     assert code == 0 and changed(output) == {"exported_p__q8_0", "served_p__q8_0"}, output
+    code, output = project.compression("clean", "--dry-run")
+    assert code == 0 and "exported/p__q4_k_m: a file that the study does not serve" in output, output
+    assert "exported/p__q8_0" not in output
 
 
 @pytest.mark.parametrize(

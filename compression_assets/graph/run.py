@@ -141,8 +141,10 @@ def interrupts_kept() -> Iterator[None]:
 
 
 def causes(result: dg.JobExecutionResult) -> list[str]:
-    """One line for each step of a run that failed by itself."""
-    return [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+    """One line for each step of a run that failed by itself; else what ended the run, such as a lost cluster."""
+    steps = [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+    ends = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
+    return steps or [f"the run: {(error.cause or error).message.strip()}" for error in ends if error]
 
 
 def _chosen(

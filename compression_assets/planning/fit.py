@@ -12,6 +12,7 @@ from compression_assets.planning.libraries import refuse_missing_libraries
 from compression_assets.planning.models import config_of
 from compression_assets.planning.steps import Predictions
 from compression_assets.sources.models import DirectoryModel, ModelSource
+from compression_assets.sources.paths import local_path
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import BASE_MODEL, TEACHER_MODEL, relative_directory
 from compression_assets.study.orderings import recipe_token
@@ -38,7 +39,7 @@ def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> lis
         if config is None:
             notes.append(f"{key}: looked at when it is fetched, its config.json is not on this machine yet")
             continue
-        directory = Path(source.path).expanduser() if isinstance(source, DirectoryModel) else None
+        directory = local_path(source.path) if isinstance(source, DirectoryModel) else None
         refuse_config(study, key, config, directory)
     return notes
 

@@ -17,7 +17,7 @@ from compression_assets_tests.simulated_hosts import Hosts
 STEP = "final_p"
 SELECTION = f"*{STEP}"
 COMPRESSION = (sys.executable, "-m", "compression_assets.cli")
-EPOCHS = 40
+EPOCHS = 300
 """Enough for a step to be hit while it works."""
 
 
@@ -66,7 +66,7 @@ class Study(Project):
             cursor.execute(f"SELECT event FROM compression_{self.name}.progress ORDER BY id")
             return [json.loads(event) for (event,) in cursor.fetchall()]
 
-    def wait_until_it_trains(self, within: float = 240.0) -> None:
+    def wait_until_it_trains(self, run: "subprocess.Popen[str]", within: float = 240.0) -> None:
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             if any(
@@ -74,6 +74,7 @@ class Study(Project):
                 for one in self.events()
             ):
                 return
+            assert run.poll() is None, run.communicate()[0]
             time.sleep(0.3)
         raise TimeoutError(f"{STEP} does not begin to train")
 

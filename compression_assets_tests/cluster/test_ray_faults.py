@@ -44,7 +44,7 @@ def check(study: Study, undisturbed: dict[str, str]) -> None:
 
 def test_a_killed_step(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     for process in hosts.running(STEP).step_processes(STEP):
         os.kill(process, signal.SIGKILL)
     ends_well(run)
@@ -53,7 +53,7 @@ def test_a_killed_step(study: Study, hosts: Hosts, undisturbed: dict[str, str]) 
 
 def test_a_killed_host(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     host = hosts.running(STEP)
     host.kill()
     try:
@@ -66,7 +66,7 @@ def test_a_killed_host(study: Study, hosts: Hosts, undisturbed: dict[str, str]) 
 
 def test_a_killed_driver(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     run.kill()
     run.communicate()
     ends_well(study.run())
@@ -83,7 +83,7 @@ def test_two_drivers(study: Study, hosts: Hosts, undisturbed: dict[str, str], tm
 
 def test_a_host_cut_off_and_back(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     host = hosts.running(STEP)
     host.pull_cable()
     try:
@@ -103,7 +103,7 @@ def test_a_host_cut_off_and_back(study: Study, hosts: Hosts, undisturbed: dict[s
 
 def test_a_store_that_is_gone_for_a_while(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     with stopped(hosts.weed):
         time.sleep(30)
     ends_well(run)
@@ -113,7 +113,7 @@ def test_a_store_that_is_gone_for_a_while(study: Study, hosts: Hosts, undisturbe
 def test_a_database_that_starts_again(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     """A server of PostgreSQL that loses one of its processes ends all sessions, and with them all locks."""
     run = study.run()
-    study.wait_until_it_trains()
+    study.wait_until_it_trains(run)
     os.kill(hosts.database_sessions()[0], signal.SIGKILL)
     ends_well(run)
     check(study, undisturbed)

@@ -85,7 +85,7 @@ def artifact_asset(
         check_specs=[spec for one in shown for spec in one.check_specs()],
         can_subset=len(shown) > 1,
         pool=pool,
-        op_tags={**(priority or {}), **reservation(study, first.asset, int(first.uses_device))},
+        op_tags={**(priority or {}), **reservation(study, first.asset, first.needed_gpus)},
         required_resource_keys={gpu_key(study), storage_key(study)},
     )
     def step(context: dg.AssetExecutionContext, config: ArtifactConfig) -> Iterator[dg.MaterializeResult]:

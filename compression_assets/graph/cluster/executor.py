@@ -14,7 +14,6 @@ from dagster._core.executor.step_delegating import StepDelegatingExecutor
 from compression_assets.errors import StudyError
 from compression_assets.graph.launcher import close_abandoned_runs, driving
 from compression_assets.machine.cluster import cluster
-from compression_assets.study.names import POOL
 
 ATTEMPTS = 3
 """Of a step whose process is lost; what fails by itself is not tried again."""
@@ -43,14 +42,12 @@ class RayExecutor(StepDelegatingExecutor):
             retries=RetryMode.ENABLED,
             check_step_health_interval_seconds=LOOK_EVERY,
         )
-        self._jobs = jobs
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
         instance, run = plan_context.instance, plan_context.dagster_run
         with driving(run.tags) as tags:
             instance.add_run_tags(run.run_id, tags)
             close_abandoned_runs(instance)
-            instance.event_log_storage.set_concurrency_slots(POOL, self._jobs.at_once())
             yield from super().execute(plan_context, execution_plan)
 
     def log_failure_or_retry_event_after_error(

@@ -1,15 +1,21 @@
 """Steps as jobs of Ray: submitted with their resources, and looked after."""
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import dagster as dg
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandlerContext
 from dagster_ray.core.executor import RayStepHandler
 from ray.job_submission import JobSubmissionClient
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from compression_assets.graph.cluster.handover import environment, step_cpus
 from compression_assets.graph.cluster.reservations import reserved
+from compression_assets.study.names import POOL
+
+T = TypeVar("T")
 
 PATIENCE = 120.0
 """Seconds for which a head that does not answer is asked again before a run fails."""
@@ -38,8 +44,14 @@ class RayJobs(RayStepHandler):
             resources=None,
         )
 
-    def at_once(self) -> int:
-        """Long steps that the cluster has room for: one for each GPU, or for each CPU where there is none."""
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
+        # Again for each step: hosts join and leave.
+        slots = step_handler_context.instance.event_log_storage
+        slots.set_concurrency_slots(POOL, self._at_once())
+        yield from super().launch_step(step_handler_context)
+
+    def _at_once(self) -> int:
+        """Long steps that the cluster has room for: one for each GPU, or for its CPUs where there is none."""
         nodes = self.client.nodes()
         gpus, cpus = (sum(node.get(resource, 0.0) for node in nodes) for resource in ("GPU", "CPU"))
         return max(1, int(gpus or cpus / step_cpus()))
@@ -55,7 +67,8 @@ class RayJobs(RayStepHandler):
             return CheckStepHealthResult.unhealthy(f"Ray does not know its job {job} any more")
         if not info.status.is_terminal() or self._has_ended(step_handler_context):
             return CheckStepHealthResult.healthy()
-        return CheckStepHealthResult.unhealthy(f"its process was lost ({info.message})")
+        said = (info.message or "Ray does not say how").splitlines()[0]
+        return CheckStepHealthResult.unhealthy(f"its process was lost ({said})")
 
     def _has_ended(self, context: StepHandlerContext) -> bool:
         """Whether the history has the end of this attempt at a step."""
@@ -71,21 +84,29 @@ class _Client(JobSubmissionClient):
 
     def nodes(self) -> list[dict[str, float]]:
         """Resource -> amount, for each host that is there."""
-        from ray.util.state import list_nodes
+        return _patiently(self._nodes)
 
+    def _nodes(self) -> list[dict[str, float]]:
         found = list_nodes(address=self.get_address(), detail=True, filters=[("state", "=", "ALIVE")])
         return [dict(node.resources_total or {}) for node in found]
 
     def submit_job(self, **job: Any) -> str:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return str(super().submit_job(**{**job, **reserved(job, self.nodes())}))
-            except RuntimeError as error:
-                if "already exists" not in str(error):
-                    raise
-                return str(job["submission_id"])  # it was taken, and its answer lost
-            except OSError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(2)
+        wanted = {**job, **reserved(job, self.nodes())}
+        try:
+            return str(_patiently(lambda: super(_Client, self).submit_job(**wanted)))
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+            return str(job["submission_id"])  # it was taken, and its answer lost
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What the head answers, after asking again for PATIENCE seconds while it is not there."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except (OSError, RayStateApiException):
+            if time.monotonic() > until:
+                raise
+            time.sleep(2)

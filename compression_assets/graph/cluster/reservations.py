@@ -43,7 +43,8 @@ def reserved(job: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> di
     gpus = min(job["entrypoint_num_gpus"] or 0, most("GPU"))
     memory = 0 if gpus else min(job["entrypoint_memory"] or 0, most("memory"))
     return {
-        "entrypoint_num_cpus": min(job["entrypoint_num_cpus"] or 0, most("CPU")),
+        # Of at least one: a job without any would run on a head that is to run none.
+        "entrypoint_num_cpus": min(job["entrypoint_num_cpus"] or 1, max(1, most("CPU"))),
         "entrypoint_num_gpus": gpus,
         "entrypoint_memory": int(memory),
     }
