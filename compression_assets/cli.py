@@ -286,7 +286,63 @@ def recommend(
     return 0 if choice.model else 1
 
 
-@_command("export p_kd_q", "export p_kd --format gguf:q8_0")
+@_command("search --max-size 60 --goal perplexity --hours 3", "search --max-size 100 --goal kl")
+@click.option(
+    "--max-size",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MIB",
+    required=True,
+    help="Of the weights file.",
+)
+@click.option(
+    "--goal",
+    type=click.Choice(["perplexity", "kl", "g_eval"]),
+    default="perplexity",
+    show_default=True,
+    help="kl: mean distance to the base's predictions.",
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="For trials, over all calls together.",
+)
+def search(max_size: float, goal: str, hours: float) -> None:
+    """Find the best recipe below a size.
+
+    Tries orders and recipes with growing shares of the training tokens (the section search of the study file says
+    which), and ends with the winner beside the study's best order within the size. Stop it whenever you like: the same
+    command goes on.
+    """
+    import shlex
+
+    import yaml
+
+    from compression_assets.search.searching import search as find
+    from compression_assets.study.files import study_file
+    from compression_assets.study.places import current_study, named_study, storage_root, study_root
+
+    study = current_study()
+    source = study_file(named_study())
+    root, downloads = study_root(study), storage_root() / ".downloads"
+    found = find(study, source, root, downloads, max_mib=max_size, goal_name=goal, hours=hours, say=_say)
+    print(f"\n{found.verdict}\n\nto have it in a study file of yours:\n")
+    print(yaml.safe_dump(found.recipe, sort_keys=False))
+    print(f"model:   {root / 'models' / found.model}")
+    print(f"trials:  {shlex.join(['compression', 'leaderboard', '--study', str(found.file)])}")
+    print(f"picture: {found.picture}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@_command(
+    "export p_kd_q",
+    "export p_kd --format gguf:q4_k_m",
+    "export p_kd_q --push me/smaller --dry-run",
+)
 @click.argument("model")
 @click.option(
     "--format",
@@ -294,25 +350,49 @@ def recommend(
     metavar="FORMAT",
     default="hf",
     show_default=True,
-    help="hf, w4a16 (of an int4 model), gguf, or gguf:TYPE with TYPE bf16, f16, q8_0, q5_0 or q4_0.",
+    help="hf, w4a16 (of an int4 model), gguf, or gguf:TYPE with TYPE bf16, f16, q8_0, q6_k, q5_k_m, q5_0, q4_k_m, "
+    "iq4_nl or q4_0.",
 )
-def export(model: str, form: str) -> None:
+@click.option("--embeddings", metavar="TYPE", help="GGUF type of embeddings and output layer.")
+@click.option("--imatrix", is_flag=True, help="Round by how large inputs are on the calibration set.")
+@click.option("--push", "repo", metavar="OWNER/NAME", help="Send it to a new private repository of a hub.")
+@click.option("--update", is_flag=True, help="With --push: replace files of a repository that is there.")
+@click.option("--dry-run", is_flag=True, help="With --push: only say what would be sent.")
+def export(
+    model: str,
+    form: str,
+    embeddings: str | None,
+    imatrix: bool,
+    repo: str | None,
+    update: bool,
+    dry_run: bool,
+) -> None:
     """Write a MODEL of the study for use elsewhere.
 
     MODEL is a key such as p_kd_q, or of an intermediate one such as p_kd. What is written is loaded back, and kept only
-    if it scores as the study's model does.
+    if it scores as the study's model does. --push sends it, with its model card, to huggingface.co, or to the hub at
+    HF_ENDPOINT; the token is taken from HF_TOKEN.
     """
     from compression_assets.machine.runtime import prepare_process
     from compression_assets.study.places import current_study, study_root
+    from compression_assets.takeaway import push
     from compression_assets.takeaway.export import export
 
+    if (update or dry_run) and not repo:
+        raise click.UsageError("--update and --dry-run go with --push")
     prepare_process()
+    if repo and not dry_run:
+        push.refuse_push(repo, update)
     study = current_study()
-    done = export(study, study_root(study), model, form)
+    done = export(study, study_root(study), model, form, embeddings=embeddings, importance=imatrix)
     print(
         f"{done.path}: {done.bytes / 2**20:,.1f} MiB; loaded back, perplexity {done.after:.4f} "
         f"(the study's model {done.before:.4f}){f'; {done.engine}' if done.engine else ''}"
     )
+    if repo and dry_run:
+        print(push.dry_run(done.path, done.card, repo))
+    elif repo:
+        print(f"sent to {push.push(done.path, done.card, repo, update)}")
 
 
 @_command("serve p_kd_q", "serve p_kd --type q4_0 --port 8081")
@@ -324,7 +404,7 @@ def export(model: str, form: str) -> None:
 def serve(model: str, kind: str | None, port: int) -> None:
     """Run an exported MODEL in llama.cpp, as OpenAI's API on this machine.
 
-    MODEL was exported before, as gguf. Prints a curl command that works.
+    MODEL was exported before, as gguf, or is in the study's evaluation.serving. Prints a curl command that works.
     """
     from functools import partial
 

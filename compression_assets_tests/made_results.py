@@ -70,6 +70,8 @@ def made_results(study: Study, items: int = 1000, width: float = 0.1) -> Results
         items={model: {"perplexity": items} for model in metrics},
         names=names,
         paper=paper,
+        served={},
+        engines={},
         comparisons=[pair("perplexity", one, other) for one, other in combinations(metrics, 2)],
         outdated={},
         damaged={},

@@ -15,6 +15,7 @@ from click.shell_completion import BashComplete
 
 from compression_assets.cli import commands
 from compression_assets.errors import next_command
+from compression_assets.graph.run import interrupts_kept
 from compression_assets.sources.gguf_splitting import SPLITTINGS
 from compression_assets.study.files import load_study
 from compression_assets.takeaway.gguf_file import write_gguf
@@ -182,6 +183,19 @@ def test_ctrl_c_in_a_run_says_that_running_again_goes_on(tmp_path: Path) -> None
     assert process.returncode in INTERRUPTED, output
     assert "compression: stopped; what is finished is kept, the same command goes on" in output
     assert "Traceback" not in output
+
+
+def test_an_interrupt_that_a_finalizer_swallows_is_raised_again() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def dropped() -> None:
+        Finalized()
+        time.sleep(10)
+
+    with interrupts_kept(), pytest.raises(KeyboardInterrupt):
+        dropped()
 
 
 def test_ctrl_c_in_an_export_leaves_no_half_of_it(finished_study: Project, tmp_path: Path) -> None:

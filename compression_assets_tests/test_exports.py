@@ -1,12 +1,14 @@
 """`compression export` of a study's models, final ones and those on the way to them."""
 
+import sys
 from pathlib import Path
 
 import gguf
 
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.sources.gguf_splitting import SPLITTINGS
-from compression_assets.takeaway import llama_cpp
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
+from compression_assets_tests.hub_server import WRITE, hub
 from compression_assets_tests.project import Project
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -29,8 +31,16 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
 
     code, output = project.compression("export", "p")
     assert code == 0 and (project.root / "exports" / "p" / "model.safetensors").is_file(), output
-    code, output = project.compression("export", "p_q", "--format", "gguf")
-    assert code == 0, output
+    with hub() as server:
+        command = (sys.executable, "-m", "compression_assets.cli", "export", "p_q", "--push", "me/small")
+        online = {"HF_ENDPOINT": server.url, "HF_TOKEN": WRITE, "HF_HUB_OFFLINE": "0"}
+        code, output = project.command(*command, **online)
+        assert code == 0 and f"sent to {server.url}/me/small" in output, output
+        sent = {file.name: file.read_bytes() for file in (project.root / "exports" / "p_q").iterdir()}
+        assert server.repos == {"me/small": sent}
+    assert b"| perplexity |" in sent["README.md"]
+    code, output = project.compression("export", "p_q", "--format", "gguf", "--push", "me/p_q", "--dry-run")
+    assert code == 0 and "nothing was sent; to me/p_q would go" in output, output
     assert ("predicts the same" if llama_cpp.available() else "not tried in llama.cpp") in output
     fields = gguf.GGUFReader(project.root / "exports" / "p_q.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == "llama-bpe"

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.sources.gguf_splitting import LLAMA3, QWEN2, SPLITTINGS, Splitting, splitting_of
 from compression_assets.sources.models import GgufModel, fetch_model
-from compression_assets.takeaway import gguf_vocabulary, llama_cpp
+from compression_assets.takeaway import gguf_vocabulary
 from compression_assets.takeaway.gguf_check import check_in_llama_cpp, check_tokens, sample_texts
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.text.samples import TEXTS

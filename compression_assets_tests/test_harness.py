@@ -1,13 +1,20 @@
 """What lm-evaluation-harness returns as rows; that a study which names tasks without it says what to install."""
 
 import importlib.util
+import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.harness import HarnessSettings, made_of, run_tasks, to_rows
+from compression_assets.evaluation.text_perplexity import measure_text
+from compression_assets.evaluation.text_windows import TextSettings, rolling
+from compression_assets.machine import precision
+from compression_assets.sources.texts import JsonlTexts
 from compression_assets_tests.tiny_models import tiny_directory
 
 HARNESS = importlib.util.find_spec("lm_eval") is not None
@@ -23,6 +30,19 @@ doc_to_choice: [red, blue]
 doc_to_target: right
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
+
+RUNNING_TEXT = """
+task: pages
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric: bits_per_byte}}]
+"""
+
+needs_harness = pytest.mark.skipif(not HARNESS, reason="needs lm_eval (dependency group harness)")
 
 
 def found(**changes: Any) -> dict[str, Any]:
@@ -85,7 +105,7 @@ def test_without_the_harness_a_sentence_says_what_to_install(tmp_path: Path) -> 
         run_tasks(tmp_path, HarnessSettings(tasks=["arc_easy"]), seed=0)
 
 
-@pytest.mark.skipif(not HARNESS, reason="needs lm_eval (dependency group harness)")
+@needs_harness
 def test_a_task_of_ones_own_runs_without_a_network(tmp_path: Path) -> None:
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(f'{{"question": "Colour {n}?", "right": {n % 2}}}\n' for n in range(6)))
@@ -97,3 +117,41 @@ def test_a_task_of_ones_own_runs_without_a_network(tmp_path: Path) -> None:
     assert rows[0].value == sum(sample.value or 0 for sample in samples) / 5
     with pytest.raises(StudyError, match="has no task 'two_colors'"):
         run_tasks(tmp_path / "model", HarnessSettings(tasks=["two_colors"]), seed=0)
+
+
+@needs_harness
+def test_windows_are_those_of_the_harness() -> None:
+    from lm_eval.utils import get_rolling_token_windows
+
+    draw = random.Random(8)
+    for _ in range(300):
+        length = draw.randint(2, 20)
+        stride = draw.randint(1, length)
+        ids = list(range(draw.randint(0, 90)))  # 0 is the prefix
+        theirs = [
+            ((read + predicted[-1:])[-length - 1 :], predicted)
+            for read, predicted in get_rolling_token_windows(ids[1:], 0, length, length - stride + 1)
+        ]
+        ours = [(ids[begin:end], ids[first:end]) for begin, first, end in rolling(len(ids), length, stride)]
+        assert ours == theirs
+
+
+@needs_harness
+def test_figures_of_running_text_are_those_of_the_harness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In bfloat16 the two round otherwise: the harness has batches and another attention kernel.
+    monkeypatch.setattr(precision, "compute_dtype", lambda device: torch.float32)
+    pages = ["  Zwölf Boxkämpfer jagen\nViktor.", "One.", "a\tb c  d e f g h " * 9]
+    data = tmp_path / "pages.jsonl"
+    data.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "pages.yaml").write_text(RUNNING_TEXT.format(data=data))
+    model = tiny_directory(tmp_path / "model", max_position_embeddings=32)
+    theirs, _ = run_tasks(model, HarnessSettings(tasks=["pages"], include=str(tmp_path / "tasks")), seed=0)
+    settings = TextSettings(source=JsonlTexts(kind="jsonl", path=str(data)), max_length=32)
+    ours, _ = measure_text(model, model, pages, settings)
+    found = {row.metric.removeprefix("pages_"): row.value for row in theirs}
+    for row in ours[1:]:
+        assert row.value == pytest.approx(found[row.metric], rel=1e-5), row.metric
+    assert ours[0].value == pytest.approx(found["byte_perplexity"], rel=1e-5)  # a token is a byte here

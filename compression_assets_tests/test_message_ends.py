@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from compression_assets.evaluation.end_of_turn import measure_end_of_turn, unlearned
+from compression_assets.evaluation.end_of_turn import end_of_turn, unlearned
 from compression_assets.evaluation.generation import generate
+from compression_assets.evaluation.perplexity import score
 from compression_assets.evaluation.prompts import prompt_tokens, stop_tokens
-from compression_assets.evaluation.rows import MetricRow
+from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.sources.tokenizer_setup import prepare
 from compression_assets.study.names import relative_directory
 from compression_assets.text.chat import render
@@ -48,6 +49,11 @@ def tiny(template: ChatTemplate) -> PreTrainedModel:
         eos_token_id=template.tokenizer.eos_token_id,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def measured(model: PreTrainedModel, rows: list[TokenRow], batch_size: int) -> tuple[MetricRow, list[Sample]]:
+    dataset = TokenDataset(rows)
+    return end_of_turn(dataset, score(model, dataset, batch_size).ends)
 
 
 def test_every_messages_end_is_found_and_no_header(family: Family) -> None:
@@ -87,7 +93,7 @@ def test_the_trained_model_ends_its_answer_and_one_trained_on_content_alone_does
         model = tiny(template)
         finetune(model, dataset, recipe_of(epochs=40, learning_rate=1e-2, warmup_steps=2), seed=0)
         answers.append(generate(model, [prompt], stop_tokens(template, model), 16)[0])
-        ends.append(measure_end_of_turn(model, TokenDataset(rows), 2)[0].value)
+        ends.append(measured(model, rows, 2)[0].value)
     assert answers[0].finished
     assert template.tokenizer.decode(answers[0].tokens, skip_special_tokens=True).strip() == ANSWER
     assert not answers[1].finished
@@ -99,7 +105,7 @@ def test_end_of_turn_is_the_mean_probability_of_all_that_ends_a_message(family: 
     template = ChatTemplate(family.tokenizer())
     model = tiny(template)
     rows = [TokenRow(str(n), *render(template, chat("x" * n, ANSWER), 10_000)) for n in (1, 9, 4)]
-    row, samples = measure_end_of_turn(model, TokenDataset(rows), batch_size=2)
+    row, samples = measured(model, rows, batch_size=2)
     expected = []
     for one in rows:
         with torch.no_grad():
@@ -120,8 +126,8 @@ def test_a_template_without_ends_is_not_measured_and_says_so() -> None:
     template = ChatTemplate(tokenizer)
     row = TokenRow("r", *render(template, chat("hi", "ho"), 10_000))
     assert row.ends == []
-    measured, samples = measure_end_of_turn(tiny(template), TokenDataset([row]), 1)
-    assert (measured.value, samples) == (None, []) and "nothing of its own" in measured.note
+    found, samples = measured(tiny(template), [row], 1)
+    assert (found.value, samples) == (None, []) and "nothing of its own" in found.note
 
 
 def test_a_header_at_which_the_model_stops_ends_the_message_before_it() -> None:

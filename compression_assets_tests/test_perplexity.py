@@ -2,12 +2,14 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from compression_assets.evaluation.measure import STATES, read_states, write_states
 from compression_assets.evaluation.perplexity import measure_perplexity, score
 from compression_assets.evaluation.rows import MetricRow
 from compression_assets.text.datasets import TokenDataset, TokenRow
@@ -132,6 +134,28 @@ def test_the_distance_to_the_base_is_that_of_full_distributions_in_float64(
         own = [sample for sample in found.distance.samples() if sample.metric == metric]
         recomputed = sum(sample.value or 0 for sample in own) / sum(sample.weight for sample in own)
         assert recomputed == pytest.approx(row.value)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_what_the_base_left_of_its_own_pass_stands_for_another_one(
+    model: Qwen2ForCausalLM, dataset: TokenDataset, tmp_path: Path, batch_size: int
+) -> None:
+    ended = TokenDataset(
+        [
+            replace(row, ends=[i for i, flag in enumerate(row.content) if i and not flag][:2])
+            for row in dataset
+        ]
+    )
+    base = another(model, seed=5)
+    own = score(base, ended, batch_size)
+    assert own.states is not None
+    write_states(own.states, tmp_path / STATES)
+    kept = read_states(tmp_path / STATES, ended)
+    beside = score(model, ended, batch_size, base=base)
+    assert score(model, ended, batch_size, base=base, base_states=kept).distance == beside.distance
+    other = score(model, ended, batch_size, base=base, base_states=score(model, ended, batch_size).states)
+    assert other.distance != beside.distance
+    assert read_states(tmp_path / "absent", ended) is None
 
 
 def test_the_base_is_at_no_distance_from_itself(model: Qwen2ForCausalLM, dataset: TokenDataset) -> None:

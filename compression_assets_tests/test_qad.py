@@ -15,7 +15,7 @@ from compression_assets.techniques.prediction import StepContext
 from compression_assets.techniques.qad import QuantizationAwareDistillation as QAD
 from compression_assets.techniques.qad import apply as qad_apply
 from compression_assets.techniques.qad.recipe import QADRecipe
-from compression_assets.techniques.qad.stored_form import StoredForm
+from compression_assets.techniques.qad.stored_form import StoredForm, within_bins
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.registry import technique
@@ -25,6 +25,8 @@ from compression_assets.training.teacher.teacher_forward import LiveTeacher, loa
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, write_teacher_logits
 from compression_assets.weights import checkpoints
 from compression_assets.weights.formats import nf4
+from compression_assets.weights.formats.grid import GridFormat
+from compression_assets.weights.stored import StoredWeight
 from compression_assets_tests.project import Project
 from compression_assets_tests.training_helpers import (
     VOCABULARY,
@@ -179,6 +181,54 @@ def test_gradients_pass_rounding_as_if_it_were_not_there(tmp_path: Path) -> None
         # Where a gradient is all but zero, rounding decides the sign, and so a whole step of AdamW.
         same = torch.isclose(written[name].float(), stored(name), rtol=1e-2, atol=1e-3)
         assert (~same).sum() <= 1 + 0.03 * same.numel(), name
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8_grouped"])
+def test_masters_in_their_bins_are_the_stored_weights_and_near_what_q_rounded(kind: str) -> None:
+    torch.manual_seed(3)
+    form = QuantizationRecipe(kind=kind).format
+    assert isinstance(form, GridFormat)
+    original = torch.randn(64, 128)
+    nearest = form.quantize(original)
+    # As a rounding by layer output or by chance would choose them: the nearest code, or one beside it.
+    codes = form.codes(nearest).int() + torch.randint(-1, 2, original.shape)
+    other = form.with_codes(nearest, codes.clamp(0, len(form.levels()) - 1).to(torch.uint8))
+    for parts, most in ((nearest, 0.01), (other, 0.7)):
+        weight = StoredWeight("w", (64, 128), form, parts)
+        master, stored = within_bins(original, weight), weight.dequantized()
+        assert torch.equal(StoredForm({"w": weight}, True, "cpu")("w", master), stored)
+        # Never on the other side of the stored value, and no further from it than what Q rounded.
+        assert ((master - stored) * (original - stored) >= -1e-6).all()
+        assert ((master - stored).abs() <= (original - stored).abs() + 1e-6).all()
+        assert (~torch.isclose(master, original, rtol=1e-5, atol=1e-6)).double().mean() < most
+
+
+def test_masters_that_start_unquantized_move_codes_at_a_small_rate(tmp_path: Path) -> None:
+    quantized(tmp_path)
+    slow = {"learning_rate": 2e-4}
+    plain = qad(tmp_path, recipe=recipe(**slow))
+    near = qad(
+        tmp_path,
+        "near",
+        recipe=recipe(masters="unquantized", **slow),
+        models={"unquantized": tmp_path / "full"},
+    )
+    first = [report.metadata["loss_curve"][0]["loss"] for report in (plain, near)]
+    assert first[0] == first[1]
+    assert near.metadata["weights_changed"] > 10 * plain.metadata["weights_changed"]
+    assert all(check.passed for check in near.checks)
+
+
+def test_the_model_before_q_is_read_where_masters_start_from_it() -> None:
+    read = QAD.reads(recipe(masters="unquantized")).models["unquantized"]
+    assert QAD.reads(recipe()).models == {}
+    steps = {
+        "Q-QAD": ["Q", "QAD"],
+        "P-Q-QAD": ["P", "Q", "QAD"],
+        "Q-KD-Q-QAD-QAD": ["Q", "D", "KD", "Q", "QAD", "QAD"],
+    }
+    found = {text: read([technique(step) for step in path[:-1]]) for text, path in steps.items()}
+    assert found == {"Q-QAD": 0, "P-Q-QAD": 1, "Q-KD-Q-QAD-QAD": 3}
 
 
 @pytest.mark.usefixtures("float32")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.sources.gguf_splitting import SPLITTINGS
-from compression_assets.takeaway import llama_cpp
 from compression_assets.takeaway.gguf_file import write_gguf
 from compression_assets.takeaway.serve import exported_file, serve
+from compression_assets.weights.formats.gguf_types import GgufForm
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -44,7 +45,7 @@ def test_the_curl_that_is_printed_is_answered(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer(SPLITTINGS[2])
     directory = tiny_directory(tmp_path / "model", vocab_size=720)
     put_tokenizer(directory, tokenizer)
-    write_gguf(directory, tmp_path / "m.gguf", "tiny", "a test", "q8_0")
+    write_gguf(directory, tmp_path / "m.gguf", "tiny", "a test", GgufForm("q8_0"))
     said: list[str] = []
     ready, done = threading.Event(), threading.Event()
 

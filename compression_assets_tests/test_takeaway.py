@@ -35,7 +35,7 @@ def test_a_model_card_tells_where_a_model_comes_from() -> None:
     pruned = step | {"asset": "final_p", "technique": "P", "recipe": {"ratio": 0.3}, "tokens_seen": 400}
     metric = {"metric": "perplexity", "value": 12.5, "lo": 11.0, "hi": 14.0, "unit": "1", "n": 99}
     judged = metric | {"metric": "g_eval", "note": "UNTRUSTED: x judged none"}
-    about = {"origin": "x/y@z", "license": "Apache-2.0"}
+    about = {"kind": "hub", "origin": "x/y@z", "license": "Apache-2.0"}
     card = model_card("p", "P", "demo", about, [step, pruned], [metric, judged], "60 %")
     assert "| G-Eval † |" in card and "† G-Eval is UNTRUSTED: x judged none." in card
     accuracy = metric | {"metric": "judge_accuracy", "note": "judge: tiny"}
@@ -46,7 +46,9 @@ def test_a_model_card_tells_where_a_model_comes_from() -> None:
     assert "Judge: tiny, which is read and not asked: its scores are not G-Eval's" in card_read
     assert "relevance (by likelihood): its judge is weak on copying (1 of 30)." in card_read
     assert "60 % interval" in card and "perplexity †" not in card
-    assert card.startswith('---\nlicense: apache-2.0\nbase_model: "x/y@z"\n')
+    assert card.startswith('---\nlicense: apache-2.0\nbase_model: "x/y"\n')
+    local = model_card("p", "P", "demo", about | {"kind": "directory"}, [step], [], library="gguf")
+    assert "base_model:" not in local and "library_name: gguf" in local
     assert "base → P" in card and '`{"ratio": 0.3}`' in card and "11 to 14" in card
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from compression_assets.errors import StudyError
-from compression_assets.graph.assets.priority import longest_ways
+from compression_assets.graph.assets.priority import leading, longest_ways, model_priorities
 from compression_assets.machine.workers import workers
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.study.files import load_study
@@ -77,6 +77,17 @@ def test_the_longest_way_goes_first() -> None:
     q_kd_p = ("final_q", "model_q_d", "model_q_d_kd", "model_q_d_kd_p", "final_q_kd_p")
     assert ways["Q",] == round(sum(costs[key] for key in q_kd_p))
     assert ways[()] >= max(ways.values()) > 0
+
+
+def test_one_whole_ordering_goes_before_the_longest_way() -> None:
+    study = load_study("demo")
+    priorities = model_priorities(study)
+    assert leading(study) == ("P", "KD", "Q")
+    others = {
+        path: priority for path, priority in priorities.items() if path != ("P", "KD", "Q")[: len(path)]
+    }
+    assert min(priorities["P",], priorities["P", "KD"], priorities["P", "KD", "Q"]) > max(others.values())
+    assert others == {path: way for path, way in longest_ways(study).items() if path in others}
 
 
 @pytest.mark.timeout(500)

@@ -47,10 +47,11 @@ COMPRESSION_STORAGE="$(_compression_absolute "${COMPRESSION_STORAGE:-$_compressi
 export COMPRESSION_STORAGE
 
 # Prints the DAGSTER_HOME of a preset (created here, without starting Python) or of a YAML file (the package names it,
-# as it does where the storage has a name that Dagster misreads).
+# as it does where the storage has a name that Dagster misreads, and on a cluster).
 _compression_home() {
     local ask="$1"
     case "$COMPRESSION_STORAGE" in *[?%]*) ask="/" ;; esac
+    if [ -n "${COMPRESSION_RAY:-}" ]; then ask="/"; fi
     case "$ask" in
         */* | *.yaml | *.yml)
             COMPRESSION_STUDY="$1" "$_compression_root/.venv/bin/python" -m compression_assets.cli home

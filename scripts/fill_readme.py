@@ -12,7 +12,9 @@ from compression_assets.reporting.answer import answer_of
 from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.headline import cautions, ranked
 from compression_assets.reporting.page import measured_on
+from compression_assets.reporting.parts import Table
 from compression_assets.reporting.read import ReportData, read_report_data
+from compression_assets.reporting.serving import not_faster, served_table
 from compression_assets.study.files import load_study
 from compression_assets.study.places import study_root
 from compression_assets.tables import markdown
@@ -23,16 +25,23 @@ BETWEEN = re.compile(r"(<!-- leaderboard -->\n).*?(<!-- /leaderboard -->)", re.D
 
 
 def text(data: ReportData) -> str:
-    """The answer, the ranked table, what it rests on, and what it cannot say."""
+    """The answer, the ranked table, what it rests on, what engines make of models, and what none of it can say."""
     found = answer_of(data)
-    table = ranked(data, found)
     date = max(manifest.created_at for manifest in data.manifests.values())[:10]
-    rows = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in table.written]
     limits = "\n".join(f"- {sentence}" for sentence in cautions(data).points)
-    return (
-        f"Study `{data.study.name}`, measured {date} on {measured_on(data)}. {' '.join(found.sentences)}\n\n"
-        f"{markdown(table.full_columns, rows)}\n\n{table.caption}\n\nWhat these figures cannot say:\n\n{limits}\n"
-    )
+    parts = [
+        f"Study `{data.study.name}`, measured {date} on {measured_on(data)}. {' '.join(found.sentences)}",
+        _written(ranked(data, found)),
+        *(["Models as engines serve them:", _written(served)] if (served := served_table(data)) else []),
+        *not_faster(data),
+        f"What these figures cannot say:\n\n{limits}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _written(table: Table) -> str:
+    rows = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in table.written]
+    return f"{markdown(table.full_columns, rows)}\n\n{table.caption}"
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ torch="$(mktemp)"
 trap 'rm -f "$new" "$torch"' EXIT
 grep '==' constraints.txt >"$new"
 grep '^torch==' constraints.txt >"$torch"
-.venv/bin/uv pip compile pyproject.toml --group dev --constraint "$torch" --python-version 3.11 \
-    --python-platform x86_64-unknown-linux-gnu --no-annotate --no-header --quiet --output-file "$new" "$@" >/dev/null
+.venv/bin/uv pip compile pyproject.toml --extra cluster --group dev --group cluster-test --constraint "$torch" \
+    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --no-annotate --no-header --quiet \
+    --output-file "$new" "$@" >/dev/null
 {
     sed '/==/,$d' constraints.txt
     # A local version (+cpu) names one build of a release.

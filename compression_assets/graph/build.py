@@ -20,8 +20,10 @@ from compression_assets.graph.assets.models import model_assets
 from compression_assets.graph.assets.plan import plan_asset
 from compression_assets.graph.assets.recommendation import recommendation_asset
 from compression_assets.graph.assets.report import page_asset, unread
+from compression_assets.graph.assets.serving import serving_assets
 from compression_assets.graph.assets.teacher import teacher_assets
 from compression_assets.graph.assets.text import text_assets
+from compression_assets.graph.assets.tracking import tracking_assets
 from compression_assets.graph.jobs import study_jobs
 from compression_assets.graph.resources import Gpu, StudyStorage, gpu_key, storage_key
 from compression_assets.graph.steps import step_executor
@@ -57,12 +59,14 @@ def study_assets(study: Study) -> Sequence[Any]:
         *harness_assets(study),
         *text_assets(study),
         *diagnostics_assets(study),
+        *serving_assets(study),
         *leaderboard_assets(study),
         comparisons_asset(study),
         plan_asset(study),
         recommendation_asset(study),
     ]
-    return linked_to_repository([*assets, page_asset(study, after=unread(assets))])
+    page = page_asset(study, after=unread(assets))
+    return linked_to_repository([*assets, page, *tracking_assets(study)])
 
 
 def study_resources(study: Study, root: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Jobs over the asset graph: everything, or one ordering with all that it needs."""
 
+import subprocess
+import sys
 from typing import Any
 
 import dagster as dg
@@ -11,6 +13,8 @@ from compression_assets.study.orderings import parse_ordering
 
 FULL_STUDY = "full_study"
 ONE_ORDERING = "one_ordering"
+REASONS = ("failed: ", "compression: ")
+"""How the lines begin in which `compression run` says why it failed."""
 
 
 class OrderingConfig(dg.Config):
@@ -26,7 +30,7 @@ def study_jobs(study: Study) -> list[Any]:
         dg.define_asset_job(
             FULL_STUDY, everything, description="Every model of the study, measured, and the leaderboard."
         ),
-        _one_ordering(study),
+        _one_ordering(),
     ]
     if study.name == "demo":
         jobs.append(
@@ -54,23 +58,25 @@ def selection_of(study: Study, ordering: str) -> dg.AssetSelection:
     return dg.AssetSelection.assets(*measured).upstream().materializable()
 
 
-def _one_ordering(study: Study) -> dg.JobDefinition:
+def _one_ordering() -> dg.JobDefinition:
     @dg.op(
         name="materialize_ordering",
         description="Launches a run of this study for one ordering and waits for it.",
     )
     def materialize_ordering(context: dg.OpExecutionContext, config: OrderingConfig) -> None:
-        from compression_assets.graph.definitions import defs
-        from compression_assets.graph.run import causes, launch
-
-        try:
-            selection = selection_of(study, config.ordering)
-        except StudyError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
-        result = launch(context.instance, selection.resolve(defs.resolve_asset_graph()))
-        if not result.success:
-            sentences = "; ".join(causes(result))
-            raise dg.Failure(f"run {result.run_id} of {config.ordering}: {sentences}", allow_retries=False)
+        # By the command, which loads the definitions for itself: this module is part of them.
+        command = [sys.executable, "-m", "compression_assets.cli", "run", "--ordering", config.ordering]
+        reasons = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            try:
+                for line in run.stdout or ():
+                    context.log.info(line.rstrip())
+                    reasons += [line.strip()] if line.startswith(REASONS) else []
+            except BaseException:
+                run.terminate()
+                raise
+        if run.returncode:
+            raise dg.Failure(f"{config.ordering}: {'; '.join(reasons)}", allow_retries=False)
 
     @dg.job(
         name=ONE_ORDERING,

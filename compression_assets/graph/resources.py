@@ -5,13 +5,18 @@ from pathlib import Path
 
 import dagster as dg
 
+from compression_assets.machine.cluster import cluster
 from compression_assets.machine.lease import LOCKS, Lease, Memory, lease
 from compression_assets.machine.locks import Waiting
 from compression_assets.machine.progress import ProgressLog
+from compression_assets.machine.shared_progress import SharedProgressLog
 from compression_assets.reporting.database import database_of
 from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.object_store import store_of
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
+from compression_assets.study.names import relative_directory
 
 
 def gpu_key(study: Study) -> str:
@@ -54,7 +59,20 @@ class StudyStorage(dg.ConfigurableResource):
 
     @property
     def artifacts(self) -> ArtifactStore:
-        return ArtifactStore(Path(self.root))
+        return artifacts_of(Path(self.root))
+
+    def local(self, asset: str) -> Path:
+        """The directory of an artifact, with its files on this disk. Raises StudyError where there is none."""
+        artifacts = self.artifacts
+        return artifacts.needed(artifacts.root / relative_directory(asset), asset, "what Dagster shows of it")
+
+    def share(self, file: Path) -> str | None:
+        """Copy a file of the study's directory to the store that hosts share, if there is one; its URI there."""
+        remote, key = store_of(Path(self.root)), file.relative_to(self.root).as_posix()
+        if remote is None:
+            return None
+        remote.put(key, file)
+        return f"{remote.url}/{key}"
 
     @property
     def database(self) -> MetricsDatabase:
@@ -66,4 +84,5 @@ class StudyStorage(dg.ConfigurableResource):
         return Path(self.root).parent / ".downloads"
 
     def progress(self, run_id: str) -> ProgressLog:
-        return ProgressLog(Path(self.root) / "progress" / f"{run_id}.jsonl")
+        file = Path(self.root) / "progress" / f"{run_id}.jsonl"
+        return SharedProgressLog(file, Path(self.root).name) if cluster() else ProgressLog(file)

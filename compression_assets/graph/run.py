@@ -1,23 +1,26 @@
 """Running a study from a terminal: a Dagster run in the study's own history, with progress lines."""
 
-import json
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from compression_assets.errors import StudyError
+from compression_assets.graph.history import connections_kept
 from compression_assets.graph.jobs import FULL_STUDY, selection_of
-from compression_assets.graph.launcher import close_abandoned_runs
-from compression_assets.machine.progress import ProgressView
+from compression_assets.graph.launcher import close_abandoned_runs, driving
+from compression_assets.machine.cluster import cluster, refuse_silent_head
+from compression_assets.machine.progress import ProgressFiles, ProgressView
+from compression_assets.machine.shared_progress import ProgressRows
 from compression_assets.machine.workers import workers
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.planning.fit import refuse_unfit
@@ -34,6 +37,8 @@ from compression_assets.study.places import (
 )
 
 POLL_SECONDS = 0.5
+INTERRUPTS = (DagsterExecutionInterruptedError, KeyboardInterrupt)
+"""What Ctrl-C is raised as, within a run of Dagster's and outside of it."""
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own console log is kept in its history; the terminal shows progress and errors."""
 
@@ -61,17 +66,19 @@ def run_study(
     """
     study = current_study()
     refuse_unfit(study, storage_root() / ".downloads", study_root(study))
+    refuse_silent_head()
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
     chosen = _chosen(study, selection, ordering, rebuild)
     costs = expected_seconds(study)
     view = ProgressView({key.to_user_string(): costs[key.to_user_string()] for key in chosen})
     print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, connections_kept(instance):
         close_abandoned_runs(instance)
-        instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
+        if cluster() is None:
+            instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
         stamp = _Stamp(study, chosen)
         job = full_study_job_in_process if stamp.is_there() and not rebuild else full_study_job
-        with _Watcher(study_root(study) / "progress", view):
+        with _Watcher(study, view), interrupts_kept():
             result = launch(instance, chosen, QUIET | _rebuild_config(rebuild), job)
         if result.success:
             stamp.leave()
@@ -89,12 +96,14 @@ def launch(
     job: Callable[[], dg.JobDefinition] = full_study_job,
 ) -> dg.JobExecutionResult:
     """Run some assets of the current study and wait."""
-    return dg.execute_job(
-        dg.reconstructable(job),
-        instance=instance,
-        run_config=run_config,
-        asset_selection=sorted(assets),
-    )
+    with driving() as tags:
+        return dg.execute_job(
+            dg.reconstructable(job),
+            instance=instance,
+            run_config=run_config,
+            tags=tags,
+            asset_selection=sorted(assets),
+        )
 
 
 def _interrupted(result: dg.JobExecutionResult) -> bool:
@@ -104,13 +113,38 @@ def _interrupted(result: dg.JobExecutionResult) -> bool:
         for event in result.all_events
         if event.is_step_failure or event.is_job_failure
     ]
-    interrupts = (DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
-    return any(failure.error and failure.error.cls_name in interrupts for failure in failures)
+    names = [kind.__name__ for kind in INTERRUPTS]
+    return any(failure.error and failure.error.cls_name in names for failure in failures)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Raise Ctrl-C again where Python drops it: what a finalizer or a weak reference's callback raises goes nowhere.
+
+    Dagster raises it wherever the signal finds the main thread, and SQLAlchemy has such callbacks.
+    """
+    shown = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, INTERRUPTS):
+            # Later, when the callback is over: raised in here it would be dropped once more.
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            shown(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = shown
 
 
 def causes(result: dg.JobExecutionResult) -> list[str]:
-    """One line for each step of a run that failed by itself."""
-    return [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+    """One line for each step of a run that failed by itself; else what ended the run, such as a lost cluster."""
+    steps = [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+    ends = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
+    return steps or [f"the run: {(error.cause or error).message.strip()}" for error in ends if error]
 
 
 def _chosen(
@@ -186,10 +220,10 @@ class _Stamp:
 class _Watcher:
     """Prints the lines of whatever run starts writing its progress while this context is open."""
 
-    def __init__(self, folder: Path, view: ProgressView):
-        self._folder = folder
+    def __init__(self, study: Study, view: ProgressView):
+        folder = study_root(study) / "progress"
+        self._events = ProgressRows(study.name) if cluster() else ProgressFiles(folder)
         self._view = view
-        self._read = {file: file.stat().st_size for file in folder.glob("*.jsonl")}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -206,11 +240,6 @@ class _Watcher:
             self._print_new()
 
     def _print_new(self) -> None:
-        for file in sorted(self._folder.glob("*.jsonl")):
-            with file.open("rb") as handle:
-                handle.seek(self._read.get(file, 0))
-                complete, newline, _ = handle.read().rpartition(b"\n")
-            self._read[file] = self._read.get(file, 0) + len(complete) + len(newline)
-            for line in complete.splitlines():
-                if text := self._view.line(json.loads(line)):
-                    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        for event in self._events.new():
+            if text := self._view.line(event):
+                print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

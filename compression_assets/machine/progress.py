@@ -1,10 +1,11 @@
 """How far a run is: steps append events to a file, whoever watches the run reads them.
 
-A file works for steps in the same process and in processes of their own alike.
+A file works for steps in the same process and in processes of their own alike; for other hosts: `shared_progress`.
 """
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ class ProgressLog:
         self._last = 0.0
 
     def event(self, asset: str, kind: str, **fields: Any) -> None:
+        self.append(json.dumps({"asset": asset, "kind": kind, "time": time.time(), **fields}))
+
+    def append(self, line: str) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"asset": asset, "kind": kind, "time": time.time(), **fields})
         with self.file.open("a") as handle:
             handle.write(line + "\n")
 
@@ -37,6 +40,23 @@ class ProgressLog:
         self._last = now
         self.event(asset, "working", done=done, total=total, note=note)
         return True
+
+
+class ProgressFiles:
+    """The events that runs append to the files of a folder from now on."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read = {file: file.stat().st_size for file in folder.glob("*.jsonl")}
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Those since the last call."""
+        for file in sorted(self._folder.glob("*.jsonl")):
+            with file.open("rb") as handle:
+                handle.seek(self._read.get(file, 0))
+                complete, newline, _ = handle.read().rpartition(b"\n")
+            self._read[file] = self._read.get(file, 0) + len(complete) + len(newline)
+            yield from map(json.loads, complete.splitlines())
 
 
 @dataclass

@@ -10,7 +10,7 @@ from compression_assets.planning.models import known_models
 from compression_assets.planning.steps import Predictions, data_volumes
 from compression_assets.planning.work import volumes
 from compression_assets.study.diagnosed import diagnosed
-from compression_assets.study.leaderboard_models import leaderboard_models
+from compression_assets.study.leaderboard_models import leaderboard_models, served_models
 from compression_assets.study.model import CorrectedTeacher, Study
 from compression_assets.study.names import (
     BASE_MODEL,
@@ -24,9 +24,11 @@ from compression_assets.study.names import (
     QUESTION_SET,
     RECOMMENDATION,
     REPORT,
+    SERVED,
     STEP_DIAGNOSTICS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
+    TRACKING,
     diagnostics_key,
     model_key,
 )
@@ -47,6 +49,10 @@ ANSWER = 0.3
 """Seconds for a model's answer to one question."""
 TIMED = 4.0
 """Seconds for the runs that time a model, of which the first warms up."""
+ROUNDING = 20.0
+"""Of a model to K-quants."""
+IN_ENGINE = 15.0
+"""For the runs that time a model in its engine, one text and eight at once."""
 TEXT_TOKENS = 290_000
 """Of WikiText-2's test set, where a study does not say how much of a text is scored."""
 
@@ -73,8 +79,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
     if study.evaluation.answers is not None and clarity is not None and clarity.fluency_model != "base":
         costs[FLUENCY_MODEL] = 30.0
     for entry in leaderboard_models(study):
-        # For what messages say, for what the base makes of them, and for where they end.
-        costs[entry.asset("metrics")] = 3.0 + 3 * _tokens(study, "evaluation") / SCORED_PER_SECOND
+        costs[entry.asset("metrics")] = SAVING + _tokens(study, "evaluation") / SCORED_PER_SECOND
         if study.evaluation.answers is not None and study.data.questions is not None:
             asked = study.evaluation.answers.questions or study.data.questions.count
             costs[entry.asset("answers")] = SAVING + TIMED + asked * ANSWER
@@ -86,6 +91,12 @@ def expected_seconds(study: Study) -> dict[str, float]:
             costs[entry.asset("text")] = SAVING + windows * text.max_length / SCORED_PER_SECOND
         if study.evaluation.judge is not None:
             costs[entry.asset("judged")] = SAVING + study.evaluation.judge.items * JUDGED
+    for served in served_models(study):
+        if served.settings.gguf:
+            costs[served.model] = SAVING + (ROUNDING if served.settings.gguf.needs_ggml else 0.0)
+        costs[served.asset(SERVED)] = (
+            SAVING + IN_ENGINE + 2 * _tokens(study, "evaluation") / SCORED_PER_SECOND
+        )
     if (judge := study.evaluation.judge) is not None:
         costs[JUDGE_CALIBRATION] = SAVING + PLANTED_ANSWERS * judge.calibration_questions * JUDGED
         if judge.others:
@@ -97,6 +108,8 @@ def expected_seconds(study: Study) -> dict[str, float]:
         costs[STEP_DIAGNOSTICS] = LIGHT
         for node in diagnosed(study):
             costs[diagnostics_key(node)] = SAVING + tokens / SCORED_PER_SECOND
+    if study.tracking is not None:
+        costs[TRACKING] = 3.0
     return costs | {
         COMPARISONS: 3.0,
         "paper_table_1": LIGHT,

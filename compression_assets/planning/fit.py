@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compression_assets.errors import StudyError
+from compression_assets.planning.libraries import refuse_missing_libraries
 from compression_assets.planning.models import config_of
 from compression_assets.planning.steps import Predictions
 from compression_assets.sources.models import DirectoryModel, ModelSource
+from compression_assets.sources.paths import local_path
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import BASE_MODEL, TEACHER_MODEL, relative_directory
 from compression_assets.study.orderings import recipe_token
@@ -21,6 +23,7 @@ from compression_assets.training.sharing import unshared
 from compression_assets.weights import architectures, shapes
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
 from compression_assets.weights.files import tensor_headers
+from compression_assets.weights.formats.gguf_types import ARCHITECTURES, GgufForm, misfit
 
 
 def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> list[str]:
@@ -28,6 +31,7 @@ def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> lis
 
     downloads, root: as for `make_plan`. Returns notes on models of which nothing is known before they are fetched.
     """
+    refuse_missing_libraries(study)
     notes = []
     for key, source, asset in _models(study):
         built = None if root is None or asset is None else root / relative_directory(asset)
@@ -35,7 +39,7 @@ def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> lis
         if config is None:
             notes.append(f"{key}: looked at when it is fetched, its config.json is not on this machine yet")
             continue
-        directory = Path(source.path).expanduser() if isinstance(source, DirectoryModel) else None
+        directory = local_path(source.path) if isinstance(source, DirectoryModel) else None
         refuse_config(study, key, config, directory)
     return notes
 
@@ -87,8 +91,21 @@ def _of_base(study: Study, config: Config) -> Iterator[str | None]:
         found.of(node)
         if node.step and (reason := unshared(config, study.gpus_of(node.step))):
             raise StudyError(f"{recipe_token(node.step)} has {study.training.gpus} GPUs: {reason}")
+    for index, (served, ordering) in enumerate(study.served):
+        if served.gguf is not None:
+            reason = _no_gguf(served.gguf, found.of(study.nodes[ordering.path]).config)
+            yield reason and f"evaluation.serving[{index}] cannot be written: {reason}"
     if study.distils and isinstance(study.teacher, CorrectedTeacher):
         yield training(config, None)
+
+
+def _no_gguf(form: GgufForm, config: Config) -> str | None:
+    """Why a model is not written to GGUF in a form, or None."""
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        return f"GGUF is written for {', '.join(ARCHITECTURES)}, and this is a {kind} model; serve it as hf"
+    hidden = config["hidden_size"]
+    return misfit(form, hidden, (hidden, config["intermediate_size"])) or None
 
 
 def _models(study: Study) -> Iterator[tuple[str, ModelSource, str | None]]:

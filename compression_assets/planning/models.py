@@ -16,6 +16,7 @@ from compression_assets.sources.models import (
     RandomModel,
     WheelModel,
 )
+from compression_assets.sources.paths import local_path
 from compression_assets.sources.random_model import VOCABULARY_SIZE
 from compression_assets.weights.shapes import Config
 
@@ -37,11 +38,11 @@ def config_of(source: ModelSource, downloads: Path, built: Path | None = None) -
     if isinstance(source, RandomModel):
         return _random(source)
     if isinstance(source, DirectoryModel):
-        return _read(Path(source.path).expanduser() / "config.json")
+        return _read(local_path(source.path) / "config.json")
     if isinstance(source, AssetModel):
         return _read(source.directory() / "config.json")
     if isinstance(source, GgufModel):
-        return _gguf(Path(source.path).expanduser())
+        return _gguf(local_path(source.path))
     name = source.repo if isinstance(source, HubModel) else source.file
     if name in known_models():
         return known_models()[name]

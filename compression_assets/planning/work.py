@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from compression_assets.store.artifact_store import ArtifactStore
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, relative_directory
 from compression_assets.training.teacher.logits_coding import stored_bytes
@@ -26,7 +26,7 @@ def _prepared(split: str, root: Path | None) -> Volume | None:
     if root is None:
         return None
     asset = DATASETS[split]
-    manifest = ArtifactStore(root).manifest(root / relative_directory(asset), asset)
+    manifest = artifacts_of(root).manifest(root / relative_directory(asset), asset)
     if manifest is None:
         return None
     found = manifest.metadata

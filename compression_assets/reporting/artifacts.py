@@ -27,7 +27,14 @@ class ArtifactReader:
     def whole(self, asset: str) -> Manifest | None:
         """The manifest of an artifact whose files are what it says."""
         made = self.manifest(asset)
-        if made and (problem := self._store.damage(self.directory(asset), made, thorough=False)):
+        if made is None:
+            return None
+        try:
+            self._store.local(self.directory(asset), asset)
+        except StudyError as error:
+            self.damaged[asset] = str(error)
+            return None
+        if problem := self._store.damage(self.directory(asset), made, thorough=False):
             self.damaged[asset] = problem
             return None
         return made

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compression_assets.store.artifact_store import Manifest
-from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models, parts
+from compression_assets.study.leaderboard_models import LeaderboardModel, measured
 from compression_assets.study.model import Study
 from compression_assets.study.names import model_key, relative_directory
 
@@ -20,17 +20,15 @@ def outdated(study: Study, manifests: Manifests) -> dict[tuple[str, str], str]:
     """(model, part of its measurements) -> why these figures are not those of the study, where that can be told."""
     asked = settings_of(study)
     found = {}
-    for model in leaderboard_models(study):
-        made = _another_recipe(study, model, manifests)
-        for part in parts(study):
-            directory = str(relative_directory(model.asset(part)))
-            why = (
-                made
-                or _other_settings(asked, manifests.get(directory))
-                or _other_inputs(directory, manifests)
-            )
-            if why:
-                found[model.key, part] = why
+    for model, part in measured(study):
+        directory = str(relative_directory(model.asset(part)))
+        why = (
+            _another_recipe(study, model, manifests)
+            or _other_settings(asked, manifests.get(directory))
+            or _other_inputs(directory, manifests)
+        )
+        if why:
+            found[model.key, part] = why
     return found
 
 

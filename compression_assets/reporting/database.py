@@ -17,12 +17,19 @@ from compression_assets.machine.locks import try_lock
 from compression_assets.reporting.artifacts import ArtifactReader
 from compression_assets.reporting.lineage import lineage
 from compression_assets.reporting.paper_table import read_paper_table
-from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
+from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.fingerprints import fingerprint
 from compression_assets.store.metrics_db import HeldOpen, MetricsDatabase
 from compression_assets.store.metrics_schema import TABLES, create_views
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.store.tables import tables, typed
-from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models, parts
+from compression_assets.study.leaderboard_models import (
+    LeaderboardModel,
+    ServedModel,
+    leaderboard_models,
+    measured,
+    served_models,
+)
 from compression_assets.study.model import Study
 from compression_assets.study.names import JUDGE_CALIBRATION, TEACHER_MODEL, model_key, relative_directory
 
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-VERSION = 4
+VERSION = 5
 """Of what `_fill` writes; with another one every database is derived anew."""
 
 POLL_SECONDS = 0.05
@@ -77,9 +84,9 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
     """
     database = database_of(root)
     deadline = time.monotonic() + patience
-    manifests = [root / directory / MANIFEST for directory in _directories(study)]
+    read = [root / directory for directory in _directories(study)]
     try:
-        while _state(study, root, manifests) not in (None, database.stamp()):
+        while _state(study, root, read) not in (None, database.stamp()):
             lock = try_lock(root / ".locks" / "database", "deriving the database")
             if lock is None:
                 if time.monotonic() >= deadline:
@@ -88,8 +95,8 @@ def refresh(study: Study, root: Path, patience: float = 0.0) -> str:
                 continue
             with lock:
                 # Whoever held the lock may have derived this very state.
-                if (state := _state(study, root, manifests)) not in (None, database.stamp()):
-                    _derive(study, root, manifests, str(state))
+                if (state := _state(study, root, read)) not in (None, database.stamp()):
+                    _derive(study, root, read, str(state))
                     if database.stamp() is None:  # looking again would derive it for ever
                         return f"{database.file} cannot be read back"
     except HeldOpen as error:
@@ -112,10 +119,13 @@ def measured_version(made: Manifest, model: str, manifests: Mapping[str, Manifes
     return None
 
 
-def _state(study: Study, root: Path, manifests: Sequence[Path]) -> str | None:
-    """Hash of everything that the database is derived from, without reading it; None while there is nothing."""
-    present = {}
-    for file in (*manifests, *tables(root).values()):
+def _state(study: Study, root: Path, read: Sequence[Path]) -> str | None:
+    """Hash of everything that the database is derived from, without reading it; None while there is nothing.
+
+    read: directories of the artifacts that it is derived from.
+    """
+    present: dict[str, Any] = dict(artifacts_of(root).versions(read))
+    for file in tables(root).values():
         try:
             found = file.stat()
         except FileNotFoundError:
@@ -127,13 +137,16 @@ def _state(study: Study, root: Path, manifests: Sequence[Path]) -> str | None:
 
 
 def _directories(study: Study) -> list[Path]:
-    measured = [model.asset(part) for model in leaderboard_models(study) for part in parts(study)]
+    made = [model.asset(part) for model, part in measured(study)]
     models = [model_key(node) for node in study.nodes.values()]
     external = [model.model for model in leaderboard_models(study) if model.ordering is None]
-    return [relative_directory(a) for a in (*measured, *models, *external, TEACHER_MODEL, JUDGE_CALIBRATION)]
+    files = [served.model for served in served_models(study)]
+    return [
+        relative_directory(a) for a in (*made, *models, *external, *files, TEACHER_MODEL, JUDGE_CALIBRATION)
+    ]
 
 
-def _derive(study: Study, root: Path, manifests: Sequence[Path], state: str) -> None:
+def _derive(study: Study, root: Path, read: Sequence[Path], state: str) -> None:
     """Fill a fresh database. What another process made anew while it was read is not an error: its state is older."""
     import duckdb
 
@@ -141,7 +154,7 @@ def _derive(study: Study, root: Path, manifests: Sequence[Path], state: str) -> 
         with database_of(root).fresh(state) as db:
             _fill(db, study, root)
     except (OSError, duckdb.Error):
-        if _state(study, root, manifests) == state:
+        if _state(study, root, read) == state:
             raise
 
 
@@ -149,13 +162,15 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
     import pyarrow.parquet as pq
 
     db.execute(TABLES)
-    reader = ArtifactReader(ArtifactStore(root))
+    reader = ArtifactReader(artifacts_of(root))
     found = list(_measurements(study, reader))
     models = list(dict.fromkeys(one.model for one in found))
     _insert(db, "models", typed([_model_row(model, reader) for model in models]))
     _insert(db, "lineage", typed(list(lineage(study, reader))))
     if found:
         _insert_measurements(db, study, root, found)
+    engines = [_engine_row(one.model, one.manifest) for one in found if isinstance(one.model, ServedModel)]
+    _insert(db, "serving", typed(engines))
     create_views(db, [model.key for model in models])
     _create(db, "paper_table_1", typed(read_paper_table()))
     judge, made = study.evaluation.judge, reader.whole(JUDGE_CALIBRATION)
@@ -171,14 +186,13 @@ def _fill(db: "duckdb.DuckDBPyConnection", study: Study, root: Path) -> None:
 
 
 def _measurements(study: Study, reader: ArtifactReader) -> Iterator[Measurement]:
-    for model in leaderboard_models(study):
-        for part in parts(study):
-            asset = model.asset(part)
-            made = reader.whole(asset)
-            if made is not None and not {ROWS, SAMPLES} <= set(made.files):
-                reader.damaged[asset] = "an earlier version of this package made it: run the study again"
-            elif made is not None:
-                yield Measurement(model, part, reader.directory(asset), made)
+    for model, part in measured(study):
+        asset = model.asset(part)
+        made = reader.whole(asset)
+        if made is not None and not {ROWS, SAMPLES} <= set(made.files):
+            reader.damaged[asset] = "an earlier version of this package made it: run the study again"
+        elif made is not None:
+            yield Measurement(model, part, reader.directory(asset), made)
 
 
 def _model_row(model: LeaderboardModel, reader: ArtifactReader) -> dict[str, Any]:
@@ -188,6 +202,15 @@ def _model_row(model: LeaderboardModel, reader: ArtifactReader) -> dict[str, Any
         "ordering": model.title,
         "position": model.position,
         "data_version": made.data_version if made else None,
+    }
+
+
+def _engine_row(model: ServedModel, made: Manifest) -> dict[str, Any]:
+    return {
+        "model": model.key,
+        "ordering": model.ordering.text if model.ordering else None,
+        "form": model.settings.form,
+        **{name: made.metadata[name] for name in ("engine", "version", "device", "threads")},
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from compression_assets.evaluation.metrics import ANSWERS, GROUPS, JUDGE, JUDGED, in_order, metric
 from compression_assets.reporting.judged_by import introduced
 from compression_assets.reporting.read import Results
+from compression_assets.reporting.serving import not_faster, served_table
 from compression_assets.tables import bracketed, decimals, fixed, plain
 
 SHORT = ("perplexity", "size_mib", "compression_ratio")
@@ -32,8 +33,15 @@ def leaderboard_text(results: Results, *, everything: bool = False) -> str:
         if judged := _judge_column(results):
             columns, rows = [*columns, "judge"], [[*row, judged] for row in rows]
         parts = [plain(columns, rows)]
+    served = served_table(results)
+    if served is not None:
+        cells = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in served.written]
+        parts += ["", plain(served.columns, cells)]
+    about = [served.caption, *not_faster(results)] if served else []
     said = [
-        line for remark in remarks(results) for line in textwrap.wrap(remark, WIDTH, subsequent_indent="  ")
+        line
+        for remark in [*about, *remarks(results)]
+        for line in textwrap.wrap(remark, WIDTH, subsequent_indent="  ")
     ]
     return "\n".join([*parts, *said])
 

@@ -11,7 +11,9 @@ from compression_assets.reporting.metric_tables import every_metric
 from compression_assets.reporting.parts import Page, Section
 from compression_assets.reporting.read import ReportData
 from compression_assets.reporting.sample_answers import sample_answers
+from compression_assets.reporting.search import searches
 from compression_assets.reporting.seeds import over_seeds
+from compression_assets.reporting.serving import in_engines
 from compression_assets.reporting.size import size_and_quality
 from compression_assets.reporting.steps import steps_of_orderings
 from compression_assets.reporting.survival import why_it_breaks
@@ -44,6 +46,8 @@ def make_page(data: ReportData, print_of_data: str = "") -> Page:
         every_metric(data),
         *([varied] if (varied := over_seeds(data)) else []),
         size_and_quality(data),
+        *([tried] if (tried := searches(data)) else []),
+        *([in_engines(data)] if data.study.evaluation.serving else []),
         steps_of_orderings(data),
         why_it_breaks(data),
         comparisons(data),
@@ -100,6 +104,7 @@ def fingerprint_of(data: ReportData) -> str:
     known = {
         "study": data.study.model_dump(mode="json"),
         "metrics": data.metrics,
+        "served": [data.served, data.engines],
         "items": data.items,
         "outdated": data.outdated,
         "paper": data.paper,

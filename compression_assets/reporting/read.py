@@ -13,9 +13,10 @@ from compression_assets.evaluation.judging.judges import judge_name
 from compression_assets.evaluation.metrics import Metric
 from compression_assets.reporting.current import outdated
 from compression_assets.reporting.judged_by import judge_of, shown_metric, weaknesses
-from compression_assets.store.artifact_store import MANIFEST, ArtifactStore, Manifest
+from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
-from compression_assets.study.leaderboard_models import leaderboard_models, parts
+from compression_assets.store.shared_artifacts import artifacts_of
+from compression_assets.study.leaderboard_models import leaderboard_models, measured, served_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import model_key, relative_directory
 from compression_assets.study.orderings import Node
@@ -32,6 +33,8 @@ OPTIONAL_TABLES = (
     "step_diagnostics",
     "layer_diagnostics",
     "leaderboard_seeds",
+    "search_trials",
+    "search_outcome",
 )
 """Tables and views that only some studies fill; the report says 'not measured' where one has no rows."""
 
@@ -47,6 +50,7 @@ class Results:
     metrics: model -> metric -> row of metrics.<model> (value, lo, hi, unit, n, note), in the leaderboard's order.
     items: model -> metric -> how many items have a value, for metrics that have items.
     names: model -> its ordering as written. paper: model -> row of paper_table_1.
+    served: the same as metrics, of what engines serve. engines: model of these -> row of the table serving.
     comparisons: rows of that table among what is in `metrics`. outdated: model -> why its figures are left out.
     damaged: directory below the study's root ("models/p_kd") -> why what is there cannot be read.
     manifests: the same directories -> manifest, for every complete artifact.
@@ -57,6 +61,8 @@ class Results:
     items: dict[str, dict[str, int]]
     names: dict[str, str]
     paper: dict[str, Row]
+    served: dict[str, dict[str, Row]]
+    engines: dict[str, Row]
     comparisons: list[Row]
     outdated: dict[str, str]
     damaged: dict[str, str]
@@ -180,33 +186,14 @@ def _agreement(results: Results, rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["other"] in names and not results.outdated]
 
 
-def read_manifests(root: Path) -> tuple[dict[str, Manifest], dict[str, str]]:
-    """The manifest of every complete artifact, and why others cannot be read, by directory below the study's root."""
-    store = ArtifactStore(root)
-    found, damaged = {}, {}
-    for file in sorted(root.glob(f"*/*/{MANIFEST}")):
-        directory = file.parent
-        if directory.name.startswith("."):
-            continue
-        name = str(directory.relative_to(root))
-        try:
-            manifest = store.manifest(directory, directory.name)
-        except StudyError as error:
-            damaged[name] = str(error)
-            continue
-        if manifest is not None:
-            found[name] = manifest
-    return found, damaged
-
-
 def read_answers_of(root: Path, models: list[str], questions: int) -> dict[str, list[Row]]:
     """The first `questions` answers of every model that has answered."""
     import pyarrow.parquet
 
-    found = {}
+    store, found = artifacts_of(root), {}
     for model in models:
-        file = root / "answers" / model / "answers.parquet"
-        if file.exists():
+        directory = store.local(root / "answers" / model, f"answers_{model}")
+        if directory is not None and (file := directory / "answers.parquet").exists():
             found[model] = pyarrow.parquet.read_table(file).slice(0, questions).to_pylist()
     return found
 
@@ -227,15 +214,17 @@ class _Tables:
 
 
 def _results(study: Study, root: Path, tables: _Tables) -> Results:
-    manifests, damaged = read_manifests(root)
+    manifests, damaged = artifacts_of(root).manifests()
     damaged |= {str(relative_directory(row["artifact"])): row["reason"] for row in tables.rows("left_out")}
     left_out = outdated(study, manifests)
-    measured: dict[str, dict[str, Row]] = {}
+    known = {(model.key, part) for model, part in measured(study)} - left_out.keys()
+    figures: dict[str, dict[str, Row]] = {}
     for row in tables.rows("all_metrics", rest="ORDER BY metric"):
-        if row["part"] in parts(study) and (row["model"], row["part"]) not in left_out:
-            measured.setdefault(row["model"], {})[row["metric"]] = row
-    models = [model for model in leaderboard_models(study) if model.key in measured]
-    metrics = {model.key: measured[model.key] for model in models}
+        if (row["model"], row["part"]) in known:
+            figures.setdefault(row["model"], {})[row["metric"]] = row
+    models = [model for model in leaderboard_models(study) if model.key in figures]
+    metrics = {model.key: figures[model.key] for model in models}
+    served = {model.key: figures[model.key] for model in served_models(study) if model.key in figures}
     if not metrics:
         raise NothingMeasured(_why_nothing(study, [*left_out.values(), *damaged.values()]))
     items: dict[str, dict[str, int]] = {model: {} for model in metrics}
@@ -251,8 +240,19 @@ def _results(study: Study, root: Path, tables: _Tables) -> Results:
     for (key, _), reason in left_out.items():
         reasons.setdefault(key, reason)
     paper = {row["model"]: row for row in tables.rows("paper_table_1")}
-    names = {model.key: model.title for model in models}
-    return Results(study, metrics, items, names, paper, comparisons, reasons, damaged, manifests)
+    return Results(
+        study=study,
+        metrics=metrics,
+        items=items,
+        names={model.key: model.title for model in (*models, *served_models(study))},
+        paper=paper,
+        served=served,
+        engines={row["model"]: row for row in tables.rows("serving") if row["model"] in served},
+        comparisons=comparisons,
+        outdated=reasons,
+        damaged=damaged,
+        manifests=manifests,
+    )
 
 
 def _why_nothing(study: Study, reasons: Sequence[str]) -> str:

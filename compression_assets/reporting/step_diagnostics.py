@@ -63,10 +63,8 @@ def perplexity(items: dict[str, Any]) -> float:
 def _read(store: ArtifactStore, node: Node) -> dict[str, Any] | None:
     """None while the model has not been diagnosed: the table is read partly filled."""
     key = diagnostics_key(node)
-    directory = store.root / relative_directory(key)
-    if store.manifest(directory, key) is None:
-        return None
-    return read_diagnostics(directory)
+    directory = store.local(store.root / relative_directory(key), key)
+    return None if directory is None else read_diagnostics(directory)
 
 
 def _perplexities(
@@ -80,9 +78,13 @@ def _perplexities(
     measured = {
         ordering: directory
         for ordering in study.parsed_orderings
-        if (directory := store.root / relative_directory(metrics_key(ordering))).exists()
+        for key in [metrics_key(ordering)]
+        if (directory := store.local(store.root / relative_directory(key), key))
     }
-    data = TokenDataset.load(store.root / relative_directory(DATASETS["evaluation"]))
+    evaluation = DATASETS["evaluation"]
+    data = TokenDataset.load(
+        store.needed(store.root / relative_directory(evaluation), evaluation, STEP_DIAGNOSTICS)
+    )
     wanted = {row.id for row in first_rows(data, study.evaluation.diagnostics.tokens)}
     for ordering, directory in measured.items():
         _, samples = read_measured(directory)

@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints
 from compression_assets.errors import StudyError
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
 from compression_assets.sources.hub_retries import persistently
+from compression_assets.sources.paths import local_path
 from compression_assets.sources.random_model import RandomModel
 from compression_assets.sources.saving import save_model
 from compression_assets.sources.wheels import WheelFile, fetch_member
@@ -50,7 +51,7 @@ class AssetModel(Strict):
 
     def directory(self) -> Path:
         """Raises StudyError before the asset has made it."""
-        directory = _local(self.path)
+        directory = local_path(self.path)
         if not directory.is_dir():
             raise StudyError(
                 f"the model directory {directory} is not there yet: materialise the asset {self.key}, which makes it, "
@@ -85,9 +86,9 @@ OTHER_RELEASES = ("*/*.json", "*/*.txt", "*/*.model")
 def check_model_source(source: ModelSource) -> None:
     """StudyError if a local source is missing or of a refused kind. No weights are read; touches no network."""
     if isinstance(source, DirectoryModel):
-        model_files.check_directory(_local(source.path))
+        model_files.check_directory(local_path(source.path))
     elif isinstance(source, GgufModel):
-        gguf_model.check(_local(source.path))
+        gguf_model.check(local_path(source.path))
 
 
 def fetch_model(
@@ -109,9 +110,9 @@ def fetch_model(
     if isinstance(source, RandomModel):
         return random_model.write(source, output_dir, dtype)
     if isinstance(source, GgufModel):
-        return gguf_model.write(_local(source.path), output_dir, dtype, masters)
+        return gguf_model.write(local_path(source.path), output_dir, dtype, masters)
     if isinstance(source, DirectoryModel):
-        return _from_directory(_local(source.path), output_dir, dtype, masters) | {"kind": "directory"}
+        return _from_directory(local_path(source.path), output_dir, dtype, masters) | {"kind": "directory"}
     if isinstance(source, AssetModel):
         return _from_directory(source.directory(), output_dir, dtype, masters) | {"kind": "asset"}
     if isinstance(source, HubModel):
@@ -225,7 +226,3 @@ def download(
             f"({model_files.first_line(error)}): check its name, revision, access rights and the connection."
         ) from error
     return Path(found)
-
-
-def _local(path: str) -> Path:
-    return Path(path).expanduser()

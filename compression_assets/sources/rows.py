@@ -14,6 +14,7 @@ from pydantic import StringConstraints
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.hub_retries import persistently
+from compression_assets.sources.paths import local_path
 from compression_assets.strict import Strict
 from compression_assets.tables import shortened
 
@@ -39,7 +40,7 @@ class JsonlRows(Strict):
         """The file's path on disk."""
         if shipped := SHIPPED.fullmatch(self.path):
             return Path(str(importlib.resources.files("compression_assets") / "data" / shipped[1]))
-        return Path(self.path).expanduser()
+        return local_path(self.path)
 
 
 class Row(NamedTuple):

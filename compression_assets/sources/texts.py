@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from compression_assets.errors import StudyError
+from compression_assets.sources.paths import local_path
 from compression_assets.sources.rows import HubRows, JsonlRows, read_hub, read_jsonl, require_file
 from compression_assets.strict import Strict
 
@@ -20,7 +21,7 @@ class TextFile(Strict):
 
     def resolved(self) -> Path:
         """The file's path on disk."""
-        return Path(self.path).expanduser()
+        return local_path(self.path)
 
 
 class JsonlTexts(JsonlRows):

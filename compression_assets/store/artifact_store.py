@@ -4,89 +4,36 @@ Models, data sets, teacher logits and measurements are all artifacts. What is in
 business of whoever writes it; this module only knows files, hashes and manifests.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError, next_command
 from compression_assets.machine.locks import Waiting, locked, try_lock
-from compression_assets.store.fingerprints import file_sha256, fingerprint
+from compression_assets.store.fingerprints import fingerprint
+from compression_assets.store.manifests import MANIFEST as MANIFEST
+from compression_assets.store.manifests import Manifest as Manifest
+from compression_assets.store.manifests import (
+    damage,
+    files_of,
+    keep_times,
+    read_manifest,
+    record_of,
+    without,
+    write_durably,
+)
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
 _BUILDING = ".building-"
 _REPLACED = ".replaced-"
 _SCRATCH = ".scratch-"
 _LOCKS = ".locks"
+_TIMES = ".times"
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of an artifact. Its times let an unchanged file be recognised without reading it."""
-
-    bytes: int
-    sha256: str
-    mtime_ns: int
-    ctime_ns: int = 0
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact is and what made it; written last, so its presence means 'complete'.
-
-    fingerprint: hash of everything that decides the content (recipe, code, library versions, seed,
-    data versions of the inputs). data_version: hash of the content itself.
-    parent: asset key of the model it was made from, if any. seconds, peak_memory_bytes: of the step.
-    checks: list of {name, passed, detail, blocking}. metadata: whatever the step reported (JSON).
-    """
-
-    asset: str
-    fingerprint: str
-    data_version: str
-    files: dict[str, FileRecord]
-    created_at: str
-    parent: str | None = None
-    technique: str | None = None
-    path: list[str] = field(default_factory=list)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    recipe_fingerprint: str | None = None
-    inputs: dict[str, str] = field(default_factory=dict)
-    seed: int | None = None
-    libraries: dict[str, str] = field(default_factory=dict)
-    git_revision: str | None = None
-    device: str | None = None
-    tokens_seen: int = 0
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
-    manifest_version: int = MANIFEST_VERSION
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(record.bytes for record in self.files.values())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the published weights of a model; its float32 masters are in a directory of their own."""
-        return sum(
-            record.bytes
-            for name, record in self.files.items()
-            if "/" not in name and name.endswith(".safetensors")
-        )
-
-    @property
-    def failed_checks(self) -> list[str]:
-        """Names of the integrity checks that failed; a failed quality check is a warning only."""
-        return [check["name"] for check in self.checks if check["blocking"] and not check["passed"]]
-
-
-def _say_nothing(holder: str) -> None:
+def say_nothing(holder: str) -> None:
     """For whoever does not care what is waited for."""
 
 
@@ -108,34 +55,58 @@ class ArtifactStore:
         if not directory.exists():
             return None
         try:
-            raw = json.loads((directory / MANIFEST).read_text())
-            files = {name: FileRecord(**record) for name, record in raw.pop("files").items()}
-            return Manifest(files=files, **raw)
+            return read_manifest((directory / MANIFEST).read_text())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StudyError(
-                f"{directory} is damaged: its {MANIFEST} cannot be read ({error}); {_rebuild_hint(asset)}"
+                f"{directory} is damaged: its {MANIFEST} cannot be read ({error}); {rebuild_hint(asset)}"
             ) from error
 
     def damage(self, directory: Path, manifest: Manifest, *, thorough: bool) -> str | None:
-        """What is wrong with an artifact's files, in a few words, or None.
+        """What is wrong with an artifact's files, in a few words, or None; as `manifests.damage`."""
+        return damage(directory, manifest, self._times(directory), thorough=thorough)
 
-        thorough=False reads a file only when its size or times are not the manifest's. What anybody writes to a file
-        moves its ctime, which nothing can set back; for masters/, as large as all else together, mtime is enough.
-        """
-        for name, record in manifest.files.items():
-            file = directory / name
-            if not file.is_file():
-                return f"{name} is missing"
-            stat = file.stat()
-            if stat.st_size != record.bytes:
-                return f"{name} has {stat.st_size:,} bytes, its manifest says {record.bytes:,}"
-            same_content = stat.st_mtime_ns == record.mtime_ns
-            untouched = same_content and stat.st_ctime_ns == record.ctime_ns
-            if not thorough and (untouched or (same_content and name.startswith("masters/"))):
+    def local(self, directory: Path, asset: str) -> Path | None:
+        """The directory once its files are on this disk; None where there is no artifact. asset: for an error."""
+        return directory if directory.exists() else None
+
+    def needed(self, directory: Path, asset: str, needed_by: str) -> Path:
+        """The same of an artifact that has to be there. Raises StudyError as `require` does; its files are not read."""
+        self.require(directory, asset, needed_by, verify=False)
+        found = self.local(directory, asset)
+        assert found is not None
+        return found
+
+    def manifests(self) -> tuple[dict[str, Manifest], dict[str, str]]:
+        """The manifest of every artifact, and why others cannot be read, by directory below `root`."""
+        found, damaged = {}, {}
+        for directory in self.directories():
+            name = str(directory.relative_to(self.root))
+            try:
+                manifest = self.manifest(directory, directory.name)
+            except StudyError as error:
+                damaged[name] = str(error)
                 continue
-            if (found := file_sha256(file)) != record.sha256:
-                return f"{name} has sha256 {found[:12]}…, its manifest says {record.sha256[:12]}…"
-        return None
+            if manifest is not None:
+                found[name] = manifest
+        return found, damaged
+
+    def directories(self) -> list[Path]:
+        """Those of all artifacts, sorted."""
+        found = [file.parent for file in self.root.glob(f"*/*/{MANIFEST}")]
+        return sorted(directory for directory in found if not directory.name.startswith("."))
+
+    def versions(self, directories: Iterable[Path]) -> dict[str, str]:
+        """What changes whenever one of these artifacts is published, by artifact; absent ones have none."""
+        found = {}
+        for directory in directories:
+            with suppress(FileNotFoundError):
+                stat = (directory / MANIFEST).stat()
+                found[str(directory)] = f"{stat.st_mtime_ns} {stat.st_size}"
+        return found
+
+    def location(self, directory: Path, file: str | None = None) -> str:
+        """Where an artifact is, or one of its files, for people: a path, or a URI of the store that hosts share."""
+        return str(directory if file is None else directory / file)
 
     def finished(self, directory: Path, wanted: str, asset: str) -> Manifest | None:
         """The manifest if this artifact was made by exactly `wanted` (a fingerprint) and passed its checks.
@@ -146,7 +117,7 @@ class ArtifactStore:
         if manifest is None or manifest.fingerprint != wanted or manifest.failed_checks:
             return None
         self._refuse_damage(directory, manifest, asset, thorough=False)
-        shutil.rmtree(_scratch_root(directory), ignore_errors=True)
+        self._drop_scratch(directory)
         return manifest
 
     def require(self, directory: Path, asset: str, needed_by: str, *, verify: bool = True) -> Manifest:
@@ -160,7 +131,7 @@ class ArtifactStore:
         if manifest.failed_checks:
             raise StudyError(
                 f"{needed_by} needs {asset}, which failed its check {manifest.failed_checks[0]}; "
-                f"see {directory / MANIFEST}, then build it again with: "
+                f"see {self.location(directory, MANIFEST)}, then build it again with: "
                 + next_command("run", "--select", asset)
             )
         if verify:
@@ -169,11 +140,11 @@ class ArtifactStore:
 
     def _refuse_damage(self, directory: Path, manifest: Manifest, asset: str, *, thorough: bool) -> None:
         if problem := self.damage(directory, manifest, thorough=thorough):
-            raise StudyError(f"{directory} is damaged: {problem}; {_rebuild_hint(asset)}")
+            raise StudyError(f"{directory} is damaged: {problem}; {rebuild_hint(asset)}")
 
     @contextmanager
     def exclusive(
-        self, directory: Path, asset: str, inputs: Iterable[Path] = (), waiting: Waiting = _say_nothing
+        self, directory: Path, asset: str, inputs: Iterable[Path] = (), waiting: Waiting = say_nothing
     ) -> Iterator[None]:
         """Nobody else makes this artifact, or makes one of its inputs again, until the end of this context.
 
@@ -193,13 +164,18 @@ class ArtifactStore:
 
         Those of other attempts at the same artifact are removed here: nothing will ask for them again.
         """
-        everyone = _scratch_root(directory)
+        everyone = scratch_root(directory)
         own = everyone / wanted[:16]
         for other in everyone.glob("*"):
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
         own.mkdir(parents=True, exist_ok=True)
         return own
+
+    @contextmanager
+    def attempt(self, directory: Path, wanted: str) -> Iterator[Path]:
+        """The scratch of an attempt at `wanted`, while it is at work."""
+        yield self.scratch(directory, wanted)
 
     @contextmanager
     def building(self, directory: Path) -> Iterator[Path]:
@@ -219,28 +195,44 @@ class ArtifactStore:
 
         about: the fields of Manifest other than files and data_version.
         """
-        files = {str(file.relative_to(work)): _record(file) for file in _files(work)}
-        version = fingerprint({name: record.sha256 for name, record in files.items()})
-        manifest = Manifest(files=files, data_version=version, **about)
-        text = json.dumps(asdict(manifest), indent=2, allow_nan=False)
-        _write_durably(work / MANIFEST, text)
-        _replace(work, directory)
-        shutil.rmtree(_scratch_root(directory), ignore_errors=True)
+        manifest = sealed(work, **about)
+        self._place(work, directory, manifest)
+        self._drop_scratch(directory)
         return manifest
 
-    def forget(self, directory: Path, asset: str, folder: str) -> None:
+    def _place(self, work: Path, directory: Path, manifest: Manifest) -> None:
+        """Let a complete directory take the place of `directory`."""
+        replaced = directory.parent / f"{_REPLACED}{directory.name}"
+        if directory.exists():
+            directory.rename(replaced)
+        work.rename(directory)
+        keep_times(directory, manifest, self._times(directory))
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def forget(self, directory: Path, asset: str, folder: str, mark: str) -> None:
         """Take the files of a folder out of an artifact's manifest; the caller, inside `exclusive`, removes them.
 
-        data_version stays: it says what was made, and what was made from it is still valid.
+        mark: name of the file that says so to whoever looks for them, with the asset's key in it. data_version stays:
+        it says what was made, and what was made from it is still valid.
         """
         manifest = self.manifest(directory, asset)
         if manifest is None:
             return
-        kept = {name: record for name, record in manifest.files.items() if not name.startswith(f"{folder}/")}
-        text = json.dumps(asdict(replace(manifest, files=kept)), indent=2, allow_nan=False)
+        write_durably(directory / mark, f"{asset}\n")
         fresh = directory / f".{MANIFEST}"
-        _write_durably(fresh, text)
+        write_durably(fresh, without(manifest, folder, mark, record_of(directory / mark)).as_text())
         os.replace(fresh, directory / MANIFEST)
+
+    def sweep(self) -> int:
+        """Remove what no artifact has any more from where hosts share them; bytes that are free now."""
+        return 0
+
+    def remove(self, directory: Path) -> None:
+        """Remove an artifact; the caller holds it by `exclusive`."""
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def _drop_scratch(self, directory: Path) -> None:
+        shutil.rmtree(scratch_root(directory), ignore_errors=True)
 
     def _remove_leftovers(self, directory: Path) -> None:
         """Remove what killed processes left beside an artifact whose lock is held.
@@ -264,36 +256,22 @@ class ArtifactStore:
     def _lock(self, directory: Path) -> Path:
         return self.root / _LOCKS / ".".join(directory.relative_to(self.root).parts)
 
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-
-
-def _record(file: Path) -> FileRecord:
-    stat = file.stat()
-    return FileRecord(
-        bytes=stat.st_size, sha256=file_sha256(file), mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns
-    )
+    def _times(self, directory: Path) -> Path:
+        return self.root / _TIMES / ".".join(directory.relative_to(self.root).parts)
 
 
-def _write_durably(file: Path, text: str) -> None:
-    with file.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
+def sealed(work: Path, **about: Any) -> Manifest:
+    """The manifest of what is in `work`, which is written into it. about: as for `ArtifactStore.publish`."""
+    files = {str(file.relative_to(work)): record_of(file) for file in files_of(work)}
+    version = fingerprint({name: record.sha256 for name, record in files.items()})
+    manifest = Manifest(files=files, data_version=version, **about)
+    write_durably(work / MANIFEST, manifest.as_text())
+    return manifest
 
 
-def _replace(work: Path, directory: Path) -> None:
-    replaced = directory.parent / f"{_REPLACED}{directory.name}"
-    if directory.exists():
-        directory.rename(replaced)
-    work.rename(directory)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _scratch_root(directory: Path) -> Path:
+def scratch_root(directory: Path) -> Path:
     return directory.parent / f"{_SCRATCH}{directory.name}"
 
 
-def _rebuild_hint(asset: str) -> str:
+def rebuild_hint(asset: str) -> str:
     return f"rebuild it with: {next_command('rebuild', asset)}"

@@ -33,6 +33,9 @@ CREATE TABLE lineage (
     model VARCHAR PRIMARY KEY, asset VARCHAR, ordering VARCHAR, parent VARCHAR, technique VARCHAR, step INTEGER,
     recipe JSON, recipe_fingerprint VARCHAR, fingerprint VARCHAR, data_version VARCHAR, seed BIGINT,
     tokens_seen BIGINT, seconds DOUBLE, peak_memory_mib DOUBLE, device VARCHAR, path VARCHAR, created_at TIMESTAMPTZ);
+CREATE TABLE serving (
+    model VARCHAR PRIMARY KEY, ordering VARCHAR, form VARCHAR, engine VARCHAR, version VARCHAR, device VARCHAR,
+    threads INTEGER);
 CREATE TABLE left_out (artifact VARCHAR, reason VARCHAR);
 CREATE SCHEMA metrics;
 CREATE SCHEMA samples;
@@ -54,7 +57,8 @@ SELECT ordering, metric, mean, sd, n, mean - half AS lo, mean + half AS hi FROM 
     SELECT split_part(models.ordering, '@', 1) AS ordering, metric, avg(value) AS mean, stddev_samp(value) AS sd,
            count(value) AS n, min(position) AS position,
            list_extract({quantiles}, least(count(value) - 1, {last})) * stddev_samp(value) / sqrt(count(value)) AS half
-    FROM models JOIN all_metrics USING (model) GROUP BY split_part(models.ordering, '@', 1), metric
+    FROM models JOIN all_metrics USING (model) WHERE model NOT IN (SELECT model FROM serving)
+    GROUP BY split_part(models.ordering, '@', 1), metric
     HAVING count(value) > 0
 ) ORDER BY position, metric
 """

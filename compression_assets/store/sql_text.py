@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 
-def parquet_literal(path: Path) -> str:
-    """A file as DuckDB's text literal. Its signs of patterns are put into brackets, where they stand for themselves."""
+def parquet_literal(path: Path | str) -> str:
+    """A file or its URI as DuckDB's text literal; signs of patterns are in brackets, where they are themselves."""
     literal = re.sub(r"[*?\[]", r"[\g<0>]", str(path)).replace("'", "''")
     return f"'{literal}'"
 

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression_assets.store.object_store import ObjectStore, store_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -29,16 +31,52 @@ def write_table(root: Path, name: str, rows: Rows) -> None:
     for one in (name, *(column for row in rows for column in row)):
         if not _NAME.fullmatch(one):
             raise ValueError(f"{one!r} cannot name a table or column: small letters, digits and '_' can")
-    file = root / FOLDER / f"{name}.parquet"
+    file, remote = root / FOLDER / f"{name}.parquet", store_of(root)
     if rows:
         write_parquet(typed(rows), file)
+        if remote:
+            remote.put(f"{FOLDER}/{file.name}", file)
     else:
         file.unlink(missing_ok=True)
+        if remote:
+            remote.delete([f"{FOLDER}/{file.name}"])
 
 
 def tables(root: Path) -> dict[str, Path]:
-    """Name -> file of every table that steps have made."""
+    """Name -> file of every table that steps have made, on whatever host."""
+    if remote := store_of(root):
+        _bring(remote, root / FOLDER)
     return {file.stem: file for file in sorted((root / FOLDER).glob("[!.]*.parquet"))}
+
+
+def _bring(remote: ObjectStore, folder: Path) -> None:
+    """Make the files of a folder those of the store; one that is the same is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {Path(one["path"]).name: str(one["e_tag"]) for one in remote.objects(FOLDER)}
+    known = folder / ".tags.json"
+    try:
+        before = json.loads(known.read_text())
+    except (OSError, ValueError):
+        before = {}
+    for name, tag in present.items():
+        found = None
+        if before.get(name) != tag or not (folder / name).exists():
+            found = remote.read(f"{FOLDER}/{name}")
+        if found is not None:
+            _replace(folder / name, found[0])
+    for file in folder.glob("[!.]*.parquet"):
+        if file.name not in present:
+            file.unlink(missing_ok=True)
+    if before != present:
+        _replace(known, json.dumps(present).encode())
+
+
+def _replace(file: Path, content: bytes) -> None:
+    if file.exists() and file.read_bytes() == content:
+        return
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    os.replace(aside, file)
 
 
 def write_parquet(table: "pa.Table", file: Path) -> None:

@@ -10,14 +10,23 @@ COMPARED = "nf4"
 
 
 def diagnosed(study: Study) -> list[Node]:
-    """Models that have a diagnostics asset: those to be scored, and those that a Q after some training left."""
+    """Models that have a diagnostics asset: those to be scored, and those that a Q after some training left.
+
+    Only of orderings that are compared; models that are made to be served are measured in their engine.
+    """
     settings = study.evaluation.diagnostics
     if settings is None:
         return []
+    compared = {
+        ordering.path[:length]
+        for ordering in study.parsed_orderings
+        for length in range(len(ordering.path) + 1)
+    }
     return [
         node
         for node in study.nodes.values()
-        if (settings.perplexity_of_steps and to_score(node)) or follows_training(study, node)
+        if node.path in compared
+        and ((settings.perplexity_of_steps and to_score(node)) or follows_training(study, node))
     ]
 
 

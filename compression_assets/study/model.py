@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines.settings import ServedSettings
 from compression_assets.evaluation.settings import StudyEvaluation
 from compression_assets.sources.models import ModelSource
 from compression_assets.sources.settings import Data
@@ -27,17 +28,23 @@ from compression_assets.study.orderings import (
     parse_ordering,
     parse_orderings,
     prefix_tree,
+    quantized_by,
     recipe_token,
     technique_of,
 )
 from compression_assets.study.recipes import read_recipes
+from compression_assets.study.search import Search
 from compression_assets.study.sentences import failure
 from compression_assets.study.sweeps import Sweep, expanded
+from compression_assets.study.tracking import Tracking
 from compression_assets.techniques.registry import technique
 from compression_assets.techniques.technique import Reads
 from compression_assets.training.finetuning import FinetuneRecipe
 from compression_assets.training.sharing import TrainingDevices, shared
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, coding_doubt
+from compression_assets.weights.formats.bf16 import BF16
+from compression_assets.weights.formats.gguf_types import second_rounding
+from compression_assets.weights.formats.grouped_integer import Int4
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 
@@ -76,7 +83,8 @@ class Study(Strict):
     `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
     as written; the base is always measured. seeds: every ordering is made once with each of them, `seed` among them;
     data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`. goal: which model the
-    study is after; it decides what the report recommends, and changes no measurement.
+    study is after; it decides what the report recommends, and changes no measurement. search: what `compression search`
+    may try; nothing else reads it. tracking: where else figures go.
     Raises pydantic.ValidationError; use `load_study` for sentences.
     """
 
@@ -94,7 +102,9 @@ class Study(Strict):
     sweep: tuple[Sweep, ...] = ()
     evaluation: StudyEvaluation = StudyEvaluation()
     goal: Goal = Goal()
+    search: Search = Search()
     external_models: tuple[ExternalModel, ...] = ()
+    tracking: Tracking | None = None
 
     @field_validator("name")
     @classmethod
@@ -175,6 +185,46 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
+    def _served_models_can_be_made(self) -> Self:
+        for index, served in enumerate(self.evaluation.serving):
+            place = ("evaluation", "serving", index)
+            try:
+                ordering = parse_ordering(served.model, variants=self.recipes)
+                self._refuse_missing_inputs(ordering)
+                for length in range(1, len(ordering.path) + 1):
+                    self.models_read(ordering.path[:length])
+            except StudyError as error:
+                raise failure((*place, "model"), f"cannot be made: {error}") from None
+            if reason := self._not_served(served, ordering):
+                raise failure(place, reason)
+        names = [(ordering.path, served.form) for served, ordering in self.served]
+        if len(set(names)) < len(names):
+            raise failure(("evaluation", "serving"), "has the same model in the same form twice")
+        return self
+
+    def _not_served(self, served: ServedSettings, ordering: Ordering) -> str:
+        """Why a model does not go into the form that it is to be served in; "" if it does."""
+        token = quantized_by(ordering.path)
+        stored = BF16() if token is None else technique(technique_of(token)).leaves(self.recipe(token))
+        if served.importance and self.data.splits.calibration is None:
+            return (
+                "asks for importance, which is measured on the calibration set: add data.splits.calibration"
+            )
+        if served.format == "w4a16" and not isinstance(stored, Int4):
+            return f"asks for w4a16, which is int4, and {ordering.text} ends in {stored.title}: add a Q with kind: int4"
+        if served.gguf is None:
+            return ""
+        return second_rounding(ordering.text, stored, served.gguf.kind, "")
+
+    @cached_property
+    def served(self) -> tuple[tuple[ServedSettings, Ordering], ...]:
+        """What engines serve, each with the ordering that makes its model."""
+        return tuple(
+            (served, parse_ordering(served.model, variants=self.recipes))
+            for served in self.evaluation.serving
+        )
+
+    @model_validator(mode="after")
     def _trainings_can_be_shared(self) -> Self:
         corrected = self.teacher.finetune if isinstance(self.teacher, CorrectedTeacher) else None
         try:
@@ -221,8 +271,8 @@ class Study(Strict):
 
     @cached_property
     def nodes(self) -> dict[StepPath, Node]:
-        """Every model that the orderings need, by path, parents first."""
-        return prefix_tree(self.parsed_orderings)
+        """Every model that the orderings and what is served need, by path, parents first."""
+        return prefix_tree(self.parsed_orderings, further=[ordering for _, ordering in self.served])
 
     @cached_property
     def inputs(self) -> frozenset[str]:

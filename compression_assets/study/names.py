@@ -25,12 +25,15 @@ DATASETS_OP = "datasets"
 
 REPORT = "report"
 PLAN = "plan"
-PARTS = ("metrics", "answers", "quality", "judged", "harness", "text")
+EXPORTED, SERVED = "exported", "served"
+"""Prefixes of the file that an engine loads, and of what was measured in the engine."""
+PARTS = ("metrics", "answers", "quality", "judged", "harness", "text", SERVED)
 """Kinds of measurements: each is an asset `<part>_<model>` for everything that is measured."""
 
 COMPARISONS = "comparisons"
 STEP_DIAGNOSTICS = "step_diagnostics"
 RECOMMENDATION = "recommendation"
+TRACKING = "tracking"
 JUDGE_AGREEMENT = "judge_agreement"
 TABLES = (
     "paper_table_1",
@@ -41,6 +44,7 @@ TABLES = (
     REPORT,
     PLAN,
     RECOMMENDATION,
+    TRACKING,
 )
 """Assets made anew in every run from what others left: tables in the database, and the report."""
 
@@ -82,4 +86,4 @@ def relative_directory(asset: str) -> Path:
     kind, _, name = asset.partition("_")
     if kind == "external":
         return Path("models") / asset
-    return Path(kind if kind in (*PARTS, "diagnostics") else "models") / name
+    return Path(kind if kind in (*PARTS, EXPORTED, "diagnostics") else "models") / name

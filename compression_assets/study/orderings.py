@@ -181,13 +181,18 @@ def quantized_by(path: StepPath) -> str | None:
 
 
 def prefix_tree(
-    orderings: Iterable[Ordering], techniques: Mapping[str, Rules] | None = None
+    orderings: Iterable[Ordering],
+    techniques: Mapping[str, Rules] | None = None,
+    further: Iterable[Ordering] = (),
 ) -> dict[StepPath, Node]:
-    """Every model that the orderings need, each once, parents before children; the base is always there."""
+    """Every model that the orderings need, each once, parents before children; the base is always there.
+
+    further: orderings whose models are needed as well, and which the study does not compare.
+    """
     techniques = registry.techniques() if techniques is None else techniques
     finals = {ordering.path: ordering for ordering in (BASE_ORDERING, *orderings)}
     nodes: dict[StepPath, Node] = {}
-    for whole in finals:
+    for whole in (*finals, *(ordering.path for ordering in further)):
         for length in range(len(whole) + 1):
             path = whole[:length]
             if path not in nodes:

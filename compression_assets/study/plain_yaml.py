@@ -23,7 +23,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         StudyError: no such file, not UTF-8, not YAML (with the line), a key twice, a key that is not text, an
             infinite number, an alias, or anything else at the top than one mapping.
     """
-    text = _read_text(path)
+    return mapping_of(_read_text(path), path)
+
+
+def mapping_of(text: str, path: Path) -> dict[str, Any]:
+    """The same of a text that was read elsewhere. path: its file, for sentences."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -41,6 +45,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
             f"{path}: a study file is a mapping of keys such as 'name:' and 'orderings:', this is none"
         )
     return value
+
+
+def write_mapping(path: Path, mapping: dict[str, Any]) -> None:
+    """Write what `read_mapping` reads back as it is; the file is there whole or not at all."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(
+        yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    beside.replace(path)
 
 
 def _read_text(path: Path) -> str:
@@ -117,3 +130,12 @@ for _tag in ("str", "seq", "map"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", getattr(_Loader, f"construct_yaml_{_tag}"))
 _refuse: Any = _Loader.construct_undefined
 _Loader.add_constructor(None, _refuse)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what `_Loader` would take for another type, and writes every value out."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, _: Any) -> bool:
+        return True

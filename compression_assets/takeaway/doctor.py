@@ -9,10 +9,14 @@ from importlib import metadata
 from pathlib import Path
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp, vllm
+from compression_assets.evaluation.engines.settings import LLAMA_CPP, VLLM
+from compression_assets.machine import shared_locks
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
 from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.sources.models import HubModel
+from compression_assets.store import object_store
 from compression_assets.study.files import sources_of
 from compression_assets.study.model import Study
 from compression_assets.study.places import storage_root, study_root
@@ -51,7 +55,7 @@ def examine(study: Study) -> list[Finding]:
     found += [finding] if finding else []
     if planned is not None:
         found += [_memory(planned), _disk(planned)]
-    return [*found, *_network(study), *_keys(study)]
+    return [*found, *_engines(study), *_network(study), *_keys(study), *_shared(study)]
 
 
 def _nvidia_is_there() -> bool:
@@ -111,6 +115,19 @@ def _models(study: Study) -> Iterator[Finding]:
         yield Finding("models", False, str(error))
         return
     yield Finding("models", None if notes else True, "; ".join(notes) or "each can go through its steps")
+
+
+def _engines(study: Study) -> Iterator[Finding]:
+    """What runs exported models, and whether the study measures any there."""
+    wanted = {served.engine for served in study.evaluation.serving}
+    there = {
+        LLAMA_CPP: f"xllamacpp {metadata.version('xllamacpp')}" if llama_cpp.available() else "",
+        VLLM: os.environ.get(vllm.SETTING, ""),
+    }
+    install = {LLAMA_CPP: llama_cpp.INSTALL, VLLM: vllm.INSTALL}
+    for engine, found in there.items():
+        lacks = f"not there; {'evaluation.serving wants it' if engine in wanted else 'optional'}: {install[engine]}"
+        yield Finding(engine, True if found else False if engine in wanted else None, found or lacks)
 
 
 def _this_device() -> Device:
@@ -194,6 +211,28 @@ def _keys(study: Study) -> Iterator[Finding]:
             "set" if there else f"not set; {'the judge needs it' if needed else 'public models need none'}"
         )
         yield Finding(name, there if needed else None, detail)
+
+
+def _shared(study: Study) -> Iterator[Finding]:
+    """What a study on several hosts rests on; nothing on one machine."""
+    if os.environ.get(object_store.VARIABLE):
+        yield _tried("object store", "writes only what a condition allows", lambda: _conditions(study))
+    if os.environ.get(shared_locks.VARIABLE):
+        yield _tried("PostgreSQL", "answers", lambda: shared_locks.connect("doctor").close())
+
+
+def _conditions(study: Study) -> None:
+    store = object_store.store_of(study_root(study))
+    assert store is not None
+    object_store.refuse_unconditional(store)
+
+
+def _tried(about: str, good: str, attempt: Callable[[], None]) -> Finding:
+    try:
+        attempt()
+    except StudyError as error:
+        return Finding(about, False, str(error))
+    return Finding(about, True, good)
 
 
 def as_text(findings: list[Finding]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.rows import MetricRow, Sample
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, DATASETS, QUESTION_SET, relative_directory
 
@@ -70,8 +71,8 @@ def _of_answers(
 
 
 def _built(root: Path, study: Study, asset: str) -> Path:
-    directory = root / relative_directory(asset)
-    if not directory.is_dir():
+    directory = artifacts_of(root).local(root / relative_directory(asset), asset)
+    if directory is None:
         raise StudyError(
             f"study {study.name} has no {asset} yet; make it with: {next_command('run', '--select', f'*{asset}')}"
         )

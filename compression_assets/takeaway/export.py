@@ -6,32 +6,33 @@ where weights were rounded once more, to the tensor type that was asked for: the
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp
+from compression_assets.evaluation.engines.settings import DIRECTORIES, FORMATS
 from compression_assets.reporting.database import up_to_date
-from compression_assets.reporting.read import NothingMeasured, read_results
+from compression_assets.reporting.read import NothingMeasured, Results, read_results
+from compression_assets.reporting.serving import served_table
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, model_key, relative_directory
 from compression_assets.study.orderings import Node
-from compression_assets.takeaway import llama_cpp
-from compression_assets.takeaway.gguf_tensors import EXACT, TYPES, refuse_second_rounding
+from compression_assets.takeaway.gguf_export import loaded_back, write_for_serving
 from compression_assets.takeaway.model_card import model_card
-from compression_assets.takeaway.modelfile import write_modelfile
+from compression_assets.weights.formats.gguf_types import EXACT, GgufForm, gguf_form, second_rounding
 from compression_assets.weights.formats.grouped_integer import Int4
 from compression_assets.weights.formats.layout import format_of
 
 if TYPE_CHECKING:
     from compression_assets.text.datasets import TokenDataset
 
-FORMATS = ("hf", "w4a16", "gguf", *(f"gguf:{kind}" for kind in TYPES))
-"""hf: a Hugging Face directory. w4a16: the same, of a model in int4 only, by vLLM's name. gguf is gguf:bf16."""
 EXPORTS = "exports"
 TOLERANCE = 0.005
 """Relative difference of perplexity: bfloat16 sums in another order differ by some 0.1 %."""
@@ -41,82 +42,104 @@ TOLERANCE = 0.005
 class Exported:
     """path: a directory or a GGUF file. Perplexities are on the study's evaluation set.
 
-    engine: what llama.cpp made of a file, "" of a directory.
+    card: the model card, which a directory has as its README.md. engine: what llama.cpp made of a file, "" of a
+    directory.
     """
 
     path: Path
     bytes: int
     before: float
     after: float
+    card: str
     engine: str = ""
 
 
-def export(study: Study, root: Path, model: str, form: str, device: str = "cpu") -> Exported:
-    """Export one built model of a study, final or intermediate, into <root>/exports. form: one of FORMATS.
+def export(
+    study: Study,
+    root: Path,
+    model: str,
+    form: str,
+    device: str = "cpu",
+    *,
+    embeddings: str | None = None,
+    importance: bool = False,
+) -> Exported:
+    """Export one built model of a study, final or intermediate, into <root>/exports.
 
+    form: one of FORMATS; hf is a Hugging Face directory, w4a16 the same of a model in int4 only, gguf is gguf:bf16.
+    embeddings, importance: of GGUF files, as in `GgufForm`.
     Raises StudyError when the study has no such model, it is not built, its format cannot be written, or what was
     written does not score as the original does.
     """
     if form not in FORMATS:
         raise StudyError(f"unknown export format {form!r}: {near_match(form, FORMATS)}")
-    store = ArtifactStore(root)
+    if form in DIRECTORIES and (embeddings or importance):
+        raise StudyError(f"--embeddings and --imatrix are of GGUF files, and the format is {form}")
+    file_form = None if form in DIRECTORIES else gguf_form(form, embeddings, importance)
+    store = artifacts_of(root)
     node = _node(study, model)
     lineage = _lineage(study, store, node)
     directory = root / relative_directory(model_key(node))
-    kind = None if form in ("hf", "w4a16") else form.partition(":")[2] or "bf16"
-    _refuse_format(study, node, directory, form, kind)
-    target = root / EXPORTS / (model if kind is None else gguf_name(model, kind))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.parent / f".building-{target.name}.{os.getpid()}"
+    _refuse_format(study, node, directory, form, file_form)
+    name = node.key if file_form is None else gguf_name(node.key, file_form)
+    card = _card(study, root, node, lineage, "transformers" if file_form is None else "gguf")
+    # In a folder of its own until it is whole: what lies beside a file belongs to it.
+    work = root / EXPORTS / f".building-{name}.{os.getpid()}"
+    work.mkdir(parents=True, exist_ok=True)
     try:
-        if kind is None:
-            _copy(directory, work, _card(study, root, node, lineage))
+        if file_form is None:
+            _copy(directory, work / name, card)
         else:
-            from compression_assets.takeaway.gguf_file import write_gguf
-
-            steps = " → ".join(str(step.technique or "base") for step in lineage)
-            write_gguf(directory, work, f"{study.name} {model}", f"compression_assets, steps: {steps}", kind)
-        before, after, engine = _checked(study, root, directory, work, kind, device)
-        _replace(work, target)
+            calibration = _dataset(root, "calibration") if file_form.importance else None
+            title = f"{study.name} {node.key}"
+            write_for_serving(directory, work / name, title, steps_of(lineage), file_form, calibration)
+        before, after, engine = _checked(study, root, directory, work / name, file_form, device)
+        for made in work.iterdir():
+            _replace(made, root / EXPORTS / made.name)
     finally:
-        _remove(work)
-    if kind is not None:
-        write_modelfile(directory, target)
-    return Exported(target, _bytes(target), before, after, engine)
+        shutil.rmtree(work)
+    target = root / EXPORTS / name
+    return Exported(target, _bytes(target), before, after, card, engine)
 
 
-def gguf_name(model: str, kind: str) -> str:
-    """Name of the file that a model is exported to in a tensor type."""
-    return f"{model}.gguf" if kind == "bf16" else f"{model}.{kind}.gguf"
+def gguf_name(model: str, form: GgufForm) -> str:
+    """Name of the file that a model is exported to."""
+    return f"{model}.gguf" if form == GgufForm() else f"{model}.{form.name}.gguf"
+
+
+def steps_of(lineage: list[Manifest]) -> str:
+    """What a file says about how its model was made."""
+    return f"compression_assets, steps: {' → '.join(str(step.technique or 'base') for step in lineage)}"
 
 
 def _checked(
-    study: Study, root: Path, directory: Path, work: Path, kind: str | None, device: str
+    study: Study, root: Path, directory: Path, work: Path, form: GgufForm | None, device: str
 ) -> tuple[float, float, str]:
     """(Perplexity of the original, of what was written and loaded back, what llama.cpp made of a file).
 
     Raises StudyError where they are not those of one model.
     """
-    with _loaded_back(directory, work, kind) as loaded:
+    with nullcontext(work) if form is None else loaded_back(directory, work) as loaded:
         before, after = (_perplexity(study, root, one, device) for one in (directory, loaded))
-        if kind in (None, *EXACT) and abs(after / before - 1) > TOLERANCE:
+        if (form is None or form.kind in EXACT) and abs(after / before - 1) > TOLERANCE:
             raise StudyError(
                 f"the export of {directory} was loaded back with perplexity {after:.4g} instead of {before:.4g}; "
                 "it was not kept: report this, and use another format"
             )
-        return before, after, "" if kind is None else _engine(root, loaded, work, after)
+        return before, after, "" if form is None else _engine(root, loaded, work, after)
 
 
-def _refuse_format(study: Study, node: Node, directory: Path, form: str, kind: str | None) -> None:
+def _refuse_format(study: Study, node: Node, directory: Path, form: str, gguf: GgufForm | None) -> None:
     """StudyError if a model's number format does not go into what was asked for."""
     stored = format_of(directory)
     if form == "w4a16" and not isinstance(stored, Int4):
         raise StudyError(
             f"{node.key} is in {stored.title}, not in int4, which w4a16 means: add a Q with kind: int4, or use hf"
         )
-    if kind is not None:
+    if gguf is not None:
         parent = study.nodes[node.path[:-1]].key if node.path else ""
-        refuse_second_rounding(directory, stored, kind, parent)
+        if reason := second_rounding(str(directory), stored, gguf.kind, parent):
+            raise StudyError(reason)
 
 
 def _node(study: Study, model: str) -> Node:
@@ -136,7 +159,7 @@ def _lineage(study: Study, store: ArtifactStore, node: Node) -> list[Manifest]:
     return found
 
 
-def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
+def _card(study: Study, root: Path, node: Node, lineage: list[Manifest], library: str) -> str:
     steps: list[dict[str, Any]] = [
         {
             name: getattr(step, name)
@@ -153,23 +176,25 @@ def _card(study: Study, root: Path, node: Node, lineage: list[Manifest]) -> str:
         }
         for step in lineage
     ]
-    ordering = node.final.text if node.final else "base"
-    metrics, confidence = _metrics(study, root, node.key)
-    judge = study.evaluation.judge
-    return model_card(node.key, ordering, study.name, lineage[0].metadata, steps, metrics, confidence, judge)
-
-
-def _metrics(study: Study, root: Path, key: str) -> tuple[list[dict[str, Any]], str]:
-    """What is known of a model as it is now, and the confidence of its intervals."""
+    ordering = node.final.text if node.final else "-".join(node.path) or "base"
+    results = _results(study, root)
+    metrics = list(results.metrics.get(node.key, {}).values()) if results else []
     confidence = f"{100 * study.evaluation.statistics.confidence:g} %"
+    about = lineage[0].metadata
+    judge = study.evaluation.judge
+    served = served_table(results, of=node.path) if results else None
+    return model_card(
+        node.key, ordering, study.name, about, steps, metrics, confidence, judge, served, library
+    )
+
+
+def _results(study: Study, root: Path) -> Results | None:
+    """What is known of the study as it is now; None while nothing is."""
     database, _ = up_to_date(study, root)
-    if not database.file.exists():
-        return [], confidence
     try:
-        results = read_results(study, root, database)
+        return read_results(study, root, database) if database.file.exists() else None
     except NothingMeasured:
-        return [], confidence
-    return list(results.metrics.get(key, {}).values()), confidence
+        return None
 
 
 def _copy(directory: Path, work: Path, card: str) -> None:
@@ -181,75 +206,44 @@ def _copy(directory: Path, work: Path, card: str) -> None:
     (work / "README.md").write_text(card)
 
 
-@contextmanager
-def _loaded_back(directory: Path, work: Path, kind: str | None) -> Iterator[Path]:
-    """What was written as a model directory: itself, or what a study would read from the file. Tokens are compared."""
-    if kind is None:
-        yield work
-        return
-    from compression_assets.sources.models import GgufModel, fetch_model
-    from compression_assets.takeaway.gguf_check import check_tokens, sample_texts
-
-    loaded = work.with_name(work.name + ".loaded")
-    try:
-        fetch_model(GgufModel(kind="gguf", path=str(work)), loaded, loaded)
-        texts = sample_texts(directory)
-        check_tokens(directory, _tokens(loaded, texts), texts, "the file loaded back")
-        yield loaded
-    finally:
-        _remove(loaded)
-
-
 def _perplexity(study: Study, root: Path, directory: Path, device: str) -> float:
     from compression_assets.evaluation.perplexity import measure_perplexity
 
     size = study.evaluation.perplexity.batch_size
-    return measure_perplexity(directory, _evaluation_set(root), size, device).perplexity
+    return measure_perplexity(directory, _dataset(root, "evaluation"), size, device).perplexity
 
 
-def _evaluation_set(root: Path) -> "TokenDataset":
+def _dataset(root: Path, split: str) -> "TokenDataset":
     from compression_assets.text.datasets import TokenDataset
 
-    asset = DATASETS["evaluation"]
-    ArtifactStore(root).require(root / relative_directory(asset), asset, "export", verify=False)
-    return TokenDataset.load(root / relative_directory(asset))
-
-
-def _tokens(directory: Path, texts: list[str]) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    asset = DATASETS[split]
+    return TokenDataset.load(artifacts_of(root).needed(root / relative_directory(asset), asset, "export"))
 
 
 def _engine(root: Path, directory: Path, file: Path, perplexity: float) -> str:
     """What llama.cpp makes of a file. directory: the same loaded back, with its perplexity."""
     from compression_assets.takeaway.gguf_check import check_in_llama_cpp
 
-    dataset = _evaluation_set(root)
+    dataset = _dataset(root, "evaluation")
     longest = max(dataset.rows, key=lambda row: len(row.input_ids))
     said = check_in_llama_cpp(directory, file, list(longest.input_ids))
     if not llama_cpp.available():
         return said
     found = llama_cpp.measure(file, dataset)
+    alone = found.timed[0]
     return (
-        f"{said}; there (xllamacpp {found.version}, {found.threads} threads) perplexity {found.perplexity:.4f} "
+        f"{said}; there ({found.version}, {found.threads} threads) perplexity {found.perplexity:.4f} "
         f"({found.perplexity / perplexity - 1:+.1%} to the file loaded back), "
-        f"{found.prompt_speed:,.0f} tokens/s of a prompt, {found.generation_speed:,.0f} generated, first token after "
-        f"{found.first_token:.2f} s, {found.resident / 2**20:,.0f} MiB resident"
+        f"{median(alone.prompt_speeds):,.0f} tokens/s of a prompt, "
+        f"{median(alone.generation_speeds):,.0f} generated, first token after {median(alone.prompt):.2f} s, "
+        f"{found.resident / 2**20:,.0f} MiB resident"
     )
 
 
 def _replace(work: Path, target: Path) -> None:
-    _remove(target)
-    work.rename(target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    work.replace(target)
 
 
 def _bytes(path: Path) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
-from compression_assets.takeaway import llama_cpp
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.text.samples import TEXTS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def check_in_llama_cpp(directory: Path, file: Path, ids: list[int]) -> str:
     Raises StudyError where they differ, or if llama.cpp cannot load the file.
     """
     if not llama_cpp.available():
-        return "not tried in llama.cpp itself: pip install 'compression-assets[llama-cpp]' and export again"
+        return f"not tried in llama.cpp itself: {llama_cpp.INSTALL} and export again"
     texts = sample_texts(directory)
     tokens, logits = llama_cpp.ask(file, texts, ids[:LENGTH])
     check_tokens(directory, tokens, texts, "llama.cpp")

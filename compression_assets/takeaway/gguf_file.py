@@ -4,37 +4,36 @@ The file is what llama.cpp reads: metadata, the tokenizer (`gguf_vocabulary`), t
 of Llama's queries and keys in llama.cpp's order. Names come from the gguf package.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.gguf_rope import llama3_divisors
-from compression_assets.takeaway.gguf_tensors import (
-    EXACT,
-    copied,
-    file_type,
-    ggml_type,
-    rounded,
-    same_numbers,
-    type_of_embeddings,
-)
+from compression_assets.takeaway.gguf_mixture import Mixture
+from compression_assets.takeaway.gguf_tensors import copied, file_type, ggml_type, rounded
 from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
 from compression_assets.weights.formats.format import Stored
+from compression_assets.weights.formats.gguf_types import ARCHITECTURES, EXACT, GgufForm, same_numbers
 from compression_assets.weights.formats.grouped_integer import GroupedInteger
 
 if TYPE_CHECKING:
     import gguf
     import torch
 
-ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
-EMBEDDINGS = ("token_embd.weight", "output.weight")
-
 YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
 """Settings of a YaRN that llama.cpp computes as transformers does."""
 
 
-def write_gguf(directory: Path, file: Path, name: str, note: str, kind: str = "bf16") -> None:
-    """Write `directory` (bf16 or quantized) into `file`. kind: type of its matrices, one of `gguf_tensors.TYPES`.
+def write_gguf(
+    directory: Path,
+    file: Path,
+    name: str,
+    note: str,
+    form: GgufForm | None = None,
+    importance: "Mapping[str, torch.Tensor] | None" = None,
+) -> None:
+    """Write `directory` (bf16 or quantized) into `file`. form: bf16 unless said. importance: see `importance`.
 
     Raises StudyError for an architecture or a tokenizer that this does not cover, and for weights that the type cannot
     hold.
@@ -44,6 +43,7 @@ def write_gguf(directory: Path, file: Path, name: str, note: str, kind: str = "b
 
     from compression_assets.weights.checkpoints import read_config
 
+    form = form or GgufForm()
     config = read_config(directory)
     if config.model_type not in ARCHITECTURES:
         raise StudyError(
@@ -57,11 +57,11 @@ def write_gguf(directory: Path, file: Path, name: str, note: str, kind: str = "b
     writer.add_name(name)
     writer.add_description(note)
     _add_config(writer, config)
-    writer.add_file_type(file_type(kind))
-    if kind not in EXACT:
+    writer.add_file_type(file_type(form.kind))
+    if form.kind not in EXACT:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_vocabulary(writer, content, tokenizer, config.vocab_size, directory)
-    _add_tensors(writer, directory, config, architecture, kind)
+    _add_tensors(writer, directory, config, architecture, form, importance or {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -114,7 +114,12 @@ def _head(config: Any) -> int:
 
 
 def _add_tensors(
-    writer: "gguf.GGUFWriter", directory: Path, config: Any, architecture: "gguf.MODEL_ARCH", kind: str
+    writer: "gguf.GGUFWriter",
+    directory: Path,
+    config: Any,
+    architecture: "gguf.MODEL_ARCH",
+    form: GgufForm,
+    importance: "Mapping[str, torch.Tensor]",
 ) -> None:
     import gguf
 
@@ -122,7 +127,9 @@ def _add_tensors(
 
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     model = empty_model(config)
-    to_copy = _to_copy(directory, kind)
+    to_copy = _to_copy(directory, form.kind)
+    grouped = config.num_attention_heads // config.num_key_value_heads
+    mixture = Mixture(form, config.num_hidden_layers, bool(config.tie_word_embeddings), grouped)
     for name, tensor in fitting(directory, dense_tensors(directory), model):
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
@@ -130,15 +137,17 @@ def _add_tensors(
         if tensor.ndim == 1:
             writer.add_tensor(found, _in_llama_order(name, tensor, config).float().contiguous().numpy())
         elif name in to_copy:
-            form, stored = to_copy.pop(name)
+            integers, stored = to_copy.pop(name)
             codes, scales = (
-                _in_llama_order(name, one, config) for one in (form.codes(stored), form.scales(stored))
+                _in_llama_order(name, one, config)
+                for one in (integers.codes(stored), integers.scales(stored))
             )
-            writer.add_tensor(found, copied(name, codes, scales, kind), raw_dtype=ggml_type(kind))
+            raw = copied(name, codes, scales, form.kind)
+            writer.add_tensor(found, raw, raw_dtype=ggml_type(form.kind))
         else:
-            own = type_of_embeddings(kind) if found in EMBEDDINGS else kind
-            raw = rounded(name, _in_llama_order(name, tensor, config), own)
-            writer.add_tensor(found, raw, raw_dtype=ggml_type(own))
+            kind = mixture.type_of(found, tensor.shape[1])
+            raw = rounded(name, _in_llama_order(name, tensor, config), kind, importance.get(name))
+            writer.add_tensor(found, raw, raw_dtype=ggml_type(kind))
 
 
 def _to_copy(directory: Path, kind: str) -> "dict[str, tuple[GroupedInteger, Stored]]":

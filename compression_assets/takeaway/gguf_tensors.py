@@ -1,32 +1,21 @@
-"""Weights as GGUF's tensor types hold them: rounded by the gguf package, or copied where a model's numbers are theirs.
+"""Weights as GGUF's tensor types hold them: rounded by the gguf package or by ggml, or copied where numbers are theirs.
 
-A block of Q4_0 or Q8_0 is 32 codes of 4 or 8 bits and an fp16 scale (ggml's block_q4_0 and block_q8_0), which is what
-int4 and int8_grouped store with larger groups: their scale goes into every block of the group.
+What int4 and int8_grouped store is Q4_0 and Q8_0 with larger groups: their scale goes into every block of the group.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
-from compression_assets.weights.formats.format import Format
-from compression_assets.weights.formats.grouped_integer import GroupedInteger
+from compression_assets.takeaway import ggml
+from compression_assets.weights.formats.gguf_types import BLOCK, CODE_BITS, EXACT
 
 if TYPE_CHECKING:
     import gguf
     import numpy as np
     import torch
 
-TYPES = ("bf16", "f16", "q8_0", "q5_0", "q4_0")
-"""Of matrices. Embeddings and the output layer never have less than eight bits, vectors are in float32."""
-EXACT = ("bf16", "f16")
-"""Types in which a 16-bit model keeps its predictions."""
-COARSE = ("q5_0", "q4_0")
-BLOCK = 32
-CODE_BITS = {"q4_0": 4, "q8_0": 8}
-
-
-def type_of_embeddings(kind: str) -> str:
-    return "q8_0" if kind in COARSE else kind
+BY_GGML = ("q4_k", "q5_k", "q6_k", "iq4_nl")
+"""Types that the gguf package reads and does not write."""
 
 
 def ggml_type(kind: str) -> "gguf.GGMLQuantizationType":
@@ -41,32 +30,30 @@ def file_type(kind: str) -> "gguf.LlamaFileType":
     return gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"]
 
 
-def same_numbers(form: Format, kind: str) -> bool:
-    """Whether a type holds exactly what a format stores."""
-    return (
-        isinstance(form, GroupedInteger) and form.bits == CODE_BITS.get(kind) and form.group_size % BLOCK == 0
-    )
-
-
-def refuse_second_rounding(directory: Path, form: Format, kind: str, source: str) -> None:
-    """StudyError if the weights lie on a grid that is not the type's. source: the full-precision model before it."""
-    if form.full_precision or kind not in COARSE or same_numbers(form, kind):
-        return
-    raise StudyError(
-        f"{directory} is in {form.title}: in {kind} its weights would be rounded a second time, to another grid; "
-        f"export {source or 'the model it was quantized from'} as gguf:{kind}, or this one as gguf:q8_0"
-    )
-
-
-def rounded(name: str, weight: "torch.Tensor", kind: str) -> "np.ndarray":
-    """A weight [out, in] in a type, by the gguf package. Raises StudyError for rows that blocks do not divide."""
+def block_of(kind: str) -> int:
+    """Weights of a row that share a scale."""
     import gguf
 
-    if kind not in EXACT and weight.shape[1] % BLOCK:
+    return gguf.GGML_QUANT_SIZES[ggml_type(kind)][0]
+
+
+def rounded(
+    name: str, weight: "torch.Tensor", kind: str, importance: "torch.Tensor | None" = None
+) -> "np.ndarray":
+    """A weight [out, in] in a type, bytes [out, bytes of a row]. importance: of its columns, fp32 [in], for ggml.
+
+    Raises StudyError for rows that blocks do not divide, and where a type needs ggml and there is none.
+    """
+    import gguf
+
+    if kind not in EXACT and weight.shape[1] % block_of(kind):
         raise StudyError(
-            f"{name} has rows of {weight.shape[1]} weights, no multiple of {kind}'s {BLOCK}: use gguf:bf16"
+            f"{name} has rows of {weight.shape[1]} weights, no multiple of {kind}'s {block_of(kind)}: use gguf:bf16"
         )
-    return gguf.quants.quantize(weight.float().contiguous().numpy(), ggml_type(kind))
+    values = weight.float().contiguous().numpy()
+    if kind in BY_GGML or (importance is not None and kind not in EXACT):
+        return ggml.quantize(values, ggml_type(kind), None if importance is None else importance.numpy())
+    return gguf.quants.quantize(values, ggml_type(kind))
 
 
 def copied(name: str, codes: "torch.Tensor", scales: "torch.Tensor", kind: str) -> "np.ndarray":

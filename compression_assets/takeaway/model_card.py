@@ -7,6 +7,7 @@ from typing import Any
 from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.metrics import in_order
 from compression_assets.reporting.judged_by import introduced, judge_of, shown_metric, weaknesses
+from compression_assets.reporting.parts import Table
 from compression_assets.reporting.read import is_untrusted
 from compression_assets.tables import markdown, shown
 
@@ -22,18 +23,21 @@ def model_card(
     metrics: Lineage,
     confidence: str = "95 %",
     judge: JudgeSettings | None = None,
+    served: Table | None = None,
+    library: str = "transformers",
 ) -> str:
-    """README.md with front matter.
+    """README.md with the front matter of a hub's model card (huggingface.co/docs/hub/model-cards).
 
     about: of the base model: origin, license, notes. lineage: manifests' fields from the base on, one a step.
     metrics: rows of the table metrics.<model>. confidence: of their intervals. judge: that of the study.
+    served: what it does in engines. library: by the hub's name, what reads the files.
     """
     licence = str(about.get("license", "not stated")).lower()
     front = [
         "---",
         f"license: {licence if licence != 'not stated' else 'other'}",
-        f"base_model: {json.dumps(about.get('origin', 'unknown'))}",
-        "library_name: transformers",
+        *([f"base_model: {json.dumps(base)}"] if (base := _hub_name(about)) else []),
+        f"library_name: {library}",
         "tags: [compression, pruning, distillation, quantization]",
         "---",
     ]
@@ -48,6 +52,7 @@ def model_card(
             "",
             _metrics(metrics, confidence, judge),
             "",
+            *(["## In engines", "", *_served(served), ""] if served else []),
             "## How it was made",
             "",
             _lineage(lineage),
@@ -63,6 +68,11 @@ def model_card(
             "",
         ]
     )
+
+
+def _hub_name(about: Mapping[str, Any]) -> str | None:
+    """`owner/name` of a base model that a hub has; a hub refuses any other in the front matter."""
+    return str(about["origin"]).partition("@")[0] if about.get("kind") == "hub" else None
 
 
 def _steps(lineage: Lineage) -> list[str]:
@@ -95,6 +105,11 @@ def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> 
         *(f"{titles[name]}: its judge is {note}." for name, note in weaknesses(known).items()),
     ]
     return "\n\n".join([table, *remarks])
+
+
+def _served(table: Table) -> list[str]:
+    rows = [[f"{cell.text} {cell.below}".strip() for cell in row] for row in table.written]
+    return [markdown(table.full_columns, rows), "", table.caption]
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.judging.agreement import COLUMNS, against_people, read_people
 from compression_assets.reporting.read import read_results
 from compression_assets.store.metrics_db import MetricsDatabase
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.leaderboard_models import leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import relative_directory
@@ -22,10 +23,15 @@ def judges_against_people(study: Study, root: Path, database: MetricsDatabase, f
         raise StudyError(f"study {study.name} has no judge to hold against people: give it evaluation.judge")
     people = read_people(file)
     results = read_results(study, root, database)
-    judged = {
-        model.key: root / relative_directory(model.asset("judged"))
+    store = artifacts_of(root)
+    assets = {
+        model.key: model.asset("judged")
         for model in leaderboard_models(study)
         if "g_eval" in results.metrics.get(model.key, {})
+    }
+    judged = {
+        model: store.needed(root / relative_directory(asset), asset, "judge-agreement")
+        for model, asset in assets.items()
     }
     rows = against_people(judged, people, study.seed, results.judge)
     if not rows:

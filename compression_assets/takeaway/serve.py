@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
-from compression_assets.takeaway import llama_cpp
-from compression_assets.takeaway.export import EXPORTS, gguf_name
-from compression_assets.takeaway.gguf_tensors import TYPES
+from compression_assets.evaluation.engines import llama_cpp
+from compression_assets.study.names import EXPORTED
+from compression_assets.takeaway.export import EXPORTS
 
 LOOPBACK = "127.0.0.1"
 ERRORS_ONLY = 1
@@ -17,12 +17,18 @@ ERRORS_ONLY = 1
 
 
 def exported_file(root: Path, model: str, kind: str | None = None) -> Path:
-    """The GGUF file that `compression export` has left of a model. kind: its tensor type, where there are several.
+    """The GGUF file that `compression export` or the study's `evaluation.serving` has left of a model.
 
-    Raises StudyError when there is none, or more than one to choose from.
+    kind: the form in its name ("q4_k_m"), where there are several. Raises StudyError when there is none, or more than
+    one to choose from.
     """
-    files = {one: root / EXPORTS / gguf_name(model, one) for one in TYPES}
-    there = {one: file for one, file in files.items() if file.is_file()}
+    files = [
+        *sorted((root / EXPORTED).glob(f"{model}__*/{model}.*gguf")),
+        *sorted((root / EXPORTS).glob(f"{model}.*gguf")),
+    ]
+    there = {
+        file.name.removeprefix(f"{model}.").removesuffix("gguf").rstrip(".") or "bf16": file for file in files
+    }
     wanted = [kind] if kind else list(there)
     if not there or wanted[0] not in there:
         example = kind or "q8_0"
@@ -41,8 +47,7 @@ def serve(
 
     Raises StudyError when llama.cpp is not installed, or cannot serve the file there.
     """
-    if not llama_cpp.available():
-        raise StudyError("llama.cpp is not installed: pip install 'compression-assets[llama-cpp]'")
+    llama_cpp.require()
     import xllamacpp
 
     settings = xllamacpp.CommonParams()

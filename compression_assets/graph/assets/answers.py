@@ -22,7 +22,7 @@ from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import StepReport
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
 from compression_assets.study.model import Study
-from compression_assets.study.names import QUESTION_SET, relative_directory
+from compression_assets.study.names import QUESTION_SET
 from compression_assets.study.orderings import quantized_by
 from compression_assets.tables import markdown
 
@@ -85,7 +85,7 @@ def _answers_asset(study: Study, model: LeaderboardModel, settings: AnswerSettin
     )
 
     def metadata(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
-        found = read_answers(storage.artifacts.root / relative_directory(manifest.asset))
+        found = read_answers(storage.local(manifest.asset))
         sql = f"`SELECT question, answer FROM {TABLE} WHERE model = '{model.key}'`"
         return {"examples": _examples(found), "sql": dg.MetadataValue.md(sql)}
 

@@ -9,6 +9,7 @@ import dagster as dg
 from compression_assets.graph.assets.artifact import Artifact
 from compression_assets.graph.assets.code_references import code_references
 from compression_assets.graph.assets.making import Step, as_failure, key_of
+from compression_assets.graph.cluster.reservations import reservation
 from compression_assets.graph.resources import Gpu, StudyStorage, gpu_key, storage_key
 from compression_assets.reporting.database import refresh
 from compression_assets.store.artifact_store import Manifest
@@ -76,14 +77,15 @@ def artifact_asset(
     name: of the step, by default the asset's. on_demand: made first where they are missing. recorded: the study's
     database has rows of it.
     """
+    first = shown[0].artifact
 
     @dg.multi_asset(
-        name=name or shown[0].artifact.asset,
+        name=name or first.asset,
         specs=[one.spec() for one in shown],
         check_specs=[spec for one in shown for spec in one.check_specs()],
         can_subset=len(shown) > 1,
         pool=pool,
-        op_tags=priority,
+        op_tags={**(priority or {}), **reservation(study, first.asset, first.needed_gpus)},
         required_resource_keys={gpu_key(study), storage_key(study)},
     )
     def step(context: dg.AssetExecutionContext, config: ArtifactConfig) -> Iterator[dg.MaterializeResult]:
@@ -126,13 +128,14 @@ def _result(
         )
         for check in [*manifest.checks, *map(asdict, made)]
     ]
-    directory = storage.artifacts.root / relative_directory(manifest.asset)
+    store = storage.artifacts
+    where = store.location(store.root / relative_directory(manifest.asset))
     return dg.MaterializeResult(
         asset_key=key,
         data_version=dg.DataVersion(manifest.data_version),
         check_results=checks,
         metadata={
-            "path": dg.MetadataValue.path(str(directory)),
+            "path": dg.MetadataValue.path(where),
             **shown.metadata(manifest, storage),
             **({"database_is_behind": behind} if behind else {}),
             "directory_mib": round(manifest.total_bytes / 2**20, 2),

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,6 +10,7 @@ from compression_assets.evaluation.comparisons import Comparison, Measured, comp
 from compression_assets.evaluation.measured import read_measured
 from compression_assets.graph.assets.report_asset import Outcome, report_asset
 from compression_assets.graph.resources import StudyStorage
+from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.tables import write_table
 from compression_assets.study.leaderboard_models import leaderboard_models, measurements, parts
 from compression_assets.study.model import Study
@@ -21,9 +21,9 @@ from compression_assets.tables import markdown
 def comparisons_asset(study: Study) -> dg.AssetsDefinition:
     def compute(storage: StudyStorage, _: Any) -> Outcome:
         started = time.monotonic()
-        root = storage.artifacts.root
-        rows = compare_all(study, root)
-        write_table(root, COMPARISONS, [asdict(row) for row in rows])
+        store = storage.artifacts
+        rows = compare_all(study, store)
+        write_table(store.root, COMPARISONS, [asdict(row) for row in rows])
         significant = [row for row in rows if row.significant]
         columns = ("metric", "model_a", "model_b", "difference", "lo", "hi", "p_holm")
         shown = markdown(columns, [[getattr(row, name) for name in columns] for row in significant])
@@ -47,13 +47,14 @@ def comparisons_asset(study: Study) -> dg.AssetsDefinition:
     )
 
 
-def compare_all(study: Study, root: Path) -> list[Comparison]:
+def compare_all(study: Study, store: ArtifactStore) -> list[Comparison]:
     """All metrics that have items, among the models measured so far. A metric without a value is not compared."""
     by_metric: dict[str, dict[str, Measured]] = {}
     for model in leaderboard_models(study):
         for part in parts(study):
-            directory = root / relative_directory(model.asset(part))
-            if not directory.exists():
+            asset = model.asset(part)
+            directory = store.local(store.root / relative_directory(asset), asset)
+            if directory is None:
                 continue
             rows, samples = read_measured(directory)
             for row in rows:

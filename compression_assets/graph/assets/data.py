@@ -6,6 +6,7 @@ import dagster as dg
 
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
+from compression_assets.graph.assets.priority import FIRST, PRIORITY
 from compression_assets.graph.resources import StudyStorage
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import StepReport
@@ -47,7 +48,7 @@ def dataset_assets(study: Study) -> dg.AssetsDefinition:
         )
         for split in study.data.splits.sizes()
     ]
-    return artifact_asset(study, *shown, name=DATASETS_OP, pool=None)
+    return artifact_asset(study, *shown, name=DATASETS_OP, pool=None, priority={PRIORITY: FIRST})
 
 
 def split_artifact(study: Study, split: str) -> Artifact:
@@ -75,8 +76,9 @@ def split_artifact(study: Study, split: str) -> Artifact:
 
 
 def _split_metadata(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
-    directory = storage.artifacts.root / relative_directory(manifest.asset)
-    sql = f"SELECT * FROM {parquet_literal(directory / 'rows.parquet')} LIMIT 5"
+    store = storage.artifacts
+    rows = store.location(store.root / relative_directory(manifest.asset), "rows.parquet")
+    sql = f"SELECT * FROM {parquet_literal(rows)} LIMIT 5"
     shown = {key: manifest.metadata[key] for key in SHOWN}
     return {**shown, "sql": dg.MetadataValue.md(markdown_code(sql))}
 

@@ -36,7 +36,6 @@ from compression_assets.study.names import (
     diagnostics_key,
     metrics_key,
     model_key,
-    relative_directory,
 )
 from compression_assets.study.orderings import Node
 from compression_assets.tables import markdown
@@ -129,7 +128,7 @@ def _score(
 
 
 def _metadata(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
-    found = read_diagnostics(storage.artifacts.root / relative_directory(manifest.asset))
+    found = read_diagnostics(storage.local(manifest.asset))
     shown = {name: value for name, value in (found["survival"] or {}).items() if value is not None}
     if found["perplexity"]:
         shown["perplexity"] = perplexity(found["perplexity"])

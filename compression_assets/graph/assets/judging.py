@@ -4,18 +4,24 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from compression_assets.evaluation.judging.settings import JudgeSettings, LanguageModelJudge
+from compression_assets.evaluation.judging.settings import (
+    GeminiJudge,
+    JudgeSettings,
+    LanguageModelJudge,
+    OpenAiJudge,
+)
 from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.model_asset import released_model_asset
-from compression_assets.graph.assets.priority import MEASURE, PRIORITY
+from compression_assets.graph.assets.priority import FILL, MEASURE, PRIORITY
 from compression_assets.graph.assets.report_asset import Outcome, report_asset
 from compression_assets.graph.resources import StudyStorage
 from compression_assets.reporting.judged_by import shown_metric
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.fingerprints import installed_version
+from compression_assets.store.object_store import store_of
 from compression_assets.store.reports import MISSING, Check, StepReport
 from compression_assets.store.tables import write_table
 from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
@@ -100,8 +106,8 @@ def _calibration_asset(study: Study, judge: JudgeSettings) -> dg.AssetsDefinitio
             metadata=_accuracy,
         ),
         pool=_pool(judge),
-        # Every judged asset waits for it, and a judge that does not answer is best known before models are built.
-        priority={PRIORITY: MEASURE},
+        # A judge behind an address that does not answer is best known before models are built; others always do.
+        priority={PRIORITY: MEASURE if isinstance(judge.model, GeminiJudge | OpenAiJudge) else FILL},
         recorded=True,
     )
 
@@ -110,7 +116,7 @@ def _accuracy(manifest: Manifest, storage: StudyStorage) -> dict[str, Any]:
     from compression_assets.evaluation.judging.calibration import read_calibration
 
     columns = ("metric", "kind", "pairs", "accuracy", "lo", "hi", "trusted")
-    rows = read_calibration(storage.artifacts.root / relative_directory(manifest.asset)).table()
+    rows = read_calibration(storage.local(manifest.asset)).table()
     table = markdown(columns, [[row[name] for name in columns] for row in rows])
     return {"accuracy": dg.MetadataValue.md(table)}
 
@@ -237,12 +243,14 @@ def _agreement_asset(study: Study) -> dg.AssetsDefinition:
     def compute(storage: StudyStorage, _: Any) -> Outcome:
         from compression_assets.evaluation.judging.agreement import agreements
 
-        root = storage.artifacts.root
-        judged = {
-            model.key: root / relative_directory(model.asset(PART)) for model in leaderboard_models(study)
-        }
-        rows = agreements({key: folder for key, folder in judged.items() if folder.exists()}, study.seed)
-        write_table(root, JUDGE_AGREEMENT, rows)
+        store = storage.artifacts
+        judged = {}
+        for model in leaderboard_models(study):
+            asset = model.asset(PART)
+            if folder := store.local(store.root / relative_directory(asset), asset):
+                judged[model.key] = folder
+        rows = agreements(judged, study.seed)
+        write_table(store.root, JUDGE_AGREEMENT, rows)
         columns = ("metric", "other", "n", "rho", "lo", "hi")
         shown = markdown(columns, [[row[name] for name in columns] for row in rows])
         return Outcome({"agreement": dg.MetadataValue.md(shown)}, note=f"{len(rows)} rank correlations")
@@ -271,7 +279,7 @@ def _asker(judge: JudgeSettings, place: BuildContext, asset: str) -> "Asker":
         directory = place.inputs[name]
         weights = store.require(directory, name, asset, verify=False).data_version
     backend = open_backend(judge.model, directory, weights, place.device, place.storage.downloads)
-    return Asker(backend, AnswerCache(store.root / CACHE), judge.patience)
+    return Asker(backend, AnswerCache(store.root / CACHE, store_of(store.root)), judge.patience)
 
 
 def _summary(title: str, rows: Any, doubt: str) -> str:

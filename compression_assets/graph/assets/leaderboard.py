@@ -13,9 +13,10 @@ from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.leaderboard import table
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.reporting.read import read_results
-from compression_assets.study.leaderboard_models import leaderboard_models, measurements
+from compression_assets.store.object_store import store_of
+from compression_assets.study.leaderboard_models import leaderboard_models, measurements, served_models
 from compression_assets.study.model import Study
-from compression_assets.study.names import relative_directory
+from compression_assets.study.names import SERVED, relative_directory
 from compression_assets.study.orderings import BASE
 from compression_assets.tables import markdown
 
@@ -58,7 +59,7 @@ def _leaderboard(study: Study) -> dg.AssetsDefinition:
             {
                 **shown,
                 "sql": dg.MetadataValue.md("`SELECT * FROM leaderboard`"),
-                "database": dg.MetadataValue.path(str(storage.database.file)),
+                **({} if store_of(root) else {"database": dg.MetadataValue.path(str(storage.database.file))}),
             },
             checks=(_same_precision(study, storage), _ends_its_turns(study, storage)),
         )
@@ -67,7 +68,7 @@ def _leaderboard(study: Study) -> dg.AssetsDefinition:
         study,
         "leaderboard",
         compute,
-        deps=measurements(study),
+        deps=[*measurements(study), *(model.asset(SERVED) for model in served_models(study))],
         description="One row a model, named as in the paper's Table 1: DuckDB view leaderboard.",
         checks=(SAME_PRECISION, ENDS_ITS_TURNS),
     )
@@ -88,12 +89,14 @@ def _same_precision(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
 
 def _ends_its_turns(study: Study, storage: StudyStorage) -> dg.AssetCheckResult:
     """A warning when training has taught a model to go on where a message ends."""
+    store = storage.artifacts
     values: dict[str, float | None] = {}
     for model in leaderboard_models(study):
-        file = storage.artifacts.root / relative_directory(model.asset("metrics")) / ROWS
-        if not file.is_file():  # not measured yet
+        asset = model.asset("metrics")
+        directory = store.local(store.root / relative_directory(asset), asset)
+        if directory is None or not (directory / ROWS).is_file():  # not measured yet
             continue
-        rows = read_rows(file)
+        rows = read_rows(directory / ROWS)
         values[model.key] = next((row.value for row in rows if row.metric == METRIC), None)
     low = unlearned(values, BASE)
     named = ", ".join(f"{model} {value:.4f}" for model, value in low.items())

@@ -16,12 +16,14 @@ import dagster as dg
 
 from compression_assets.errors import StudyError
 from compression_assets.graph.assets.artifact import Artifact, BuildContext
+from compression_assets.graph.cluster.handover import join_the_run
 from compression_assets.graph.resources import Gpu, StudyStorage
 from compression_assets.machine.lease import Lease
 from compression_assets.machine.runtime import prepare_process
 from compression_assets.machine.workers import die_with_the_run
 from compression_assets.store.artifact_store import ArtifactStore, Manifest
 from compression_assets.store.fingerprints import file_sha256, fingerprint, library_versions
+from compression_assets.store.object_store import Superseded
 from compression_assets.store.reports import MISSING, Report, StepReport
 from compression_assets.store.write_errors import storage_problem
 from compression_assets.study.names import relative_directory
@@ -65,7 +67,7 @@ class Step:
             dg.AssetMaterialization(
                 key_of(self.context, artifact.asset),
                 description=f"Made by {needed_by}, which needs it.",
-                metadata={"path": dg.MetadataValue.path(str(directory))},
+                metadata={"path": dg.MetadataValue.path(self.storage.artifacts.location(directory))},
                 tags={"dagster/data_version": manifest.data_version},
             )
         )
@@ -86,6 +88,7 @@ def tracked(context: dg.AssetExecutionContext, storage: StudyStorage, asset: str
     outcome: dict[str, Any] = {}
     try:
         with as_failure(asset):
+            join_the_run()
             progress.event(asset, "started")
             yield outcome
             progress.event(asset, "finished", **outcome)
@@ -114,13 +117,14 @@ def _find_or_build(step: Step, artifact: Artifact, rebuild: bool) -> tuple[Manif
         if manifest and not manifest.metadata.get(MISSING):
             context.log.info(f"{artifact.asset} is unchanged since {manifest.created_at}")
             return replace(manifest, asset=artifact.asset, parent=artifact.parent), True
+        for asset, path in inputs.items():
+            store.local(path, asset)  # before a device is leased, which would wait for the transfer
         memory = artifact.memory
         expected = (lambda device: memory(inputs, device)) if memory else (lambda device: None)
         with step.gpu.lease(artifact.asset, expected, waiting, artifact.uses_device, artifact.gpus) as lease:
             for asset, path in inputs.items():
                 store.require(path, asset, artifact.asset)
-            with store.building(directory) as work:
-                scratch = store.scratch(directory, wanted)
+            with store.building(directory) as work, store.attempt(directory, wanted) as scratch:
                 place = BuildContext(
                     output=work,
                     scratch=scratch,
@@ -136,7 +140,16 @@ def _find_or_build(step: Step, artifact: Artifact, rebuild: bool) -> tuple[Manif
                 _refuse_unreported(artifact, said)
                 about = _about(artifact, wanted, versions, said)
                 about["metadata"] |= lease.about()
-                return store.publish(work, directory, **about, **_used(lease, said)), False
+                try:
+                    return store.publish(work, directory, **about, **_used(lease, said)), False
+                except Superseded:
+                    # Of a host that was cut off and lived on, and the one that did its work anew, the first counts.
+                    if (other := store.finished(directory, wanted, artifact.asset)) is None:
+                        raise
+                    context.log.warning(
+                        f"{artifact.asset} was made elsewhere meanwhile, and that one is taken"
+                    )
+                    return other, True
 
 
 def _used(lease: Lease, said: StepReport) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.reports import StepReport
 from compression_assets.study.leaderboard_models import LeaderboardModel
 from compression_assets.study.model import Study
-from compression_assets.study.names import POOL, relative_directory
+from compression_assets.study.names import POOL
 from compression_assets.tables import markdown
 
 WRITER = "compression_assets.evaluation.measured:write_measured"
@@ -94,8 +94,7 @@ def _writing(measure: Measure) -> Build:
 def _figures(
     study: Study, model: LeaderboardModel, manifest: Manifest, storage: StudyStorage
 ) -> dict[str, Any]:
-    root = storage.artifacts.root
-    directory = root / relative_directory(manifest.asset)
+    root, directory = storage.artifacts.root, storage.local(manifest.asset)
     settings = study.evaluation.statistics
     rows = read_rows(
         rows_with_intervals(root, manifest.asset, directory, manifest.data_version, settings, study.seed)

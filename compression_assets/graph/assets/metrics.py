@@ -3,14 +3,14 @@
 import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
-from compression_assets.graph.assets.artifact import BuildContext
+from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.code import format_code
 from compression_assets.graph.assets.data import split_artifact
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.memory import of_measuring
 from compression_assets.graph.assets.priority import MEASURE
 from compression_assets.store.reports import Check, StepReport
-from compression_assets.study.leaderboard_models import LeaderboardModel, leaderboard_models
+from compression_assets.study.leaderboard_models import LeaderboardModel, base_of, leaderboard_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import BASE_MODEL, DATASETS
 
@@ -24,10 +24,28 @@ def metrics_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def _metrics_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition:
-    asset, data = model.model, DATASETS["evaluation"]
+    base = base_of(study)
+    return measured_asset(
+        study,
+        model,
+        metrics_artifact(study, model),
+        group=PART,
+        about=f"Perplexity, distance to the base, size and compression ratio of {model.model}",
+        priority=MEASURE,
+        on_demand=(
+            split_artifact(study, "evaluation"),
+            *([metrics_artifact(study, base)] if model != base else []),
+        ),
+    )
+
+
+def metrics_artifact(study: Study, model: LeaderboardModel) -> Artifact:
+    """How `metrics_<model>` is made; of every model but the base with what the base's left."""
+    asset, data, base = model.model, DATASETS["evaluation"], base_of(study)
+    of_base = base.asset(PART)
 
     def measure(place: BuildContext) -> tuple[list[MetricRow], list[Sample], StepReport]:
-        from compression_assets.evaluation.measure import OTHER_TOKENIZER
+        from compression_assets.evaluation.measure import OTHER_TOKENIZER, STATES
         from compression_assets.evaluation.measure import measure as measure_model
 
         measured = measure_model(
@@ -37,6 +55,7 @@ def _metrics_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition
             study.evaluation,
             place.device,
             place.report,
+            (place.output if model == base else place.inputs[of_base]) / STATES,
         )
         perplexity = measured.perplexity
         if perplexity is None:
@@ -50,22 +69,13 @@ def _metrics_asset(study: Study, model: LeaderboardModel) -> dg.AssetsDefinition
         )
         return measured.rows, measured.samples, report
 
-    artifact = measurement(
+    return measurement(
         model,
         PART,
         measure,
         settings={"perplexity": study.evaluation.perplexity.model_dump(mode="json")},
         code=("compression_assets.evaluation.measure", *format_code(study, model.path)),
-        inputs=tuple(dict.fromkeys((asset, BASE_MODEL, data))),
+        inputs=(asset, data) if model == base else (asset, data, BASE_MODEL, of_base),
         warnings=(CHECK,),
         memory=of_measuring(asset, study),
-    )
-    return measured_asset(
-        study,
-        model,
-        artifact,
-        group=PART,
-        about=f"Perplexity, distance to the base, size and compression ratio of {asset}",
-        priority=MEASURE,
-        on_demand=(split_artifact(study, "evaluation"),),
     )

@@ -10,7 +10,7 @@ from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.code import step_code
 from compression_assets.graph.assets.memory import of_step
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
-from compression_assets.graph.assets.priority import PRIORITY, longest_ways
+from compression_assets.graph.assets.priority import PRIORITY, model_priorities
 from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import Study
@@ -23,9 +23,9 @@ from compression_assets.weights.formats.bf16 import BF16
 
 def model_assets(study: Study) -> list[dg.AssetsDefinition]:
     """The base model, every step result that the study's orderings need, each once, and the external models."""
-    nodes, ways = study.nodes, longest_ways(study)
+    nodes, priorities = study.nodes, model_priorities(study)
     steps = [
-        _step_asset(study, node, nodes[node.parent], ways[node.path])
+        _step_asset(study, node, nodes[node.parent], priorities[node.path])
         for node in nodes.values()
         if node.parent is not None
     ]
@@ -99,7 +99,7 @@ def step_artifact(study: Study, node: Node, parent: Node) -> Artifact:
     )
 
 
-def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.AssetsDefinition:
+def _step_asset(study: Study, node: Node, parent: Node, priority: int) -> dg.AssetsDefinition:
     technique = registry.technique(node.technique or "")
     return model_asset(
         study,
@@ -115,7 +115,7 @@ def _step_asset(study: Study, node: Node, parent: Node, seconds: int) -> dg.Asse
             **({"ordering": node.final.key} if node.final else {}),
         },
         kind=_library(study, node),
-        priority={PRIORITY: str(seconds)},
+        priority={PRIORITY: str(priority)},
     )
 
 

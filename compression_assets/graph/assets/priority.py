@@ -1,6 +1,7 @@
-"""Which of the steps that could start goes first: a finished model's perplexity, then the longest way to go.
+"""Which of the steps that could start goes first: what a useful leaderboard takes, then the longest way to go.
 
-With two steps at work at once, a run ends soonest when the step with most work behind it never waits.
+With two steps at work at once, a run ends soonest when the step with most work behind it never waits. Before that
+counts, the first rows of the leaderboard do: the base, each technique alone and one whole ordering (`leading`).
 """
 
 from compression_assets.planning.costs import expected_seconds
@@ -9,8 +10,14 @@ from compression_assets.study.names import model_key
 from compression_assets.study.orderings import StepPath
 
 PRIORITY = "dagster/priority"
-MEASURE = "10000"
+# The expected seconds of a way, which are priorities too, stay far below these.
+FIRST = str(10**9)
+"""What everything waits for: data sets, the teacher and its logits."""
+
+MEASURE = str(10**8)
 """A finished model is measured before the next one is built, so that the leaderboard fills early."""
+
+LEADING = 10**7
 
 FILL = "-1"
 """Answers and what is made of them: nothing waits for them, so they fill the gaps that the models leave."""
@@ -27,6 +34,15 @@ def longest_ways(study: Study) -> dict[StepPath, int]:
     return {path: round(seconds) for path, seconds in ways.items()}
 
 
-def teacher_priority(study: Study) -> dict[str, str]:
-    """Op tags of the teacher and its logits: every distillation step waits for them."""
-    return {PRIORITY: str(longest_ways(study)[()])}
+def leading(study: Study) -> StepPath:
+    """The ordering that is finished first: of those with most steps in the study file, the first one listed."""
+    return max(study.parsed_orderings, key=lambda ordering: ordering.text.count("-")).path
+
+
+def model_priorities(study: Study) -> dict[StepPath, int]:
+    """For each node its priority: above all others the steps of the leading ordering, then the longest way first."""
+    first = leading(study)
+    return {
+        path: seconds + LEADING * (path == first[: len(path)])
+        for path, seconds in longest_ways(study).items()
+    }

@@ -36,7 +36,9 @@ def recommendation_asset(study: Study) -> dg.AssetsDefinition:
         }
         if choice.model is not None:
             shown["model"] = choice.model
-            shown["directory"] = dg.MetadataValue.path(str(root / "models" / choice.model))
+            shown["directory"] = dg.MetadataValue.path(
+                storage.artifacts.location(root / "models" / choice.model)
+            )
         return Outcome(shown)
 
     return report_asset(

@@ -33,16 +33,17 @@ def page_asset(study: Study, after: Sequence[dg.AssetKey]) -> dg.AssetsDefinitio
         database, _behind = up_to_date(study, root)
         data = read_report_data(study, root, database)
         file, same = write_report(data, root)
+        shared = storage.share(file)
         limits = "\n".join(f"- {sentence}" for sentence in caveats(data))
         return Outcome(
             {
-                "page": dg.MetadataValue.url(file.as_uri()),
-                "path": dg.MetadataValue.path(str(file)),
+                "page": dg.MetadataValue.url(shared or file.as_uri()),
+                "path": dg.MetadataValue.path(shared or str(file)),
                 "kib": round(file.stat().st_size / 1024),
                 "quality against size": picture(overview(data)),
                 "what the figures cannot say": dg.MetadataValue.md(limits),
             },
-            note=str(file),
+            note=shared or str(file),
             cached=same,
         )
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from compression_assets.graph.assets.code_references import code_references
 from compression_assets.graph.assets.making import tracked
+from compression_assets.graph.cluster.reservations import reservation
 from compression_assets.graph.resources import StudyStorage, storage_key
 from compression_assets.reporting.database import refresh
 from compression_assets.study.model import Study
@@ -55,7 +56,7 @@ def report_asset(
         tags={"stage": "report"},
         owners=OWNERS,
         check_specs=[dg.AssetCheckSpec(name, asset=key) for name in checks],
-        op_tags=priority,
+        op_tags={**(priority or {}), **reservation(study, key)},
         metadata=code_references(compute),
         required_resource_keys={storage_key(study)},
     )

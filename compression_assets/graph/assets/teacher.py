@@ -9,7 +9,7 @@ from compression_assets.graph.assets.artifact import Artifact, BuildContext
 from compression_assets.graph.assets.artifact_asset import Shown, artifact_asset
 from compression_assets.graph.assets.memory import of_correction, of_logits
 from compression_assets.graph.assets.model_asset import model_asset, released_model_asset
-from compression_assets.graph.assets.priority import teacher_priority
+from compression_assets.graph.assets.priority import FIRST, PRIORITY
 from compression_assets.planning.fit import refuse_directory
 from compression_assets.store.reports import StepReport
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
@@ -71,7 +71,7 @@ def _corrected(study: Study, teacher: CorrectedTeacher) -> dg.AssetsDefinition:
         group="teacher",
         description="The unpruned base model fine-tuned on its own slice of the chat data (teacher correction).",
         tags=TAGS,
-        priority=teacher_priority(study),
+        priority={PRIORITY: FIRST},
     )
 
 
@@ -140,5 +140,5 @@ def _logits(study: Study) -> dg.AssetsDefinition:
             kinds=frozenset({"safetensors"}),
             tags=TAGS,
         ),
-        priority=teacher_priority(study),
+        priority={PRIORITY: FIRST},
     )

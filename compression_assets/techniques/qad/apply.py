@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, StepReport
 from compression_assets.techniques.distillation.apply import about_the_loss, distilling_from
-from compression_assets.techniques.qad.stored_form import StoredForm
+from compression_assets.techniques.qad.stored_form import StoredForm, within_bins
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset, TokenRow
 from compression_assets.training.loop import train
 from compression_assets.training.resuming import checkpoints_in
 from compression_assets.training.teacher.teacher_logits import TeacherLogits
 from compression_assets.weights import checkpoints
-from compression_assets.weights.files import write_weights
+from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.stored import StoredWeight
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+UNQUANTIZED = "unquantized"
+"""The earlier model that Q made the quantized one of."""
 COMPARED_ROWS = 8
 """Conversations of the distillation set on which the written model is compared with the trained one."""
 MAX_DIFFERENCE = 1e-3
@@ -49,8 +51,10 @@ def qad_step(step: StepInputs) -> StepReport:
     dataset = TokenDataset.load(step.data["distillation_set"])
     teacher = TeacherLogits.open(step.data["teacher_logits"], dataset)
     model = checkpoints.load_for_scoring(step.parent, "cpu", torch.float32)
-    kept = checkpoints_in(step.scratch, model, dataset, step.recipe, step.seed, step.device, teacher.manifest)
     before = {weight.name: weight for weight in checkpoints.quantized_weights(step.parent)}
+    if UNQUANTIZED in step.models:
+        _start_in_bins(model, before, step.models[UNQUANTIZED])
+    kept = checkpoints_in(step.scratch, model, dataset, step.recipe, step.seed, step.device, teacher.manifest)
     stored = StoredForm(before, step.recipe.keep_scales, step.device)
     rows = [row for row in dataset if row.n_predicted][:COMPARED_ROWS]
     trained: dict[str, Any] = {}
@@ -89,6 +93,14 @@ def qad_step(step: StepInputs) -> StepReport:
         },
         tokens_seen=done.tokens_seen,
     )
+
+
+def _start_in_bins(model: "PreTrainedModel", before: Mapping[str, StoredWeight], unquantized: Path) -> None:
+    """Give a model the weights that Q rounded, in the bins of the codes that it chose."""
+    parameters = dict(model.named_parameters())
+    for name, weight in read_tensors(checkpoints.masters_or_published(unquantized)):
+        if name in before:
+            parameters[name].data.copy_(within_bins(weight, before[name]))
 
 
 def mean_loss(model: "PreTrainedModel", rows: Sequence[TokenRow]) -> float:

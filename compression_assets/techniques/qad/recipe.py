@@ -1,5 +1,7 @@
 """What QAD is told: the loss, how it is trained, and what becomes of the scales."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from compression_assets.techniques.distillation.recipe import TeacherRecipe
@@ -14,9 +16,13 @@ class QADRecipe(TeacherRecipe):
     keep_scales: a block keeps the scale that it came with, and only codes change. Otherwise the weights are quantized
         anew after every step, so that a block's scale follows its largest weight; several times as slow. Formats
         without a grid to round to (fp4, int8) are always quantized anew.
+    masters: what they start from. dequantized: the stored weights, each in the middle of its bin, which a short
+        training seldom leaves. unquantized: the weights that Q rounded, moved into the bins of their codes: the first
+        forward pass is the same, and codes of weights near an edge follow small updates (docs/findings.md).
     """
 
     alpha: float = Field(default=1.0, ge=0, le=1, description="share of the KL")
     temperature: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
     keep_scales: bool = True
+    masters: Literal["dequantized", "unquantized"] = "dequantized"

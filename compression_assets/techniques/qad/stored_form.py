@@ -1,5 +1,6 @@
 """What float32 masters are stored as, in the number formats that a quantized model has already."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -53,3 +54,22 @@ class StoredForm:
             return form.quantize(master)
         assert isinstance(form, GridFormat)
         return form.with_codes(self._weights[name].parts, form.nearest(form.scaled(master, grid)))
+
+
+def within_bins(weight: "torch.Tensor", stored: StoredWeight) -> "torch.Tensor":
+    """A weight [out, in] moved as little as makes rounding to the nearest level give the codes that are stored: fp32.
+
+    A hair inside each bin, so that the division by the scale cannot leave it again; 0 where the scale is 0. In a format
+    without a grid the weight itself, whose codes it rounds to the nearest.
+    """
+    import torch
+
+    form = stored.format
+    if not isinstance(form, GridFormat):
+        return weight.float()
+    levels, codes = form.levels(), form.codes(stored.parts).long()
+    outer = torch.full((1,), math.inf)
+    edges = torch.cat([-outer, (levels[1:] + levels[:-1]) / 2, outer])
+    hair = 1e-3 * levels.diff().min()
+    inside = form.scaled(weight, stored.parts).clamp(edges[codes] + hair, edges[codes + 1] - hair)
+    return inside * form.scales(stored.parts)

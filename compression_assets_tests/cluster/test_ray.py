@@ -1,0 +1,54 @@
+"""A study on Ray, undisturbed: through Dagster's own command, its logs, and what a step refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import compression_assets
+from compression_assets.store.object_store import ObjectStore
+from compression_assets_tests.cluster.ray_study import COMPRESSION, Study
+from compression_assets_tests.simulated_hosts import Hosts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+def test_dagsters_own_command_runs_steps_there(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(tmp_path / "driver", "materialized", hosts)
+    code, home = study.command(*COMPRESSION, "home")
+    assert code == 0, home
+    code, output = study.command(
+        *("dagster", "asset", "materialize", "-m", "compression_assets", "--select", "base_model"),
+        DAGSTER_HOME=home.strip(),
+    )
+    assert code == 0, output
+    assert list(study.made_versions()) == ["base"]
+    assert not (study.root / "models").exists(), "the driver made the model itself"
+    for name, value in study.extra.items():
+        monkeypatch.setenv(name, value)
+    kept = ObjectStore(f"{study.extra['COMPRESSION_STORE']}/{study.name}")
+    logs = [one for one in kept.objects("logs") if not one["path"].endswith(".partial")]
+    assert {one["path"].rpartition(".")[2] for one in logs} == {"out", "err"}
+    assert any(b"base_model" in (kept.read(one["path"]) or (b"", ""))[0] for one in logs)
+    code, _ = study.command(*COMPRESSION, "run", "--select", "base_model")
+    assert code == 0
+    assert study.made() == {"base_model": 1}
+
+
+def test_a_step_refuses_other_code_than_its_drivers(hosts: Hosts, tmp_path: Path) -> None:
+    study = Study(tmp_path / "driver", "other_code", hosts)
+    package = Path(compression_assets.__file__).parent
+    shutil.copytree(package, tmp_path / "other" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "other" / package.name / "errors.py").open("a") as file:
+        file.write("# another version\n")
+    shutil.copytree(package.parent / "storage", tmp_path / "other" / "storage", dirs_exist_ok=True)
+    code, output = study.command(
+        *COMPRESSION, "run", "--select", "base_model", PYTHONPATH=str(tmp_path / "other")
+    )
+    assert code == 1
+    failed = [line for line in output.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1, output
+    assert "the driver of this run has" in failed[0] and "compression_assets" in failed[0]
+    assert not study.made_versions()
