@@ -286,6 +286,58 @@ def recommend(
     return 0 if choice.model else 1
 
 
+@_command("search --max-size 60 --goal perplexity --hours 3", "search --max-size 100 --goal kl")
+@click.option(
+    "--max-size",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MIB",
+    required=True,
+    help="Of the weights file.",
+)
+@click.option(
+    "--goal",
+    type=click.Choice(["perplexity", "kl", "g_eval"]),
+    default="perplexity",
+    show_default=True,
+    help="kl: mean distance to the base's predictions.",
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="For trials, over all calls together.",
+)
+def search(max_size: float, goal: str, hours: float) -> None:
+    """Find the best recipe below a size.
+
+    Tries orders and recipes with growing shares of the training tokens (the section search of the study file says
+    which), and ends with the winner beside the study's best order within the size. Stop it whenever you like: the same
+    command goes on.
+    """
+    import shlex
+
+    import yaml
+
+    from compression_assets.search.searching import search as find
+    from compression_assets.study.files import study_file
+    from compression_assets.study.places import current_study, named_study, storage_root, study_root
+
+    study = current_study()
+    source = study_file(named_study())
+    root, downloads = study_root(study), storage_root() / ".downloads"
+    found = find(study, source, root, downloads, max_mib=max_size, goal_name=goal, hours=hours, say=_say)
+    print(f"\n{found.verdict}\n\nto have it in a study file of yours:\n")
+    print(yaml.safe_dump(found.recipe, sort_keys=False))
+    print(f"model:   {root / 'models' / found.model}")
+    print(f"trials:  {shlex.join(['compression', 'leaderboard', '--study', str(found.file)])}")
+    print(f"picture: {found.picture}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 @_command(
     "export p_kd_q",
     "export p_kd --format gguf:q4_k_m",

@@ -47,6 +47,8 @@ ELSEWHERE = {
     r"make (setup|demo|test)\b.*": "the set-up commands, run from a clean clone by .ci/run",
     r"make (format|lint|lock|test-faults|test-browser)\b.*": "work on the repository, not on a study",
     r"compression run +--study (smoke|my_study\.yaml)": "the fixture finished_study is made by it",
+    r"compression search .*": "takes minutes; run for real by test_search.py",
+    r"compression leaderboard --study storage/.*": "the study of a search: test_search.py shows one",
     r"(export (COMPRESSION_|AWS_|RAY_)|pip install -e '\.\[cluster\]').*": "for a cluster, which make cluster-demo has",
     r"make (cluster-demo|test-cluster)": "compression_assets_tests/cluster runs studies on the same servers",
     r"compression init .*": "run for real by test_commands.py",

@@ -290,7 +290,7 @@ MALFORMED: list[tuple[list[tuple[str, Any]], str]] = [
     ([("techniques/P/finetune/epochs", 0)], "techniques.P.finetune.epochs must be greater than"),
     (
         [("techniques/Q/kind", "nf5")],
-        "techniques.Q.kind must be 'nf4', 'fp4', 'int8', 'int4' or 'int8_grouped', not 'nf5'",
+        "techniques.Q.kind must be 'nf4', 'fp4', 'int8', 'int4', 'int8_grouped' or 'mixed', not 'nf5'",
     ),
     ([("techniques/Q", None)], "techniques.Q must be a mapping of keys; write 'Q: {}'"),
     ([("techniques", ["KD"])], "techniques must be a mapping from techniques to recipes"),

@@ -11,6 +11,7 @@ from compression_assets.reporting.metric_tables import every_metric
 from compression_assets.reporting.parts import Page, Section
 from compression_assets.reporting.read import ReportData
 from compression_assets.reporting.sample_answers import sample_answers
+from compression_assets.reporting.search import searches
 from compression_assets.reporting.seeds import over_seeds
 from compression_assets.reporting.serving import in_engines
 from compression_assets.reporting.size import size_and_quality
@@ -45,6 +46,7 @@ def make_page(data: ReportData, print_of_data: str = "") -> Page:
         every_metric(data),
         *([varied] if (varied := over_seeds(data)) else []),
         size_and_quality(data),
+        *([tried] if (tried := searches(data)) else []),
         *([in_engines(data)] if data.study.evaluation.serving else []),
         steps_of_orderings(data),
         why_it_breaks(data),

@@ -33,6 +33,8 @@ OPTIONAL_TABLES = (
     "step_diagnostics",
     "layer_diagnostics",
     "leaderboard_seeds",
+    "search_trials",
+    "search_outcome",
 )
 """Tables and views that only some studies fill; the report says 'not measured' where one has no rows."""
 

@@ -24,6 +24,8 @@ from compression_assets.study.shared_files import find_files
 
 PRESETS = Path(__file__).parents[1] / "studies"
 SHIPPED = "package:"
+SEARCH = "search"
+"""Directory of a study's storage that its searches keep what they know in, each in a folder of its own."""
 
 Check = Callable[[Any], None]
 
@@ -50,11 +52,16 @@ def study_of(raw: Any, path: Path) -> Study:
         raise StudyError(f"{path}: {sentence(error, raw, _validate)}") from None
     except StudyError as error:
         raise StudyError(f"{path}: {error}") from None
-    if study.name in presets() and path.resolve().parent != PRESETS.resolve():
+    if study.name in presets() and path.resolve().parent != PRESETS.resolve() and not of_search(study, path):
         raise StudyError(
             f"{path}: name '{study.name}' is a preset's, and its models would be overwritten: write another name"
         )
     return study
+
+
+def of_search(study: Study, path: Path) -> bool:
+    """Whether a file is one that `compression search` has written into the study's storage: <study>/search/*/*.yaml."""
+    return path.resolve().parts[-4:-2] == (study.name, SEARCH)
 
 
 def presets() -> list[str]:

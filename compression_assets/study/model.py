@@ -33,6 +33,7 @@ from compression_assets.study.orderings import (
     technique_of,
 )
 from compression_assets.study.recipes import read_recipes
+from compression_assets.study.search import Search
 from compression_assets.study.sentences import failure
 from compression_assets.study.sweeps import Sweep, expanded
 from compression_assets.study.tracking import Tracking
@@ -82,7 +83,8 @@ class Study(Strict):
     `techniques`; a variant ("Q:stochastic") lists only what differs from its technique's plain entry. orderings:
     as written; the base is always measured. seeds: every ordering is made once with each of them, `seed` among them;
     data and teacher are those of `seed`, so that what differs is the steps. sweep: see `Sweep`. goal: which model the
-    study is after; it decides what the report recommends, and changes no measurement. tracking: where else figures go.
+    study is after; it decides what the report recommends, and changes no measurement. search: what `compression search`
+    may try; nothing else reads it. tracking: where else figures go.
     Raises pydantic.ValidationError; use `load_study` for sentences.
     """
 
@@ -100,6 +102,7 @@ class Study(Strict):
     sweep: tuple[Sweep, ...] = ()
     evaluation: StudyEvaluation = StudyEvaluation()
     goal: Goal = Goal()
+    search: Search = Search()
     external_models: tuple[ExternalModel, ...] = ()
     tracking: Tracking | None = None
 

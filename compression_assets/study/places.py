@@ -12,7 +12,7 @@ from compression_assets.errors import StudyError
 from compression_assets.machine.cluster import cluster
 from compression_assets.store.object_store import ObjectStore, store_of
 from compression_assets.study.cluster_file import use_cluster_file
-from compression_assets.study.files import load_study, presets, sources_of, study_file, study_of
+from compression_assets.study.files import load_study, of_search, presets, sources_of, study_file, study_of
 from compression_assets.study.model import Study
 from compression_assets.study.plain_yaml import mapping_of
 from compression_assets.study.shared_files import share_files
@@ -74,7 +74,7 @@ def claim_storage(study: Study, named: str, root: Path | None = None) -> None:
     named: the preset or path that the study was loaded from. root: the study's storage where that is not `study_root`.
     """
     root, file = root or study_root(study), study_file(named).resolve()
-    if not root.is_dir():
+    if not root.is_dir() or (of_search(study, file) and file.is_relative_to(root.resolve())):
         return
     own = {
         "file": named if named in presets() else str(file),

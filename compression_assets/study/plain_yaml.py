@@ -47,6 +47,15 @@ def mapping_of(text: str, path: Path) -> dict[str, Any]:
     return value
 
 
+def write_mapping(path: Path, mapping: dict[str, Any]) -> None:
+    """Write what `read_mapping` reads back as it is; the file is there whole or not at all."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(
+        yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    beside.replace(path)
+
+
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -121,3 +130,12 @@ for _tag in ("str", "seq", "map"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", getattr(_Loader, f"construct_yaml_{_tag}"))
 _refuse: Any = _Loader.construct_undefined
 _Loader.add_constructor(None, _refuse)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what `_Loader` would take for another type, and writes every value out."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, _: Any) -> bool:
+        return True

@@ -61,7 +61,9 @@ class Checkpoints:
         fresh.mkdir(parents=True)
         generators = {"random.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            generators |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+            # Of the step's device alone: asking the others would take memory of each for a context, and a machine
+            # that goes on may have fewer.
+            generators["random.cuda"] = torch.cuda.get_rng_state()
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors | generators).items()}
         save_tensors(held, fresh / STATE)
         (fresh / PROGRESS).write_text(
@@ -86,9 +88,9 @@ class Checkpoints:
                 continue
             tensors = load_file(path / STATE)
             torch.set_rng_state(tensors.pop("random.cpu"))
-            cuda = [tensors.pop(name) for name in sorted(tensors) if name.startswith("random.cuda")]
-            if cuda and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(cuda)
+            cuda = tensors.pop("random.cuda", None)
+            if cuda is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(cuda)
             moved = {name: tensor.to(device) for name, tensor in tensors.items()}
             return Saved(about["step"], moved, about["progress"])
         return None

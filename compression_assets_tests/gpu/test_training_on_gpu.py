@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from compression_assets.machine.precision import compute_dtype
 from compression_assets.store.reports import Report, no_report
 from compression_assets.techniques.distillation.apply import distill
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
@@ -23,6 +24,7 @@ from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset, TokenRow
 from compression_assets.training.finetuning import FinetuneRecipe, finetune
 from compression_assets.training.loop import TrainingReport
+from compression_assets.training.ranks.launch import train_on_ranks
 from compression_assets.training.resuming import Checkpoints
 from compression_assets.training.teacher.teacher_forward import LiveTeacher, load_teacher
 from compression_assets.training.teacher.teacher_logits import (
@@ -205,3 +207,56 @@ def test_pruning_keeps_the_neurons_that_it_keeps_on_the_cpu(device: str) -> None
         kept.append([set(one.tolist()) for one in keep])
     for here, there in zip(*kept, strict=True):
         assert len(here & there) >= 250
+
+
+def test_a_rank_of_its_own_trains_as_the_loop_does(tmp_path: Path, device: str) -> None:
+    """Sharded over one device, in a process that torchrun starts: NCCL, FSDP2's formats, a checkpoint gone on from."""
+    pytest.importorskip("pyarrow")
+    recipe, kept = recipe_of(gradient_checkpointing=True), Checkpoints(tmp_path, 2, "run")
+    begun = torch.cat([p.detach().flatten() for p in tiny_model("qwen2", **WIDE).parameters()])
+    alone, expected = trained(device, recipe)
+
+    def on_a_rank(report: Report) -> tuple[torch.Tensor, dict[str, Any]]:
+        model = tiny_model("qwen2", **WIDE)
+        done = train_on_ranks(
+            model,
+            rows(),
+            recipe,
+            seed=0,
+            devices=[device],
+            dtype=compute_dtype(device),
+            report=report,
+            checkpoints=kept,
+        )
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), done
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done > 0.6 * total:
+            raise Killed
+
+    with pytest.raises(Killed):
+        on_a_rank(kill)
+    shared, done = on_a_rank(no_report)
+    assert done["resumed_after"] > 0 and done["peak_bytes"] > 1 << 20
+    losses = ([entry["loss"] for entry in curve] for curve in (expected.loss_curve, done["loss_curve"]))
+    assert next(losses) == pytest.approx(next(losses), rel=0.01)
+    assert torch.cosine_similarity(alone - begun, shared - begun, dim=0) > 0.9
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_two_devices_share_a_training_and_a_teacher(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    devices = ["cuda:0", "cuda:1"]
+    (here, _), model = trained("cuda:0", recipe_of()), tiny_model("qwen2", **WIDE)
+    done = finetune(model, rows(), recipe_of(), 0, "cuda:0", devices=devices)
+    there = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    begun = torch.cat([p.detach().flatten() for p in tiny_model("qwen2", **WIDE).parameters()])
+    assert torch.cosine_similarity(here - begun, there - begun, dim=0) > 0.9
+    assert "shared by 2 devices" in done.notes
+    directory = tiny_directory(tmp_path / "teacher", "qwen2")
+    (one, _), (spread, notes) = (
+        load_teacher(directory, TeacherLogitsRecipe(), "cuda:0", given) for given in ((), devices)
+    )
+    assert notes == ["its layers spread over 2 devices"]
+    states = [LiveTeacher(teacher, rows(), "cuda:0").hidden([0, 1, 2]).cpu() for teacher in (one, spread)]
+    torch.testing.assert_close(*states)
