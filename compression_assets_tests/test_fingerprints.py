@@ -64,7 +64,7 @@ def test_code_of_an_imported_definition_counts(edited) -> None:  # type: ignore[
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("Perplexity of message content", "Other words"),
+        ("perplexity of content", "Other words"),
         ("import math", "import math\nimport json as something"),
         ("\n\n\ndef ", "\n\n\nUNUSED = 1\n\n\ndef "),
     ],
