@@ -79,10 +79,10 @@ class Project:
             return db.execute(sql).fetchall()
 
     def versions(self) -> dict[str, str]:
-        """Model -> data version, for every model directory."""
+        """Model -> data version, for every finished model directory; beside them lie those of a killed run."""
         store = ArtifactStore(self.root)
         found = {}
-        for directory in (self.root / "models").iterdir():
+        for directory in (self.root / "models").glob("[!.]*"):
             manifest = store.manifest(directory, directory.name)
             assert manifest
             found[directory.name] = manifest.data_version
