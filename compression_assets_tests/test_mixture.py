@@ -155,14 +155,15 @@ def test_the_plan_follows_the_budget(tmp_path: Path) -> None:
     raw = yaml.safe_load((PRESETS / "demo.yaml").read_text())
     sizes = {}
     for name, budget in (("bits", {"bits": 5.0}), ("mib", {"max_mib": 120})):
-        raw |= {"name": name, "orderings": ["Q"]}
-        raw["techniques"]["Q"] = {"kind": "mixed", **budget}
+        raw |= {"name": name, "orderings": ["Q:mixed"]}
+        raw["techniques"]["Q:mixed"] = {"kind": "mixed", **budget}
+        raw["evaluation"].pop("serving", None)
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
         study = load_study(tmp_path / f"{name}.yaml")
-        assert "calibration_set" in study.inputs_of("Q")
+        assert "calibration_set" in study.inputs_of("Q:mixed")
         plan = make_plan(study, device("a6000"), tmp_path)
-        sizes[name] = plan.row("final_q").size / 2**20
-        assert plan.row("final_q").flops > 0
+        sizes[name] = plan.row("final_q_mixed").size / 2**20
+        assert plan.row("final_q_mixed").flops > 0
     linear, others = 106_168_320, 2 * (134_515_008 - 106_168_320)
     assert sizes["bits"] == pytest.approx((linear * 5 / 8 + others) / 2**20, rel=0.01)
     assert sizes["mib"] == pytest.approx(120, rel=0.01)

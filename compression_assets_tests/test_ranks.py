@@ -33,7 +33,7 @@ from compression_assets_tests.training_helpers import (
 
 pytestmark = [pytest.mark.usefixtures("float32"), pytest.mark.timeout(600)]
 ROUNDING = 2.4e-7
-"""Of a loss in float32, relative: two units in its last place."""
+"""Of a loss in float32, absolute, and beyond 1 relative: two units in its last place."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def require_same(
 ) -> None:
     """Losses to two units in the last place, weights to 1e-5 of their norm."""
     names = [name for name in ("loss", "ce", "kl") if name in expected.loss_curve[0]]
-    torch.testing.assert_close(curve(found, *names), curve(expected, *names), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(curve(found, *names), curve(expected, *names), rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(curve(found, "grad_norm"), curve(expected, "grad_norm"), rtol=1e-5, atol=0)
     assert curve(found, "lr", "step").equal(curve(expected, "lr", "step"))
     assert (found.tokens_seen, found.steps) == (expected.tokens_seen, expected.steps)
@@ -95,7 +95,7 @@ def test_torchrun_distils_as_one_process(teacher: tuple[TokenDataset, TeacherLog
     assert [done for done, _, _ in said][-1] == said[-1][1] == found.tokens_seen
     assert found.notes == ["shared by 2 devices"]
     assert found.peak_bytes > 100 << 20
-    assert not (tmp_path / "ranks" / "job").exists()
+    assert not list((tmp_path / "ranks").glob("job*"))
 
 
 @pytest.mark.usefixtures("forked")

@@ -88,7 +88,10 @@ class QuantizationRecipe(Strict):
     @model_validator(mode="after")
     def _only_a_mixture_has_a_budget(self) -> Self:
         if not self.mixed:
-            if self.model_fields_set & {"bits", "max_mib", "formats", "sensitivity_tokens"}:
+            fields = type(self).model_fields
+            own = ("bits", "max_mib", "formats", "sensitivity_tokens")
+            # By value, so that a variant of a mixture can be told to be none.
+            if any(getattr(self, name) != fields[name].default for name in own):
                 raise ValueError("bits, max_mib, formats and sensitivity_tokens are for kind: mixed only")
             return self
         if (self.bits is None) == (self.max_mib is None):

@@ -104,7 +104,7 @@ def _job_directory(kept: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="compression_ranks_") as made:
             yield Path(made)
         return
-    directory = kept / "job"
+    directory = kept / "job.partial"  # which no other host is sent
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     try:
