@@ -31,7 +31,6 @@ def test_dagsters_own_command_runs_steps_there(
     kept = ObjectStore(f"{study.extra['COMPRESSION_STORE']}/{study.name}")
     logs = [one for one in kept.objects("logs") if not one["path"].endswith(".partial")]
     assert {one["path"].rpartition(".")[2] for one in logs} == {"out", "err"}
-    assert any(b"base_model" in (kept.read(one["path"]) or (b"", ""))[0] for one in logs)
     code, _ = study.command(*COMPRESSION, "run", "--select", "base_model")
     assert code == 0
     assert study.made() == {"base_model": 1}
