@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -36,6 +36,14 @@ class Strict(BaseModel):
                         {"key": repr(key), "hint": near_match(str(key), allowed)},
                     )
         return data
+
+
+def unless_default(default: Any) -> Any:
+    """A field that is left out of a model as it is written where it has its default.
+
+    What was made before a recipe had the field keeps its fingerprint.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 def near_match(word: str, allowed: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from compression_assets_tests.cluster_servers import free_port
 
-OBJECTS = 100_000_000
-"""Bytes of Ray's object store, which steps do not use."""
+SIZES = ("--object-store-memory=100000000", "--memory=4000000000")
+"""Of a node: bytes of Ray's object store, which steps do not use, and memory, whatever this machine has free."""
 
 STARTS_WITHIN = 180.0
 
@@ -49,7 +49,7 @@ def worker_command(head: str, address: str, cpus: int = 1) -> list[str]:
 
 def _ray(first: str, cpus: int) -> list[str]:
     ray = str(Path(sys.executable).parent / "ray")
-    return [ray, "start", first, "--block", f"--num-cpus={cpus}", f"--object-store-memory={OBJECTS}"]
+    return [ray, "start", first, "--block", f"--num-cpus={cpus}", *SIZES]
 
 
 def ray_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -26,6 +26,13 @@ from compression_assets_tests.ray_servers import (
     worker_command,
 )
 
+GIVEN_UP = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "5",
+}
+"""Ray gives a silent host up after half a minute; by default it takes twice as long, and tests have to be short."""
+
 INSIDE = 'hostname "$0"; mkdir -p "$LOCKS"; mount -t tmpfs tmpfs "$LOCKS"; exec "$@"'
 WORKERS = ("b", "c")
 DASHBOARD = 8265
@@ -116,7 +123,7 @@ class Hosts:
         found = _descendants(self.postgres)
         return [number for number in found if _read(f"/proc/{number}/cmdline").startswith(b"postgres: tests")]
 
-    def running(self, step: str, within: float = 120.0) -> Host:
+    def running(self, step: str, within: float = 200.0) -> Host:
         """The worker on which a step is at work."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
@@ -183,7 +190,7 @@ def _host(
         _ip("-n", namespace, "link", "set", device, "up")
     own = folder / name
     own.mkdir()
-    environment = ray_environment({**os.environ, **shared})
+    environment = ray_environment({**os.environ, **shared, **GIVEN_UP})
     environment |= {"COMPRESSION_STORAGE": str(own / "storage"), "LOCKS": str(LOCKS)}
     environment.pop("COMPRESSION_RAY")
     return Host(name, address, namespace, cable, command, environment, own / "ray.log")

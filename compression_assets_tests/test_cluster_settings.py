@@ -123,12 +123,13 @@ def test_on_one_machine_nothing_is_reserved() -> None:
 def test_no_more_is_reserved_than_a_host_has() -> None:
     job = {"entrypoint_num_cpus": 4, "entrypoint_num_gpus": 1, "entrypoint_memory": 900}
     small, large = {"CPU": 2.0, "memory": 500.0}, {"CPU": 8.0, "GPU": 2.0, "memory": 700.0}
-    assert reserved(job, [small]) == {
+    head = {"memory": 5000.0}
+    assert reserved(job, [head, small]) == {
         "entrypoint_num_cpus": 2,
         "entrypoint_num_gpus": 0,
         "entrypoint_memory": 500,
     }
-    assert reserved(job, [{"memory": 500.0}])["entrypoint_num_cpus"] == 1  # before any host has joined
+    assert reserved(job, [head])["entrypoint_num_cpus"] == 1  # before any host has joined
     assert reserved(job, [small, large]) == {
         "entrypoint_num_cpus": 4,
         "entrypoint_num_gpus": 1,

@@ -185,7 +185,13 @@ def test_a_process_killed_while_it_derives_costs_nothing(
     measure(root, "metrics_q", [row("perplexity", 5.0)])
     assert refresh(study, root) == ""
     assert models(root) == ["base", "p", "q"]
-    assert {path.name for path in root.iterdir()} == {".locks", "compression.duckdb", "intervals", "metrics"}
+    assert {path.name for path in root.iterdir()} == {
+        ".locks",
+        ".times",
+        "compression.duckdb",
+        "intervals",
+        "metrics",
+    }
 
 
 def test_what_a_killed_shell_wrote_is_not_mixed_with_what_is_derived(study: Study, root: Path) -> None:

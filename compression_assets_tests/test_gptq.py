@@ -113,7 +113,8 @@ def test_every_layer_sees_what_the_quantized_ones_before_it_make() -> None:
         moments[name] = moment.clone()
         return nf4.quantize(weight)
 
-    stored = dict(quantize_by_layers(model, data, NF4(), nearest))
+    forms = dict.fromkeys((f"{name}.weight" for name in linear_layers(model)), NF4())
+    stored = dict(quantize_by_layers(model, data, forms, nearest))
     assert stored.keys() == {f"{name}.weight" for name in linear_layers(reference)}
     for name, parts in stored.items():
         if ".layers.0." in name:

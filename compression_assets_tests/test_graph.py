@@ -12,11 +12,13 @@ import dagster as dg
 import pytest
 
 from compression_assets.graph.assets import code_references
+from compression_assets.graph.assets.metrics import states_of_base
 from compression_assets.graph.build import build_defs
 from compression_assets.planning.costs import expected_seconds
+from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.study.files import PRESETS, load_study, presets
 from compression_assets.study.leaderboard_models import parts
-from compression_assets.study.names import TABLES
+from compression_assets.study.names import TABLES, relative_directory
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "demo_graph.json"
 
@@ -130,3 +132,30 @@ def _references(graph: Any, asset: str) -> list[Any]:
 )
 def test_a_repositorys_address_has_no_credentials(remote: str, address: str | None) -> None:
     assert code_references.web_address(remote) == address
+
+
+def test_states_of_the_base_serve_only_while_they_are_of_this_base_and_this_data(tmp_path: Path) -> None:
+    study, store = load_study("smoke"), ArtifactStore(tmp_path)
+
+    def make(asset: str, content: str, *inputs: str) -> None:
+        directory = tmp_path / relative_directory(asset)
+        read = {str(relative_directory(one)): version(one) for one in inputs}
+        with store.building(directory) as work:
+            (work / "content").write_text(content)
+            store.publish(work, directory, asset=asset, fingerprint="", created_at="", inputs=read)
+
+    def version(asset: str) -> str:
+        made = store.manifest(tmp_path / relative_directory(asset), asset)
+        assert made is not None
+        return made.data_version
+
+    make("base_model", "weights")
+    make("evaluation_set", "tokens")
+    make("metrics_base", "figures", "base_model", "evaluation_set")
+    assert states_of_base(study, store) == tmp_path / "metrics" / "base" / "states.safetensors"
+    make("evaluation_set", "other tokens")
+    assert states_of_base(study, store) is None
+    make("metrics_base", "figures", "base_model", "evaluation_set")
+    assert states_of_base(study, store) is not None
+    make("base_model", "other weights")
+    assert states_of_base(study, store) is None

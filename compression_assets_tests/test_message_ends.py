@@ -185,11 +185,12 @@ def test_the_leaderboard_warns_of_models_that_run_on(tmp_path: Path) -> None:
 
     from compression_assets.evaluation.measured import write_measured
     from compression_assets.graph.assets.leaderboard import _ends_its_turns
+    from compression_assets.store.artifact_store import ArtifactStore
     from compression_assets.study.files import load_study
     from compression_assets.study.leaderboard_models import leaderboard_models
 
     study = load_study("smoke")
-    storage = SimpleNamespace(artifacts=SimpleNamespace(root=tmp_path))
+    storage = SimpleNamespace(artifacts=ArtifactStore(tmp_path))
     assert _ends_its_turns(study, storage).passed
     measured = {model.key: model for model in leaderboard_models(study)}
     for key, value in (("base", 0.2), ("q", 0.11), ("kd", 0.09)):

@@ -16,11 +16,15 @@ from compression_assets.techniques.pruning.calibration import Calibration
 from compression_assets.techniques.pruning.choice import Choice
 from compression_assets.techniques.pruning.depth import choose_layers, cut_layers, hidden_changes
 from compression_assets.techniques.pruning.heads import cut_groups, group_importance
+from compression_assets.techniques.pruning.hidden import channel_importance, cut_channels
+from compression_assets.techniques.pruning.loss_change import losses_without_layers
 from compression_assets.techniques.pruning.predict import pruned
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.techniques.pruning.refusal import refusal
+from compression_assets.techniques.pruning.width import ffn_importance
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe
+from compression_assets.text.datasets import TokenRow
 from compression_assets.weights.shapes import parameters
 from compression_assets_tests.architectures import config_of
 from compression_assets_tests.project import Project
@@ -68,7 +72,7 @@ def test_a_model_without_groups_is_the_original_with_their_heads_at_zero(name: s
     torch.testing.assert_close(cut(INPUTS).logits, model(INPUTS).logits, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("cut", ["depth", "heads"])
+@pytest.mark.parametrize("cut", ["depth", "heads", "hidden"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_size_is_predicted(name: str, cut: str) -> None:
     model = model_of(name, num_hidden_layers=4, **HEADS)
@@ -76,9 +80,111 @@ def test_the_size_is_predicted(name: str, cut: str) -> None:
     assert refusal(config, recipe) is None
     if cut == "depth":
         made = cut_layers(model, Choice([torch.tensor([1, 2])], []), config)
+    elif cut == "hidden":
+        made = cut_channels(model, Choice([torch.arange(32)], []), config)
     else:
         made = cut_groups(model, Choice([torch.tensor([1, 2])] * 4, []), config)
     assert parameters(pruned(config, recipe)) == made.model.num_parameters()
+
+
+@pytest.mark.parametrize("name", [*KINDS, "Gemma3Text", "SmolLM3"])
+def test_a_model_without_channels_is_the_original_with_them_at_zero(name: str) -> None:
+    model = model_of(name, **({"attention_bias": True} if name == "Llama" else {}))
+    kept = torch.randperm(64, generator=torch.Generator().manual_seed(2))[:48].sort().values
+    cut = cut_channels(model, Choice([kept], []), model.config.to_dict()).model
+    assert (cut.config.hidden_size, cut.config.head_dim) == (48, 16)
+    removed = torch.ones(64, dtype=torch.bool)
+    removed[kept] = False
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, removed] = 0
+        for layer in model.model.layers:
+            for writes in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writes.weight[removed] = 0
+                if writes.bias is not None:
+                    writes.bias[removed] = 0
+    # transformers computes norms in float32; those of queries and keys get the epsilon that hidden states' need.
+    near = 1e-4 if name in ("Qwen3", "Gemma3Text") else 1e-5
+    torch.testing.assert_close(cut(INPUTS).logits, model(INPUTS).logits, rtol=near, atol=near)
+
+
+def test_importance_of_channels_is_the_formula() -> None:
+    model, data = model_of("Qwen2"), dataset(4)
+    found = channel_importance(model, data, PruningRecipe(cut="hidden", weight_share=0.3), "cpu")
+    norms = [
+        n for layer in model.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)
+    ]
+    seen: list[torch.Tensor] = []
+    for norm in (*norms, model.model.norm):
+        norm.register_forward_hook(lambda _module, _args, output: seen.append(output[0]))
+    activation = torch.zeros(64, dtype=torch.float64)
+    for row in data:
+        with torch.no_grad():
+            model(torch.tensor([row.input_ids]))
+        activation += sum(one[torch.tensor(row.content)].abs().sum(0) for one in seen)
+        seen.clear()
+    weight = torch.zeros(64, dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            weight += parameter.detach().abs().sum(1 if "o_proj" in name or "down_proj" in name else 0)
+    expected = 0.3 * weight / weight.max() + 0.7 * activation / activation.max()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def summed_loss(model: PreTrainedModel, row: TokenRow) -> torch.Tensor:
+    ids = torch.tensor([row.input_ids])
+    logs = model(ids).logits[0].log_softmax(-1)
+    return -sum(logs[t - 1, ids[0, t]] for t in range(1, len(row.content)) if row.content[t])
+
+
+@pytest.mark.parametrize("cut", ["width", "heads", "hidden"])
+def test_importance_by_loss_is_the_gradient_of_a_mask(cut: str) -> None:
+    model, data = model_of("Qwen3"), dataset(4)
+    recipe = PruningRecipe(cut=cut, importance="loss")
+    measures = {"width": ffn_importance, "heads": group_importance}
+    found = (
+        measures[cut](model, data, recipe, "cpu")
+        if cut in measures
+        else [channel_importance(model, data, recipe, "cpu")]
+    )
+    masked, layers = model_of("Qwen3"), 1 if cut == "hidden" else 2
+    units = {"width": 128, "heads": 2, "hidden": 64}[cut]
+    masks = [torch.ones(units, dtype=torch.float64, requires_grad=True) for _ in range(layers)]
+    for layer in masked.model.layers:
+        mask = masks[0] if cut == "hidden" else masks[layer.self_attn.layer_idx]
+        if cut == "hidden":
+            for writes in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writes.register_forward_hook(lambda _module, _args, output, mask=mask: output * mask)
+        else:
+            reads, wide = (layer.mlp.down_proj, 1) if cut == "width" else (layer.self_attn.o_proj, 32)
+            reads.register_forward_pre_hook(
+                lambda _, args, mask=mask, wide=wide: (args[0] * mask.repeat_interleave(wide),)
+            )
+    if cut == "hidden":
+        masked.model.embed_tokens.register_forward_hook(lambda _module, _args, output: output * masks[0])
+    expected = [torch.zeros(units, dtype=torch.float64) for _ in masks]
+    for row in data:
+        for total, gradient in zip(
+            expected, torch.autograd.grad(summed_loss(masked, row), masks), strict=True
+        ):
+            total += gradient.abs()
+    tokens = sum(row.n_predicted for row in data)
+    for scores, total in zip(found, expected, strict=True):
+        torch.testing.assert_close(scores, total / tokens, rtol=1e-3, atol=1e-6)
+
+
+def test_layers_of_least_loss_go() -> None:
+    model, data = model_of("Llama", num_hidden_layers=4), dataset(3)
+    found = losses_without_layers(model, data)
+    tokens = sum(row.n_predicted for row in data)
+    for index, layer in enumerate(model.model.layers):
+        own, layer.forward = layer.forward, lambda hidden_states, **_: hidden_states
+        with torch.no_grad():
+            assert sum(summed_loss(model, row).item() for row in data) / tokens == pytest.approx(
+                found[index].item()
+            )
+        layer.forward = own
+    kept = choose_layers(model, data, PruningRecipe(cut="depth", layers="loss"), 2, "cpu").kept[0]
+    assert kept.tolist() == sorted(found.argsort()[2:].tolist())
 
 
 def test_hidden_changes_are_the_formula_and_choose_the_layers() -> None:
@@ -131,37 +237,43 @@ def test_importance_of_groups_is_the_formula() -> None:
         torch.testing.assert_close(scores, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("cut", ["width", "depth", "heads"])
+@pytest.mark.parametrize("cut", ["width", "depth", "heads", "hidden"])
 def test_a_target_leaves_the_largest_model_within_it(cut: str) -> None:
     config = config_of("Llama", num_hidden_layers=8, **HEADS).to_dict()
     recipe = PruningRecipe(cut=cut, target=0.85)
     kept = kept_of(config, recipe)
     sizes = {
-        n: {"width": {"intermediate_size": n}, "depth": {"num_hidden_layers": n}}.get(
-            cut, {"num_key_value_heads": n, "num_attention_heads": 2 * n}
-        )
+        n: {
+            "width": {"intermediate_size": n},
+            "depth": {"num_hidden_layers": n},
+            "heads": {"num_key_value_heads": n, "num_attention_heads": 2 * n},
+            "hidden": {"hidden_size": n, "head_dim": 8},
+        }[cut]
         for n in (kept, kept + 1)
     }
     shares = [parameters({**config, **size}) / parameters(config) for size in sizes.values()]
     assert shares[0] <= 0.85 < shares[1]
-    with pytest.raises(StudyError, match="out of reach"):
-        kept_of(config, PruningRecipe(cut=cut, target=0.05))
+    if cut != "hidden":  # of which almost nothing is left with one channel
+        with pytest.raises(StudyError, match="out of reach"):
+            kept_of(config, PruningRecipe(cut=cut, target=0.05))
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
     heads = PruningRecipe(cut="heads", ratio=0.5)
     assert "cannot lose heads" in (refusal(config_of("Phi3").to_dict(), heads) or "")
     assert "could not be loaded" in (refusal(config_of("Olmo2").to_dict(), heads) or "")
+    hidden = PruningRecipe(cut="hidden", ratio=0.5)
+    assert "cannot be cut in their hidden width" in (refusal(config_of("Phi3").to_dict(), hidden) or "")
     one = config_of("Qwen2", num_key_value_heads=1).to_dict()
     assert "nothing is removed" in (refusal(one, heads) or "")
 
 
 def test_a_recipe_that_cuts_widths_is_written_as_before() -> None:
-    assert not {"cut", "target", "layers"} & PruningRecipe().model_dump(mode="json").keys()
+    assert not {"cut", "target", "layers", "importance"} & PruningRecipe().model_dump(mode="json").keys()
     assert PruningRecipe(cut="depth").model_dump(mode="json")["cut"] == "depth"
 
 
-@pytest.mark.parametrize("cut", ["depth", "heads"])
+@pytest.mark.parametrize("cut", ["depth", "heads", "hidden"])
 def test_the_whole_step(cut: str, tmp_path: Path) -> None:
     base = tiny_directory(tmp_path / "base", num_hidden_layers=4, **HEADS)
     report = prune(base, tmp_path / "p", cut=cut, ratio=0.5)
@@ -171,7 +283,9 @@ def test_the_whole_step(cut: str, tmp_path: Path) -> None:
     assert len(loaded.model.layers) == (2 if cut == "depth" else 4)
     origins = json.loads((tmp_path / "p" / "origins.json").read_text())
     assert len(origins["names"]) == (2 if cut == "depth" else 0)
-    assert len(origins["cuts"]) == (0 if cut == "depth" else 16)
+    assert len(origins["cuts"]) == {"depth": 0, "heads": 16, "hidden": 1}[cut]
+    if cut == "hidden":
+        assert (loaded.config.hidden_size, loaded.config.head_dim) == (32, 8)
 
 
 def test_absmax_cannot_be_kept_once_layers_are_gone(tmp_path: Path) -> None:

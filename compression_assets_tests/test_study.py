@@ -11,7 +11,7 @@ import yaml
 from compression_assets.errors import StudyError
 from compression_assets.study.files import PRESETS, load_study, presets
 from compression_assets.study.model import CorrectedTeacher, Study
-from compression_assets.study.orderings import BASE_ORDERING
+from compression_assets.study.orderings import BASE_ORDERING, prefix_tree
 from compression_assets.study.plain_yaml import read_mapping
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -58,7 +58,7 @@ def test_a_preset_is_the_papers_ten_models(name: str) -> None:
     assert study.name == name
     assert study.description
     assert [ordering.text for ordering in study.parsed_orderings] == ["base", *PAPER]
-    assert len(study.nodes) == 23
+    assert len(prefix_tree(study.parsed_orderings)) == 23
     assert study.distils
     assert study.recipe("KD").temperature == study.distillation_temperature == 2.0
     assert study.recipe("D") is not None
@@ -290,7 +290,7 @@ MALFORMED: list[tuple[list[tuple[str, Any]], str]] = [
     ([("techniques/P/finetune/epochs", 0)], "techniques.P.finetune.epochs must be greater than"),
     (
         [("techniques/Q/kind", "nf5")],
-        "techniques.Q.kind must be 'nf4', 'fp4', 'int8', 'int4' or 'int8_grouped', not 'nf5'",
+        "techniques.Q.kind must be 'nf4', 'fp4', 'int8', 'int4', 'int8_grouped' or 'mixed', not 'nf5'",
     ),
     ([("techniques/Q", None)], "techniques.Q must be a mapping of keys; write 'Q: {}'"),
     ([("techniques", ["KD"])], "techniques must be a mapping from techniques to recipes"),

@@ -17,7 +17,7 @@ from compression_assets.machine.shared_locks import connect, lock_number
 BEAT = 2.0
 """Seconds between two signs of life."""
 
-CUT_OFF = 30.0
+CUT_OFF = 20.0
 """Seconds without PostgreSQL after which a step ends itself; Ray gives a silent host up after about 50."""
 
 

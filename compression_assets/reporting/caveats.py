@@ -231,7 +231,7 @@ def _other_scale(data: Results) -> Iterator[str]:
     differences = []
     if parameters and _far(parameters, PAPER_PARAMETERS):
         differences.append(
-            f"a model of {significant(PAPER_PARAMETERS / 1e6)} M parameters ({_here(parameters / 1e6)} M)"
+            f"a model of {significant(PAPER_PARAMETERS / 1e6)} M parameters (here {significant(parameters / 1e6)} M)"
         )
     if tokens and _far(tokens, PAPER_TOKENS):
         differences.append(f"some {PAPER_TOKENS / 1e6:.0f} M tokens of distillation ({tokens:,} here)")
@@ -240,10 +240,6 @@ def _other_scale(data: Results) -> Iterator[str]:
             f"The paper's figures are of {' and '.join(differences)}: compare directions and multiples of the base, "
             "not values."
         )
-
-
-def _here(value: float) -> str:
-    return f"here {significant(value)}"
 
 
 def _far(one: float, other: float) -> bool:

@@ -18,7 +18,7 @@ from compression_assets.study.search import Search
 from compression_assets.training.work import Volume
 from compression_assets.weights.architectures import Config
 
-ATTEMPTS = 30
+ATTEMPTS = 100
 """Draws for one place of a bracket: where none of them is new and small enough, the space has nothing more to give."""
 FORCED = 5
 """Of them those that must have a given order."""

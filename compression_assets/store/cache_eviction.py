@@ -5,8 +5,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import IO
 
 from compression_assets.errors import StudyError
 from compression_assets.store.manifests import MANIFEST, read_manifest
@@ -16,10 +16,10 @@ GRACE = 600.0
 """Seconds after its last use in which a copy stays: reports read without a lock."""
 
 
-def evict(root: Path, lock: Callable[[Path], IO[str] | None]) -> int:
+def evict(root: Path, unused: Callable[[Path], AbstractContextManager[bool]]) -> int:
     """Remove copies until the others fit; bytes that are free now.
 
-    root: the study's directory. lock: of an artifact's directory, None while a step on this host uses it.
+    root: the study's directory. unused: whether nobody on this host uses a copy, and nobody begins to in its context.
     """
     limit = cache_limit()
     if limit is None:
@@ -30,10 +30,10 @@ def evict(root: Path, lock: Callable[[Path], IO[str] | None]) -> int:
     for used, size, directory in copies:
         if freed >= excess or time.time() - used < GRACE:
             break
-        held = lock(directory)
-        if held is None:
-            continue
-        with held:
+        with unused(directory) as free:
+            # Another process may have read it since, or have made room itself.
+            if not free or _last_used(directory) != used:
+                continue
             # A rename first: killed in between, what is left is no artifact.
             gone = directory.with_name(f".replaced-{directory.name}.evicted")
             directory.rename(gone)
@@ -60,7 +60,16 @@ def _copies(root: Path) -> list[tuple[float, int, Path]]:
     """(Time of the last use, bytes, directory) of every copy that is complete."""
     found = []
     for file in root.glob(f"*/*/{MANIFEST}"):
-        if not file.parent.name.startswith("."):
-            size = read_manifest(file.read_text()).total_bytes
-            found.append((file.stat().st_mtime, size, file.parent))
+        if file.parent.name.startswith(".") or (used := _last_used(file.parent)) is None:
+            continue
+        with suppress(FileNotFoundError):  # removed meanwhile
+            found.append((used, read_manifest(file.read_text()).total_bytes, file.parent))
     return found
+
+
+def _last_used(directory: Path) -> float | None:
+    """When a copy was read last; None once it is gone."""
+    try:
+        return (directory / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return None

@@ -64,10 +64,13 @@ class SharedArtifacts(ArtifactStore):
             return None
         text = found[0].decode()
         manifest = self._read(directory, text, asset)
-        with locked(self.root / ".locks" / f"fetch.{self._name(directory)}", asset, say_nothing):
-            if not self._is_cached(directory, text) or self.damage(directory, manifest, thorough=False):
+        with locked(self._fetch_lock(directory), asset, say_nothing):
+            missing = not self._is_cached(directory, text)
+            if missing or self.damage(directory, manifest, thorough=False):
                 self._fetch(directory, text, manifest, asset)
-        os.utime(directory / MANIFEST)  # when it was used last, for evict
+            os.utime(directory / MANIFEST)  # when it was used last, for evict
+        if missing:
+            self.evict()
         return directory
 
     def directories(self) -> list[Path]:
@@ -161,7 +164,18 @@ class SharedArtifacts(ArtifactStore):
 
     def evict(self) -> int:
         """Make room by COMPRESSION_CACHE_GB; bytes that are free now."""
-        return evict(self.root, lambda directory: try_lock(self._lock(directory), "making room"))
+        return evict(self.root, self._unused)
+
+    @contextmanager
+    def _unused(self, directory: Path) -> Iterator[bool]:
+        """Whether nobody on this host works with a copy or fetches it, which stays so in this context."""
+        with ExitStack() as held:
+            for file in (self._lock(directory), self._fetch_lock(directory)):
+                if (lock := try_lock(file, "making room")) is None:
+                    yield False
+                    return
+                held.enter_context(lock)
+            yield True
 
     def _refuse_damage(self, directory: Path, manifest: Manifest, asset: str, *, thorough: bool) -> None:
         """A damaged copy is no damaged artifact: it is fetched again, by whoever is to read it."""
@@ -204,7 +218,6 @@ class SharedArtifacts(ArtifactStore):
             raise StudyError(f"{asset} cannot be fetched: {error}; {rebuild_hint(asset)}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        self.evict()
 
     @contextmanager
     def _publishing(self, asset: str) -> Iterator[None]:
@@ -238,8 +251,9 @@ class SharedArtifacts(ArtifactStore):
     def _key(self, directory: Path) -> str:
         return f"{ARTIFACTS}/{directory.relative_to(self.root).as_posix()}.json"
 
-    def _name(self, directory: Path) -> str:
-        return ".".join(directory.relative_to(self.root).parts)
+    def _fetch_lock(self, directory: Path) -> Path:
+        own = self._lock(directory)
+        return own.with_name(f"fetch.{own.name}")
 
     def _lock_name(self, directory: Path) -> str:
         return f"{self.remote.url}/{directory.relative_to(self.root).as_posix()}"

@@ -52,30 +52,43 @@ class SharedScratch:
             fetched.rename(scratch)
 
     def save(self, scratch: Path) -> bool:
-        """Copy the files of `scratch`, then the index; False when they changed meanwhile: the next time will do."""
-        before = _state(scratch)
-        if not before or before == self._sent:
-            return False
+        """Copy the files of `scratch`, then the index; False when there is nothing new, or a file is gone already.
+
+        What is sent are links of its own, so that work may go on and replace or remove what they are of.
+        """
+        sending = scratch.with_name(f"{scratch.name}.sending")
+        shutil.rmtree(sending, ignore_errors=True)
         try:
-            # By size and time: of a hundred finished shards none is read twice.
-            self._sums = {
-                (name, *about): self._sums.get((name, *about)) or file_sha256(scratch / name)
-                for name, about in before.items()
-            }
-            sums = {name: sha256 for (name, _, _), sha256 in self._sums.items()}
-            for name, sha256 in sums.items():
-                self._remote.put_if_absent(f"{self._prefix}/{sha256}", scratch / name)
+            before = _state(scratch)
+            if not before or before == self._sent:
+                return False
+            for name in before:
+                (sending / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(scratch / name, sending / name)
+            if _state(sending) != before:
+                return False
+            self._send(sending, before)
         except FileNotFoundError:
             return False
-        if _state(scratch) != before:
-            return False
-        index = {"wanted": self._wanted, "host": _host(scratch), "files": sums}
+        finally:
+            shutil.rmtree(sending, ignore_errors=True)
+        self._sent = before
+        return True
+
+    def _send(self, sending: Path, files: dict[str, tuple[int, int]]) -> None:
+        # By size and time: of a hundred finished shards none is read twice.
+        self._sums = {
+            (name, *about): self._sums.get((name, *about)) or file_sha256(sending / name)
+            for name, about in files.items()
+        }
+        sums = {name: sha256 for (name, _, _), sha256 in self._sums.items()}
+        for name, sha256 in sums.items():
+            self._remote.put_if_absent(f"{self._prefix}/{sha256}", sending / name)
+        index = {"wanted": self._wanted, "host": _host(sending.with_suffix("")), "files": sums}
         self._remote.put(f"{self._prefix}/{INDEX}", json.dumps(index).encode())
         kept = {f"{self._prefix}/{name}" for name in (INDEX, *sums.values())}
         present = [one["path"] for one in self._remote.objects(self._prefix)]
         self._remote.delete(key for key in present if key not in kept)
-        self._sent = before
-        return True
 
     def drop(self) -> None:
         self._remote.delete([one["path"] for one in self._remote.objects(self._prefix)])
@@ -90,7 +103,7 @@ class SharedScratch:
             while not ended.wait(seconds):
                 try:
                     self.save(scratch)
-                except StudyError as error:
+                except (StudyError, OSError) as error:
                     # The step itself needs no store until it publishes.
                     print(f"a checkpoint was not saved: {error}", flush=True)
 

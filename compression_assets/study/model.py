@@ -6,6 +6,7 @@ Every preset in `studies/` is an example; `smoke.yaml` is the shortest.
 """
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -257,6 +258,13 @@ class Study(Strict):
         splits = [name.removesuffix("_set") for name in self.inputs_of(token) if name != TEACHER_LOGITS]
         corrected = TEACHER_LOGITS in self.inputs_of(token) and isinstance(self.teacher, CorrectedTeacher)
         return splits + ["teacher"] * corrected
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy without what was computed of the original: pydantic copies cached properties like fields."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in copy.__dict__.keys() - type(copy).model_fields.keys():
+            del copy.__dict__[name]
+        return copy
 
     @cached_property
     def parsed_orderings(self) -> tuple[Ordering, ...]:

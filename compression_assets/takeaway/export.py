@@ -27,7 +27,7 @@ from compression_assets.study.orderings import Node
 from compression_assets.takeaway.gguf_export import loaded_back, write_for_serving
 from compression_assets.takeaway.model_card import model_card
 from compression_assets.weights.formats.gguf_types import EXACT, GgufForm, gguf_form, second_rounding
-from compression_assets.weights.formats.grouped_integer import Int4
+from compression_assets.weights.formats.grouped_integer import EVERY_LAYER, Int4
 from compression_assets.weights.formats.layout import format_of
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ def _checked(
 def _refuse_format(study: Study, node: Node, directory: Path, form: str, gguf: GgufForm | None) -> None:
     """StudyError if a model's number format does not go into what was asked for."""
     stored = format_of(directory)
-    if form == "w4a16" and not isinstance(stored, Int4):
+    if form == "w4a16" and not (isinstance(stored, Int4) and stored.targets == (EVERY_LAYER,)):
         raise StudyError(
-            f"{node.key} is in {stored.title}, not in int4, which w4a16 means: add a Q with kind: int4, or use hf"
+            f"{node.key} is in {stored.title}, not all in int4, which w4a16 means: add a Q with kind: int4, or use hf"
         )
     if gguf is not None:
         parent = study.nodes[node.path[:-1]].key if node.path else ""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.gguf_rope import llama3_divisors
-from compression_assets.takeaway.gguf_mixture import Mixture
+from compression_assets.takeaway.gguf_mixture import OUTPUT, TOKENS, Mixture
 from compression_assets.takeaway.gguf_tensors import copied, file_type, ggml_type, rounded
 from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
 from compression_assets.weights.formats.format import Stored
-from compression_assets.weights.formats.gguf_types import ARCHITECTURES, EXACT, GgufForm, same_numbers
+from compression_assets.weights.formats.gguf_types import ARCHITECTURES, EXACT, GgufForm, types_as_stored
 from compression_assets.weights.formats.grouped_integer import GroupedInteger
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def _add_tensors(
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     model = empty_model(config)
     to_copy = _to_copy(directory, form.kind)
+    # What a quantized model has left in full precision is not brought to few bits here.
+    copies = bool(to_copy)
     grouped = config.num_attention_heads // config.num_key_value_heads
     mixture = Mixture(form, config.num_hidden_layers, bool(config.tie_word_embeddings), grouped)
     for name, tensor in fitting(directory, dense_tensors(directory), model):
@@ -137,29 +139,32 @@ def _add_tensors(
         if tensor.ndim == 1:
             writer.add_tensor(found, _in_llama_order(name, tensor, config).float().contiguous().numpy())
         elif name in to_copy:
-            integers, stored = to_copy.pop(name)
+            integers, stored, kind = to_copy.pop(name)
             codes, scales = (
                 _in_llama_order(name, one, config)
                 for one in (integers.codes(stored), integers.scales(stored))
             )
-            raw = copied(name, codes, scales, form.kind)
-            writer.add_tensor(found, raw, raw_dtype=ggml_type(form.kind))
+            raw = copied(name, codes, scales, kind)
+            writer.add_tensor(found, raw, raw_dtype=ggml_type(kind))
         else:
-            kind = mixture.type_of(found, tensor.shape[1])
+            left = copies and found not in (TOKENS, OUTPUT)
+            kind = "q8_0" if left else mixture.type_of(found, tensor.shape[1])
             raw = rounded(name, _in_llama_order(name, tensor, config), kind, importance.get(name))
             writer.add_tensor(found, raw, raw_dtype=ggml_type(kind))
 
 
-def _to_copy(directory: Path, kind: str) -> "dict[str, tuple[GroupedInteger, Stored]]":
-    """Weight name -> format and parts, of the weights whose codes and scales the type holds as they are."""
+def _to_copy(directory: Path, kind: str) -> "dict[str, tuple[GroupedInteger, Stored, str]]":
+    """Weight name -> format, parts and type, of the weights whose codes and scales the type holds as they are."""
     from compression_assets.weights.checkpoints import is_quantized, quantized_weights
 
     if not is_quantized(directory):
         return {}
+    weights = {weight.name: weight for weight in quantized_weights(directory)}
+    types = types_as_stored({name: weight.format for name, weight in weights.items()}, kind)
     return {
-        weight.name: (weight.format, weight.parts)
-        for weight in quantized_weights(directory)
-        if isinstance(weight.format, GroupedInteger) and same_numbers(weight.format, kind)
+        name: (form, weights[name].parts, own)
+        for name, own in types.items()
+        if isinstance(form := weights[name].format, GroupedInteger)
     }
 
 

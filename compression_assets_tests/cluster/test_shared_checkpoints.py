@@ -9,6 +9,7 @@ import torch
 
 from compression_assets.errors import StudyError
 from compression_assets.store import shared_scratch
+from compression_assets.store.object_store import ObjectStore
 from compression_assets.store.shared_artifacts import SharedArtifacts, artifacts_of
 from compression_assets.training.finetuning import finetune
 from compression_assets_tests.training_helpers import (
@@ -90,6 +91,28 @@ def test_only_what_the_same_attempt_saved_elsewhere_is_brought(
             "newer than what it saved"
         )
     assert len(list(a.remote.objects("scratch"))) == 2
+
+
+def test_work_goes_on_while_its_files_are_sent(
+    hosts: tuple[SharedArtifacts, SharedArtifacts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPRESSION_CHECKPOINT_MINUTES", "10")
+    a, b = hosts
+    really = ObjectStore.put_if_absent
+
+    with a.attempt(a.root / "logits" / "t", WANTED) as scratch:
+
+        def meanwhile(store: ObjectStore, key: str, file: Path) -> None:
+            (scratch / "shard-1").write_text("1")
+            (scratch / "shard-0").unlink(missing_ok=True)
+            really(store, key, file)
+
+        (scratch / "shard-0").write_text("0")
+        monkeypatch.setattr(ObjectStore, "put_if_absent", meanwhile)
+        assert a._scratch(a.root / "logits" / "t", WANTED).save(scratch)
+        assert [file.name for file in scratch.iterdir()] == ["shard-1"]
+    with b.attempt(b.root / "logits" / "t", WANTED) as scratch:
+        assert {file.name: file.read_text() for file in scratch.iterdir()} == {"shard-0": "0"}
 
 
 def test_the_time_between_checkpoints_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

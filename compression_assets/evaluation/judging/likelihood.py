@@ -15,15 +15,12 @@ arXiv 2302.04166), taken relative to what the model expects anyway, so that leng
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compression_assets.evaluation.judging.asking import Asker
 from compression_assets.evaluation.judging.prompts import CORRECTNESS, Case, cut
 from compression_assets.evaluation.judging.replies import JudgeError, Reply, Shape
 from compression_assets.store.code_fingerprints import code_fingerprint
-
-if TYPE_CHECKING:
-    pass
 
 NATS = Shape("nats")
 

@@ -1,5 +1,7 @@
 """One metrics asset a finished model: perplexity, distance to the base, size and compression ratio."""
 
+from pathlib import Path
+
 import dagster as dg
 
 from compression_assets.evaluation.rows import MetricRow, Sample
@@ -9,10 +11,11 @@ from compression_assets.graph.assets.data import split_artifact
 from compression_assets.graph.assets.measured_asset import measured_asset, measurement
 from compression_assets.graph.assets.memory import of_measuring
 from compression_assets.graph.assets.priority import MEASURE
+from compression_assets.store.artifact_store import ArtifactStore
 from compression_assets.store.reports import Check, StepReport
 from compression_assets.study.leaderboard_models import LeaderboardModel, base_of, leaderboard_models
 from compression_assets.study.model import Study
-from compression_assets.study.names import BASE_MODEL, DATASETS
+from compression_assets.study.names import BASE_MODEL, DATASETS, relative_directory
 
 PART = "metrics"
 CHECK = "perplexity_below_uniform_guess"
@@ -55,7 +58,7 @@ def metrics_artifact(study: Study, model: LeaderboardModel) -> Artifact:
             study.evaluation,
             place.device,
             place.report,
-            (place.output if model == base else place.inputs[of_base]) / STATES,
+            place.output / STATES if model == base else states_of_base(study, place.storage.artifacts),
         )
         perplexity = measured.perplexity
         if perplexity is None:
@@ -79,3 +82,21 @@ def metrics_artifact(study: Study, model: LeaderboardModel) -> Artifact:
         warnings=(CHECK,),
         memory=of_measuring(asset, study),
     )
+
+
+def states_of_base(study: Study, store: ArtifactStore) -> Path | None:
+    """The hidden states that the base's measurement left; None where base or data have been made anew since.
+
+    That is so in a run of a selection without `metrics_base`. Raises StudyError when one of the three is missing.
+    """
+    from compression_assets.evaluation.measure import STATES
+
+    base = base_of(study)
+    directory = store.root / relative_directory(base.asset(PART))
+    made = store.require(directory, base.asset(PART), PART, verify=False)
+    for asset in (base.model, DATASETS["evaluation"]):
+        read = relative_directory(asset)
+        now = store.require(store.root / read, asset, PART, verify=False)
+        if made.inputs.get(str(read)) != now.data_version:
+            return None
+    return directory / STATES

@@ -87,8 +87,9 @@ class _Client(JobSubmissionClient):
         return _patiently(self._nodes)
 
     def _nodes(self) -> list[dict[str, float]]:
-        found = list_nodes(address=self.get_address(), detail=True, filters=[("state", "=", "ALIVE")])
-        return [dict(node.resources_total or {}) for node in found]
+        # Asked for those alive alone, Ray takes the lost ones that it leaves out for an answer cut short.
+        found = list_nodes(address=self.get_address(), detail=True, limit=10_000)
+        return [dict(node.resources_total or {}) for node in found if node.state == "ALIVE"]
 
     def submit_job(self, **job: Any) -> str:
         wanted = {**job, **reserved(job, self.nodes())}

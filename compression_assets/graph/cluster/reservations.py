@@ -37,8 +37,11 @@ def reserved(job: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> di
     know.
     """
 
+    # A head that is to run no steps has no CPUs, but memory.
+    able = [node for node in nodes if node.get("CPU")]
+
     def most(resource: str) -> float:
-        return max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        return max((node.get(resource, 0.0) for node in able), default=0.0)
 
     gpus = min(job["entrypoint_num_gpus"] or 0, most("GPU"))
     memory = 0 if gpus else min(job["entrypoint_memory"] or 0, most("memory"))

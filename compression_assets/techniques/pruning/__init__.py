@@ -1,4 +1,4 @@
-"""P: feed-forward neurons, layers or attention heads of least importance go, and what is left is fine-tuned."""
+"""P: neurons, layers, attention heads or channels of least importance go, and what is left is fine-tuned."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from compression_assets.training.sharing import shared
 
 
 class Pruning(Technique):
-    """P: removes what matters least (neurons, whole layers or heads, by the recipe's cut), then fine-tunes."""
+    """P: removes what matters least (neurons, layers, heads or channels, by the recipe's cut), then fine-tunes."""
 
     name = "P"
     title = "structured pruning"

@@ -1,11 +1,11 @@
-"""How many neurons, layers or key-value groups P keeps, and the config.json of a model with so many of them."""
+"""How many neurons, layers, key-value groups or channels P keeps, and the config.json of a model of so many."""
 
 from collections.abc import Sequence
 from decimal import Decimal
 
 from compression_assets.errors import StudyError
 from compression_assets.techniques.pruning.blocks import ffn_blocks, width_key
-from compression_assets.techniques.pruning.recipe import UNITS, Cut, PruningRecipe, kept_units
+from compression_assets.techniques.pruning.recipe import IN_MULTIPLES, UNITS, Cut, PruningRecipe, kept_units
 from compression_assets.weights import architectures
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
 from compression_assets.weights.shapes import parameters
@@ -15,19 +15,24 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
 def unit_count(config: Config, cut: Cut) -> int:
-    """Neurons of a feed-forward block, layers, or key-value groups of a layer. StudyError where width is not stated."""
+    """Neurons of a feed-forward block, layers, key-value groups of a layer, or channels.
+
+    Raises StudyError where the width is not stated.
+    """
     if cut == "width":
         return _width(config)[1]
     sizes = architectures.standard(config)
     if cut == "depth":
         return int(sizes["num_hidden_layers"])
+    if cut == "hidden":
+        return int(sizes["hidden_size"])
     return int(sizes.get("num_key_value_heads") or sizes["num_attention_heads"])
 
 
 def kept_of(config: Config, recipe: PruningRecipe) -> int:
     """Units that P keeps of a model of this config. Raises StudyError when nothing, or all of it, would go."""
     count = unit_count(config, recipe.cut)
-    multiple_of = recipe.multiple_of if recipe.cut == "width" else 1
+    multiple_of = recipe.multiple_of if recipe.cut in IN_MULTIPLES else 1
     if recipe.target is None:
         return kept_units(count, recipe.ratio, multiple_of, UNITS[recipe.cut])
     return _kept_within(config, recipe.cut, count, recipe.target, multiple_of)
@@ -39,6 +44,9 @@ def with_units(config: Config, cut: Cut, kept: int) -> Config:
         return with_layers(config, range(kept))
     if cut == "heads":
         return _with_groups(config, kept)
+    if cut == "hidden":
+        # Heads times their size is no longer the hidden size, so that the size is stated.
+        return {**config, "hidden_size": kept, "head_dim": head_size(config)}
     return {**config, "intermediate_size": kept, _width(config)[0]: kept}
 
 

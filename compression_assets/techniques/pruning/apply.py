@@ -8,6 +8,7 @@ from compression_assets.store.reports import Check, StepReport
 from compression_assets.techniques.pruning.amounts import kept_of, unit_count
 from compression_assets.techniques.pruning.depth import choose_layers, cut_layers
 from compression_assets.techniques.pruning.heads import choose_groups, cut_groups
+from compression_assets.techniques.pruning.hidden import choose_channels, cut_channels
 from compression_assets.techniques.pruning.width import choose_neurons, cut_neurons
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset
@@ -18,8 +19,14 @@ CUTS = {
     "width": (choose_neurons, cut_neurons),
     "depth": (choose_layers, cut_layers),
     "heads": (choose_groups, cut_groups),
+    "hidden": (choose_channels, cut_channels),
 }
-COUNTED_AS = {"width": "intermediate_size", "depth": "num_hidden_layers", "heads": "num_key_value_heads"}
+COUNTED_AS = {
+    "width": "intermediate_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_key_value_heads",
+    "hidden": "hidden_size",
+}
 
 
 def prune_step(step: StepInputs) -> StepReport:

@@ -6,6 +6,7 @@ from compression_assets.errors import StudyError
 from compression_assets.techniques.pruning.amounts import with_layers
 from compression_assets.techniques.pruning.calibration import Calibration
 from compression_assets.techniques.pruning.choice import Choice, Pruned, most_important
+from compression_assets.techniques.pruning.loss_change import losses_without_layers
 from compression_assets.techniques.pruning.rebuild import rebuilt
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.text.datasets import TokenDataset
@@ -29,6 +30,8 @@ def choose_layers(
     count = len(decoder_layers(model))
     if recipe.layers == "magnitude":
         scores = layer_magnitudes(model)
+    elif recipe.layers == "loss":
+        scores = losses_without_layers(model, dataset)
     else:
         calibration = Calibration(dataset, recipe.calibration_batch_size, device)
         scores = hidden_changes(model, calibration, count - keep if recipe.layers == "block" else 1)

@@ -12,6 +12,7 @@ from compression_assets.errors import StudyError
 from compression_assets.techniques.pruning.amounts import head_size, unit_count, with_units
 from compression_assets.techniques.pruning.calibration import Calibration
 from compression_assets.techniques.pruning.choice import Choice, Pruned, chosen, importance
+from compression_assets.techniques.pruning.loss_change import Tap, loss_changes
 from compression_assets.techniques.pruning.rebuild import rebuilt
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.text.datasets import TokenDataset
@@ -115,6 +116,8 @@ def group_importance(
     Raises StudyError when the data has no content, or a layer's magnitudes are all zero or not finite.
     """
     layers = attentions(model)
+    if recipe.importance == "loss":
+        return loss_changes(model, dataset, [[Tap(one.reading, "input", one.by_group)] for one in layers])
     calibration = Calibration(dataset, recipe.calibration_batch_size, device)
     means = calibration.mean_magnitudes(
         model, {layer.reading: lambda inputs, _output: inputs[0] for layer in layers}

@@ -15,7 +15,7 @@ def predict_pruning(config: Config, recipe: PruningRecipe, context: StepContext)
     shapes = Shapes.of(config)
     if shapes is None:
         return Prediction(after, tokens=tokens, flops=None, seconds=None)
-    scoring = forward_flops(config, context.volume("calibration_set"))
+    scoring = _passes(config, recipe) * forward_flops(config, context.volume("calibration_set"))
     training = training_flops(after, recipe.finetune, context.volume("finetuning_set"))
     return Prediction(
         after,
@@ -24,6 +24,13 @@ def predict_pruning(config: Config, recipe: PruningRecipe, context: StepContext)
         memory=_memory(shapes, Shapes.of(after) or shapes, recipe, context),
         seconds=context.trained_in(training) + scoring / context.scoring,
     )
+
+
+def _passes(config: Config, recipe: PruningRecipe) -> int:
+    """Forward passes over the calibration set; a backward pass counts as two."""
+    if recipe.cut == "depth":
+        return int(config["num_hidden_layers"]) if recipe.layers == "loss" else 1
+    return 3 if recipe.importance == "loss" else 1
 
 
 def pruned(config: Config, recipe: PruningRecipe) -> Config:

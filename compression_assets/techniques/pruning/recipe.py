@@ -1,50 +1,55 @@
 """What P is told: what goes, how much of it, and by which importance."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from compression_assets.errors import StudyError
-from compression_assets.strict import Strict
+from compression_assets.strict import Strict, unless_default
 from compression_assets.training.finetuning import FinetuneRecipe
 
-Cut = Literal["width", "depth", "heads"]
-UNITS: dict[Cut, str] = {"width": "neurons", "depth": "layers", "heads": "key-value groups"}
+Cut = Literal["width", "depth", "heads", "hidden"]
+UNITS: dict[Cut, str] = {
+    "width": "neurons",
+    "depth": "layers",
+    "heads": "key-value groups",
+    "hidden": "channels",
+}
 """What each cut removes whole ones of."""
-
-
-def _unless(default: Any) -> Any:
-    """Left out of a recipe as it is written where it has its default, so that widths are cut under the same settings
-    as before there were other cuts."""
-    return Field(default=default, exclude_if=lambda value: value == default)
+IN_MULTIPLES = ("width", "hidden")
+"""The cuts whose result kernels want to be a multiple of something."""
 
 
 class PruningRecipe(Strict):
     """What goes, how much of it, and by which importance. Defaults: the authors' scripts.
 
     cut: width: neurons of every feed-forward block; depth: whole layers; heads: attention heads of every layer, by
-        whole key-value groups, so that a group's queries go with it.
-    ratio: share of the parent's neurons, layers or groups that is removed, rounded down to whole ones.
+        whole key-value groups, so that a group's queries go with it; hidden: channels of the hidden states, the same
+        ones in every layer (Llama, Mistral, Qwen and Gemma kinds).
+    ratio: share of the parent's neurons, layers, groups or channels that is removed, rounded down to whole ones.
     target: instead of ratio: the largest model with at most this share of the parent's parameters, embeddings included.
-    multiple_of: of cut: width: the kept width is the nearest positive multiple (ties up; with target: the next below).
-        1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
+    multiple_of: of cut: width and hidden: the kept width is the nearest positive multiple (ties up; with target: the
+        next below). 1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
     layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
         2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
-        smallest weights.
-    weight_share: of cut: width and heads: weight of the weight magnitude in the importance; the rest goes to the
-        activation.
+        smallest weights; loss: those without which the loss on the calibration set rises least.
+    importance: of cut: width, heads and hidden: size: by weights and activations; loss: by how much the loss on the
+        calibration set changes without the unit, to first order, whatever weight_share and activation say.
+    weight_share: of cut: width, heads and hidden: weight of the weight magnitude in the importance; the rest goes to
+        the activation.
     activation: of cut: width: where it is taken: the input of down_proj, which is what a neuron contributes, or the
         output of gate_proj before its non-linearity, as the authors' scripts have it.
     finetune: training after the cut.
     calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
     """
 
-    cut: Cut = _unless("width")
+    cut: Cut = unless_default("width")
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
-    target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = _unless(None)
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = unless_default(None)
     multiple_of: int = Field(default=1, ge=1)
-    layers: Literal["influence", "block", "magnitude"] = _unless("influence")
+    layers: Literal["influence", "block", "magnitude", "loss"] = unless_default("influence")
+    importance: Literal["size", "loss"] = unless_default("size")
     weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
     activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
     finetune: FinetuneRecipe = FinetuneRecipe()

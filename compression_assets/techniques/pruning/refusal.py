@@ -4,6 +4,7 @@ from compression_assets.errors import StudyError
 from compression_assets.techniques.pruning.amounts import unit_count
 from compression_assets.techniques.pruning.depth import layer_names
 from compression_assets.techniques.pruning.heads import group_cuts
+from compression_assets.techniques.pruning.hidden import channel_cuts, refuse_kind
 from compression_assets.techniques.pruning.predict import pruned
 from compression_assets.techniques.pruning.rebuild import tensors_for
 from compression_assets.techniques.pruning.recipe import Cut, PruningRecipe
@@ -18,6 +19,8 @@ def refusal(config: Config, recipe: PruningRecipe) -> str | None:
         kind = architectures.kind(config)
         return f"models of type {kind!r} are mixtures of experts, whose neurons P does not cut: use a dense model"
     try:
+        if recipe.cut == "hidden":
+            refuse_kind(config)
         after = pruned(config, recipe)
         if recipe.cut != "width":
             _refuse_unloadable(config, after, recipe.cut)
@@ -31,5 +34,7 @@ def _refuse_unloadable(config: Config, after: Config, cut: Cut) -> None:
     model, kept = architectures.empty(config), list(range(unit_count(after, cut)))
     if cut == "depth":
         tensors_for(model, after, layer_names(model, kept), ())
+    elif cut == "hidden":
+        tensors_for(model, after, {}, channel_cuts(model, kept))
     else:
         tensors_for(model, after, {}, group_cuts(model, [kept] * model.config.num_hidden_layers))

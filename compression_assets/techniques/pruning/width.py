@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compression_assets.techniques.pruning.blocks import FeedForward, ffn_blocks, prune_ffn, rows_making
 from compression_assets.techniques.pruning.calibration import Calibration
 from compression_assets.techniques.pruning.choice import Choice, Pruned, chosen, importance
+from compression_assets.techniques.pruning.loss_change import Tap, loss_changes
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights.architectures import Config
@@ -61,6 +62,8 @@ def ffn_importance(
     Raises StudyError when the data has no content, or a layer's magnitudes are all zero or not finite.
     """
     blocks = ffn_blocks(model)
+    if recipe.importance == "loss":
+        return loss_changes(model, dataset, [[Tap(block.reading, "input")] for block in blocks])
     if recipe.activation == "gate_proj_output":
         seen = {block.making[0]: _gate(block) for block in blocks}
     else:

@@ -26,7 +26,7 @@ class Quantization(Technique):
     @classmethod
     def reads(cls, recipe: QuantizationRecipe) -> Reads:
         return Reads(
-            data=(CALIBRATION_SET,) if recipe.by_output else (),
+            data=(CALIBRATION_SET,) if recipe.calibrated else (),
             models={GRID: _grid_to_keep} if recipe.keep_absmax else {},
         )
 

@@ -1,13 +1,15 @@
 """Quantization of a model directory into a number format. The formats themselves are in weights/formats."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.store.reports import Check, Report, StepReport, no_report
 from compression_assets.techniques.quantization import calibrated
+from compression_assets.techniques.quantization.choosing import Chosen, choose_formats
 from compression_assets.techniques.quantization.recipe import (
     CALIBRATION_SET,
     GRID,
@@ -22,7 +24,6 @@ from compression_assets.weights.architectures import uncovered_share_of
 from compression_assets.weights.files import read_tensors, write_weights
 from compression_assets.weights.first_answer import answer_or_reason
 from compression_assets.weights.formats.format import Format, Shape, Stored
-from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.layers import linear_layers
 
 if TYPE_CHECKING:
@@ -64,15 +65,15 @@ def quantize_checkpoint(
     """Write the checkpoint that transformers and the library of the format would write, one tensor at a time.
 
     seed: of stochastic rounding. grid: quantized directory whose absmax the recipe keeps. calibration: what gptq
-    looks at.
+    looks at, and what the formats of a mixture are chosen by.
 
     Codes come from the fp32 masters when the source has them, else from its published weights. Embeddings,
     norms, biases and the output embedding stay in bf16. Metadata: "layers" with each layer's relative
     Frobenius error read back from the written file (and, where absmax is not the weight's own maximum or rounding is
     meant to be unbiased, what lies beyond absmax; with gptq, each layer's relative output error on the calibration set
     beside that of nearest rounding); "answers_on" with the kinds of device it runs on.
-    Raises StudyError when the source is quantized, damaged, or has no linear layers, when there is no grid to keep, or
-    when gptq has no calibration set or does not know the model's layers.
+    Raises StudyError when the source is quantized, damaged, or has no linear layers, when there is no grid to keep,
+    when gptq or a mixture has no calibration set, when gptq does not know the model's layers, or as `mixture.options`.
     """
     checkpoints.refuse_quantized(source)
     config = checkpoints.read_config(source)
@@ -82,15 +83,14 @@ def quantize_checkpoint(
     if reason := too_much_uncovered(config.model_type, uncovered, recipe):
         raise StudyError(f"{source}: {reason}")
     kept = _kept_grid(recipe, source, grid, model)
-    form = recipe.format
-    rounding = Rounding(recipe.rounding, form, seed)
+    chosen = _formats(source, model, recipe, calibration, device, report)
     by_output = calibrated.ByOutput()
-    if recipe.rounding == "gptq":
-        assert isinstance(form, GridFormat)
-        by_output = calibrated.quantize_by_output(source, calibration, form, kept, device, report)
-    weights = _quantized_tensors(source, model, rounding, kept, by_output.parts, device, report)
+    if recipe.by_output:
+        by_output = calibrated.quantize_by_output(source, calibration, chosen.forms, kept, device, report)
+    rounding = Rounding(recipe.rounding, recipe.format, seed)
+    weights = _quantized_tensors(source, model, chosen.forms, rounding, kept, by_output.parts, device, report)
     write_weights(dict(weights), target)
-    _write_config(source, target, recipe)
+    _write_config(source, target, chosen.config)
     checkpoints.copy_generation_config(source, target)
     checkpoints.copy_tokenizer(source, target)
 
@@ -106,11 +106,14 @@ def quantize_checkpoint(
         checks=(
             checkpoints.check_finite(target),
             checkpoints.check_size(target),
-            _check_errors(recipe, errors, means),
+            _check_errors(recipe, chosen.forms, errors, means),
         ),
         metadata={
-            "layers": [{"layer": layer, **error} for layer, error in errors.items()],
+            "layers": [
+                {"layer": layer, **error, **chosen.layers.get(layer, {})} for layer, error in errors.items()
+            ],
             **means,
+            **chosen.metadata,
             "relative_error_max": max(error["relative_error"] for error in errors.values()),
             "covered_share": 1.0 - uncovered,
             "layers_with_kept_absmax": sum(f"{layer}.weight" in kept for layer in layers),
@@ -120,17 +123,37 @@ def quantize_checkpoint(
     )
 
 
+def _formats(
+    source: Path,
+    model: "PreTrainedModel",
+    recipe: QuantizationRecipe,
+    calibration: TokenDataset | None,
+    device: str,
+    report: Report,
+) -> Chosen:
+    """What each weight of a (meta) model becomes."""
+    tensors = checkpoints.model_tensors(model)
+    if recipe.mixed:
+        return choose_formats(source, tensors, recipe, calibration, device, report)
+    form = recipe.format
+    return Chosen({tensor.name: form for tensor in tensors if form.covers(tensor)}, form.to_config())
+
+
 def _check_errors(
-    recipe: QuantizationRecipe, errors: dict[str, dict[str, float]], means: dict[str, float]
+    recipe: QuantizationRecipe,
+    forms: Mapping[str, Format],
+    errors: dict[str, dict[str, float]],
+    means: dict[str, float],
 ) -> Check:
     """Every weight within the limit of its rounding; by layer output, outputs no worse than nearest rounding's."""
-    limit = recipe.format.max_relative_error * ERROR_BESIDE_NEAREST[recipe.rounding]
-    worst = max(errors, key=lambda layer: errors[layer]["relative_error"])
+    beside_nearest = ERROR_BESIDE_NEAREST[recipe.rounding]
+    limits = {layer: forms[f"{layer}.weight"].max_relative_error * beside_nearest for layer in errors}
+    worst = max(errors, key=lambda layer: errors[layer]["relative_error"] / limits[layer])
     largest = errors[worst]["relative_error"]
-    passed = largest < limit
+    passed = largest < limits[worst]
     detail = (
         f"relative error {means['relative_error_mean']:.4f} on average, at most {largest:.4f} ({worst}), "
-        f"limit {limit}"
+        f"limit {limits[worst]}"
     )
     if "output_error_mean" in means:
         passed &= means["output_error_mean"] <= means["output_error_of_nearest_mean"]
@@ -164,6 +187,7 @@ def relative_errors(full_precision: Path, quantized: Path) -> dict[str, dict[str
 def _quantized_tensors(
     source: Path,
     model: "PreTrainedModel",
+    forms: Mapping[str, Format],
     rounding: Rounding,
     grid: "Mapping[str, Stored]",
     by_output: "Mapping[str, Stored]",
@@ -171,18 +195,18 @@ def _quantized_tensors(
     report: Report,
 ) -> "Iterator[tuple[str, torch.Tensor]]":
     done, directory = 0, checkpoints.masters_or_published(source)
-    form = rounding.form
-    covered = {tensor.name for tensor in checkpoints.model_tensors(model) if form.covers(tensor)}
     for name, tensor in checkpoints.fitting(directory, read_tensors(directory), model):
-        if name not in covered:
+        if name not in forms:
             yield name, checkpoints.published(tensor)
             continue
         if not tensor.isfinite().all():
             raise StudyError(f"{name} in {source} is not finite; build this model again")
-        stored = by_output.get(name) or quantize(tensor.to(device), rounding, name, grid.get(name))
+        form = forms[name]
+        own = replace(rounding, form=form)
+        stored = by_output.get(name) or quantize(tensor.to(device), own, name, grid.get(name))
         yield from ((form.tensor_name(name, part), content) for part, content in stored.items())
         done += 1
-        report(done, len(covered), "layers quantized")
+        report(done, len(forms), "layers quantized")
 
 
 def _kept_grid(
@@ -213,10 +237,10 @@ def _same_parts(one: Format, other: Format, shape: Shape) -> bool:
     return type(one) is type(other) and one.parts(shape) == other.parts(shape)
 
 
-def _write_config(source: Path, target: Path, recipe: QuantizationRecipe) -> None:
+def _write_config(source: Path, target: Path, quantization: dict[str, Any]) -> None:
     import torch
 
     config = checkpoints.read_config(source)
     config.dtype = torch.bfloat16
-    config.quantization_config = recipe.format.to_config()
+    config.quantization_config = quantization
     config.save_pretrained(target)

@@ -38,14 +38,15 @@ class ByOutput:
 def quantize_by_output(
     directory: Path,
     dataset: TokenDataset | None,
-    form: GridFormat,
+    forms: Mapping[str, Format],
     kept: Mapping[str, Stored],
     device: str = "cpu",
     report: Report = no_report,
 ) -> ByOutput:
     """GPTQ codes of every linear weight of a full-precision model directory, computed in fp32 on `device`.
 
-    dataset: the calibration set. kept: weight name -> parts whose scales are taken over. Errors are those of a layer's
+    dataset: the calibration set. forms: weight name -> its format, of the weights to quantize. kept: weight name ->
+    parts whose scales are taken over. Errors are those of a layer's
     output on the inputs that it gets here, behind quantized layers. Raises StudyError as `quantize_by_layers`.
     """
     found = ByOutput()
@@ -53,6 +54,8 @@ def quantize_by_output(
         raise StudyError("rounding: gptq needs a calibration set; add data.splits.calibration to the study")
 
     def quantize(name: str, weight: "torch.Tensor", moment: "torch.Tensor") -> Stored:
+        form = forms[name]
+        assert isinstance(form, GridFormat)
         nearest = form.quantize(weight)
         stored = gptq.quantize(weight, form, kept.get(name, nearest), moment)
         found.errors[name.removesuffix(".weight")] = {
@@ -62,22 +65,22 @@ def quantize_by_output(
         return stored
 
     model = checkpoints.load_full_precision(directory).to(device)
-    found.parts.update(quantize_by_layers(model, dataset, form, quantize, report))
+    found.parts.update(quantize_by_layers(model, dataset, forms, quantize, report))
     return found
 
 
 def quantize_by_layers(
     model: "PreTrainedModel",
     dataset: TokenDataset,
-    form: Format,
+    forms: Mapping[str, Format],
     quantize: Quantize,
     report: Report = no_report,
 ) -> Iterator[tuple[str, Stored]]:
-    """Every linear weight, by name, quantized on the conversations of `dataset`, all of their tokens.
+    """Every linear weight of `forms`, by name, quantized on the conversations of `dataset`, all of their tokens.
 
-    form: what `quantize` makes parts of. The model's weights become what was stored. Memory: hidden states of the whole
-    set, twice, and the second moments of one layer. Raises StudyError where linear layers lie outside of the decoder
-    layers, or where there is no data.
+    forms: weight name -> what `quantize` makes parts of. The model's weights become what was stored. Memory: hidden
+    states of the whole set, twice, and the second moments of one layer. Raises StudyError where linear layers lie
+    outside of the decoder layers, or where there is no data.
     """
     import torch
 
@@ -88,13 +91,17 @@ def quantize_by_layers(
     with torch.no_grad():
         calls = _Calls(model, layers, dataset)
     for index, (prefix, layer) in enumerate(layers.items()):
-        linear = {name: model.get_submodule(name) for name in names if name.startswith(f"{prefix}.")}
+        linear = {
+            name: model.get_submodule(name)
+            for name in names
+            if name.startswith(f"{prefix}.") and f"{name}.weight" in forms
+        }
         made = {}
         with torch.no_grad():
             moments = _second_moments(linear, partial(calls.outputs, index, layer))
             for name, module in linear.items():
                 stored = quantize(f"{name}.weight", module.weight, moments.pop(name))
-                module.weight.copy_(form.dequantize(stored))
+                module.weight.copy_(forms[f"{name}.weight"].dequantize(stored))
                 made[f"{name}.weight"] = stored
             calls.hidden = calls.outputs(index, layer)
         yield from made.items()

@@ -1,26 +1,34 @@
 """What Q will come to."""
 
 from compression_assets.techniques.prediction import Prediction, StepContext, in_format
+from compression_assets.techniques.quantization import mixture
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, QuantizationRecipe
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, stored_bytes
-from compression_assets.training.work import Volume, attention_width, forward_flops
-from compression_assets.weights.shapes import Config
+from compression_assets.training.work import Volume, attention_width, forward_flops, scoring_flops
+from compression_assets.weights.shapes import Config, tensors
 
 BY_OUTPUT_IDLE = 3.5
 """Quantizing column by column is thousands of small operations a matrix: measured 104 to 135 s where FLOPs say 33."""
 
 
 def predict_quantization(config: Config, recipe: QuantizationRecipe, context: StepContext) -> Prediction:
-    """Rounding each weight by itself is all files; by layer output there are forward passes and inverses as well."""
-    shapes, after = Shapes.of(config), in_format(config, recipe.format)
-    flops: float | None = 0.0
-    if recipe.by_output:
-        flops = None if shapes is None else by_output_flops(config, context.volume(CALIBRATION_SET))
+    """Rounding each weight by itself is all files; by layer output there are forward passes and inverses as well.
+
+    A mixture is taken to fill its budget (`mixture.filled`). Raises StudyError as `mixture.options`.
+    """
+    shapes = Shapes.of(config)
+    after = mixture.expected_config(config, recipe) if recipe.mixed else in_format(config, recipe.format)
+    if shapes is None:
+        known = not recipe.calibrated
+        return Prediction(after, flops=0.0 if known else None, seconds=0.0 if known else None)
+    volume = context.volume(CALIBRATION_SET)
+    by_output = by_output_flops(config, volume) if recipe.by_output else 0.0
+    trying = trying_flops(config, recipe, volume) if recipe.mixed else 0.0
     return Prediction(
         after,
-        flops=flops,
-        memory=None if shapes is None else _memory(shapes, after, recipe, context),
-        seconds=None if flops is None else flops * BY_OUTPUT_IDLE / context.scoring,
+        flops=by_output + trying,
+        memory=_memory(shapes, after, recipe, context),
+        seconds=(by_output * BY_OUTPUT_IDLE + trying) / context.scoring,
     )
 
 
@@ -29,7 +37,15 @@ def _memory(shapes: Shapes, after: Config, recipe: QuantizationRecipe, context: 
     masters = 4 * shapes.parameters if context.device == "cpu" else 0
     codes = stored_bytes(shapes, after)
     by_output = by_output_memory(shapes, codes, context.max_length) if recipe.by_output else 0
-    return LIBRARIES[context.device] + max(masters + 2 * codes, by_output)
+    trying = trying_memory(shapes, recipe, context.max_length) if recipe.mixed else 0
+    return LIBRARIES[context.device] + max(masters + 2 * codes, by_output, trying)
+
+
+def trying_memory(shapes: Shapes, recipe: QuantizationRecipe, max_length: int) -> int:
+    """Bytes of trying formats: the model in float32, its predictions on what is tried, logits of a row four times."""
+    predictions = 4 * recipe.sensitivity_tokens * shapes.vocabulary
+    row = 4 * 4 * max_length * shapes.vocabulary + forward_memory(shapes, max_length, max_length, 4)
+    return 4 * shapes.parameters + predictions + row
 
 
 def by_output_memory(shapes: Shapes, codes: int, max_length: int) -> int:
@@ -42,6 +58,19 @@ def by_output_memory(shapes: Shapes, codes: int, max_length: int) -> int:
     widest = 8 * 4 * max(shapes.hidden, shapes.intermediate) ** 2
     layer = forward_memory(shapes, max_length, max_length, 4)
     return 4 * shapes.parameters + codes + moments + widest + layer
+
+
+def trying_flops(config: Config, recipe: QuantizationRecipe, volume: Volume) -> float:
+    """A forward pass in float32, which counts twice, for each format of each unit of layers."""
+    if not volume.trained:
+        return 0.0
+    passes = sum(
+        not form.full_precision
+        for unit in mixture.options(tensors(config), recipe).units
+        for form in unit.sizes
+    )
+    share = min(1.0, recipe.sensitivity_tokens / volume.trained)
+    return 2 * (passes + 2) * share * scoring_flops(config, volume)
 
 
 def by_output_flops(config: Config, volume: Volume) -> float:

@@ -1,6 +1,7 @@
 """Which models Q would leave too much of as it is, or cannot store, known from config.json."""
 
 from compression_assets.errors import StudyError
+from compression_assets.techniques.quantization.mixture import options
 from compression_assets.techniques.quantization.recipe import QuantizationRecipe, too_much_uncovered
 from compression_assets.weights import architectures
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
@@ -19,7 +20,16 @@ def refusal(config: Config, recipe: QuantizationRecipe) -> str | None:
             decoder_layers(architectures.empty(config))
         except StudyError as error:
             return str(error)
-    return _refused_shape(config, recipe)
+    return _refused_mixture(config, recipe) if recipe.mixed else _refused_shape(config, recipe)
+
+
+def _refused_mixture(config: Config, recipe: QuantizationRecipe) -> str | None:
+    """Why no choice of formats is within the budget."""
+    try:
+        options(tensors(config), recipe)
+    except StudyError as error:
+        return str(error)
+    return None
 
 
 def _refused_shape(config: Config, recipe: QuantizationRecipe) -> str | None:

@@ -4,7 +4,7 @@ A block of Q4_0 or Q8_0 is 32 codes of 4 or 8 bits and an fp16 scale (ggml's blo
 int4 and int8_grouped store with larger groups.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from compression_assets.errors import StudyError
@@ -91,6 +91,15 @@ def same_numbers(form: Format, kind: str) -> bool:
     return (
         isinstance(form, GroupedInteger) and form.bits == CODE_BITS.get(kind) and form.group_size % BLOCK == 0
     )
+
+
+def types_as_stored(forms: Mapping[str, Format], kind: str) -> dict[str, str]:
+    """Weight name -> the type that holds exactly what its format stores, of the weights that are written so.
+
+    forms: of the quantized weights. Those of eight bits in a mixture of formats are q8_0 beside q4_0.
+    """
+    kinds = ("q4_0", "q8_0") if kind == "q4_0" else (kind,)
+    return {name: own for name, form in forms.items() for own in kinds if same_numbers(form, own)}
 
 
 def second_rounding(model: str, form: Format, kind: str, source: str) -> str:

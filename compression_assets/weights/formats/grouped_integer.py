@@ -5,8 +5,8 @@ is what GGUF's Q4_0 and Q8_0 call a block: so many codes of 4 or 8 bits, times a
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compression_assets.errors import StudyError
@@ -24,6 +24,7 @@ GROUP_SIZES = (128, 64, 32)
 """That Q can be told to use; engines have kernels for them."""
 ACTIVATION_ORDERS = ("group", "dynamic")
 """Whose groups are not of neighbours."""
+EVERY_LAYER = "Linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class GroupedInteger(GridFormat):
     """weight = (code - 2^(bits - 1)) × scale. Codes lie in int32, the first in the lowest bits; scales are bf16.
 
     group_size: weights of a row that share a scale. ignored: layers in full precision: names, or patterns after "re:".
+    targets: the layers that are in this format, likewise; EVERY_LAYER for all linear ones.
     Embeddings stay in bf16: transformers loads no quantized ones.
     """
 
@@ -39,9 +41,12 @@ class GroupedInteger(GridFormat):
     bits: ClassVar[int]
     group_size: int = 64
     ignored: tuple[str, ...] = OUTPUT_LAYERS
+    targets: tuple[str, ...] = (EVERY_LAYER,)
 
     def covers(self, tensor: ModelTensor) -> bool:
-        return super().covers(tensor) and not any(_names(one, tensor.module) for one in self.ignored)
+        if not super().covers(tensor) or any(_names(one, tensor.module) for one in self.ignored):
+            return False
+        return any(one == EVERY_LAYER or _names(one, tensor.module) for one in self.targets)
 
     def refusal(self, shape: Shape) -> str:
         if shape[1] % self.group_size == 0:
@@ -105,27 +110,38 @@ class GroupedInteger(GridFormat):
         return BaseCompressor.get_value_from_registry(LAYOUT).decompress(state, scheme)["weight"]
 
     def to_config(self) -> dict[str, Any]:
-        return {
-            "quant_method": METHOD,
-            "format": LAYOUT,
-            "quantization_status": "compressed",
-            "ignore": list(self.ignored),
-            "config_groups": {"group_0": self._group()},
-        }
+        return _config([self], self.ignored)
 
     @classmethod
     def from_config(cls, quantization: Mapping[str, Any]) -> Self | None:
+        """Also of a config with several groups of layers, each in a format of its own of this module."""
         if quantization.get("quant_method") != METHOD or quantization.get("format") != LAYOUT:
             return None
+        ignored = tuple(quantization.get("ignore") or ())
         groups = list(quantization.get("config_groups", {}).values())
-        weights = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
+        forms = [
+            form
+            for group in groups
+            for one in (Int4, Int8Grouped)
+            if (form := one._of_group(group, ignored, alone=len(groups) == 1)) is not None
+        ]
+        if len({type(form) for form in forms}) != len(groups):
+            return None
+        return next((form for form in forms if isinstance(form, cls)), None)
+
+    @classmethod
+    def _of_group(cls, group: Mapping[str, Any], ignored: tuple[str, ...], alone: bool) -> Self | None:
+        """None for a group in another format. alone: it may be of all linear layers."""
+        weights, targets = group.get("weights") or {}, tuple(group["targets"])
         if not weights.get("group_size") or weights.get("actorder") in ACTIVATION_ORDERS:
             return None
-        found = cls(group_size=weights["group_size"], ignored=tuple(quantization.get("ignore") or ()))
-        expected = found._group()
-        same = all(weights.get(name) == value for name, value in expected["weights"].items())
-        activations = groups[0].get("input_activations") or groups[0].get("output_activations")
-        return found if same and not activations and groups[0]["targets"] == expected["targets"] else None
+        # A word without a dot is the name of a class.
+        if not all("." in one for one in targets) and not (alone and targets == (EVERY_LAYER,)):
+            return None
+        made = cls(group_size=weights["group_size"], ignored=ignored, targets=targets)
+        same = all(weights.get(name) == value for name, value in made._group()["weights"].items())
+        activations = group.get("input_activations") or group.get("output_activations")
+        return made if same and not activations else None
 
     @property
     def _lowest(self) -> int:
@@ -152,7 +168,7 @@ class GroupedInteger(GridFormat):
             "strategy": "group",
             "group_size": self.group_size,
         }
-        return {"targets": ["Linear"], "weights": weights}
+        return {"targets": list(self.targets), "weights": weights}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +193,29 @@ class Int8Grouped(GroupedInteger):
     bits: ClassVar[int] = 8
 
 
+def mixture_config(forms: Mapping[str, GroupedInteger | None]) -> dict[str, Any]:
+    """The `quantization_config` of a model whose linear layers are in several formats.
+
+    forms: name of a layer -> its format, None for full precision. One group of layers for each format.
+    """
+    members: dict[GroupedInteger, list[str]] = {}
+    for layer, form in forms.items():
+        if form is not None:
+            members.setdefault(form, []).append(layer)
+    ignored = (*OUTPUT_LAYERS, *(layer for layer, form in forms.items() if form is None))
+    return _config([replace(form, targets=tuple(layers)) for form, layers in members.items()], ignored)
+
+
+def _config(forms: Iterable[GroupedInteger], ignored: Iterable[str]) -> dict[str, Any]:
+    return {
+        "quant_method": METHOD,
+        "format": LAYOUT,
+        "quantization_status": "compressed",
+        "ignore": list(ignored),
+        "config_groups": {f"group_{index}": form._group() for index, form in enumerate(forms)},
+    }
+
+
 def _names(one: str, module: str) -> bool:
-    """Whether an entry of compressed-tensors' `ignore` names a module."""
+    """Whether an entry of compressed-tensors' `ignore` or `targets` names a module."""
     return bool(re.match(one[3:], module)) if one.startswith("re:") else one == module
