@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -230,12 +231,14 @@ def _shown_graph(environment: dict[str, str]) -> tuple[float, float, float]:
     )
     try:
         deadline = time.monotonic() + 900
-        while len(_asked(port, "{ workspaceOrError { ... on Workspace { id } } }")) == 0:
+        while b"final_kd" not in _asked(port, "{ assetNodes { assetKey { path } } }"):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("Dagster's web server did not start")
             time.sleep(1)
         busy, began = _busy(server.pid), time.perf_counter()
         answer = _asked(port, GRAPH, 600)
+        if b"final_kd" not in answer:
+            raise SystemExit(f"Dagster's web server answers {answer[:500]!r}")
         return time.perf_counter() - began, _busy(server.pid) - busy, len(answer) / 2**20
     finally:
         server.terminate()
@@ -251,6 +254,8 @@ def _asked(port: int, query: str, timeout: float = 10) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             return bytes(reply.read())
+    except urllib.error.HTTPError as error:
+        return error.read()
     except OSError:
         return b""
 
