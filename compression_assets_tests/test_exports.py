@@ -49,7 +49,7 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
     assert code != 0 and "is in NF4: in q4_0 its weights would be rounded a second time" in output
     assert "export p as gguf:q4_0, or this one as gguf:q8_0" in output
     code, output = project.compression("export", "p_q", "--format", "w4a16")
-    assert code != 0 and "p_q is in NF4, not in int4" in output
+    assert code != 0 and "p_q is in NF4, not all in int4" in output
     code, output = project.compression("export", "p_q", "--format", "gguf:q3")
     assert code != 0 and "unknown export format 'gguf:q3': did you mean 'gguf:q" in output
 
