@@ -25,9 +25,9 @@ from compression_assets.training.masters import AsStored, MasterWeights
 from compression_assets.training.resuming import Checkpoints
 from compression_assets.training.schedule import TrainingRecipe, learning_rate, plan
 from compression_assets.training.watch import halved, out_of_memory, require_finite, require_no_explosion
+from compression_assets.weights.logits import body_and_head
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 
@@ -160,24 +160,6 @@ def _on_ranks(
     )
     notes = _notes(recipe, done["steps"], done.pop("resumed_after"), devices[0]) + done.pop("notes")
     return TrainingReport(**done, notes=[*notes, f"shared by {len(devices)} devices"])
-
-
-def body_and_head(model: "PreTrainedModel") -> "tuple[torch.nn.Module, torch.nn.Linear]":
-    """The part of a causal language model that makes hidden states and the linear layer that makes logits of them.
-
-    StudyError if logits are anything but that layer applied to those states (soft-capped or scaled logits).
-    """
-    from compression_assets.weights.logits import head_makes_logits
-
-    training = model.training
-    same = head_makes_logits(model.eval())
-    model.train(training)
-    if not same:
-        raise StudyError(
-            f"{type(model).__name__} does more than a linear layer between its last hidden states and its logits, "
-            "which the chunked loss cannot reproduce: choose a Llama- or Qwen2-type model."
-        )
-    return model.base_model, model.get_output_embeddings()
 
 
 class _Run:

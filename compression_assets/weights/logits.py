@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from compression_assets.errors import StudyError
+
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
@@ -16,6 +18,22 @@ if TYPE_CHECKING:
 TOKENS = 4
 PLANTED_UP_TO = 200.0
 """Far beyond any cap on logits, so that one shows whatever the weights are."""
+
+
+def body_and_head(model: "PreTrainedModel") -> "tuple[torch.nn.Module, torch.nn.Linear]":
+    """The part of a causal language model that makes hidden states and the linear layer that makes logits of them.
+
+    StudyError if logits are anything but that layer applied to those states (soft-capped or scaled logits).
+    """
+    training = model.training
+    same = head_makes_logits(model.eval())
+    model.train(training)
+    if not same:
+        raise StudyError(
+            f"{type(model).__name__} does more than a linear layer between its last hidden states and its logits, "
+            "which the chunked loss cannot reproduce: choose a Llama- or Qwen2-type model."
+        )
+    return model.base_model, model.get_output_embeddings()
 
 
 def head_makes_logits(model: "PreTrainedModel") -> bool:

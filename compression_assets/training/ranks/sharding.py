@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from compression_assets.text.batches import Batch
 from compression_assets.training.head_loss import LossWeights, Targets, head_loss
-from compression_assets.training.loop import body_and_head
 from compression_assets.weights.layers import decoder_layers
+from compression_assets.weights.logits import body_and_head
 
 if TYPE_CHECKING:
     import torch

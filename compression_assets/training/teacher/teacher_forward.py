@@ -12,7 +12,6 @@ from compression_assets.store.reports import Report
 from compression_assets.text.batches import collate, length_buckets
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.training.head_loss import DenseTargets
-from compression_assets.training.loop import body_and_head
 from compression_assets.training.teacher.logits_coding import encode_top_k
 from compression_assets.training.teacher.shards import (
     HEAD,
@@ -22,6 +21,7 @@ from compression_assets.training.teacher.shards import (
     total_bytes,
 )
 from compression_assets.weights.files import TOKENIZER_FILES, is_whole, save_tensors, to_disk
+from compression_assets.weights.logits import body_and_head
 
 if TYPE_CHECKING:
     import torch
