@@ -19,6 +19,8 @@ SIZES = ("--object-store-memory=100000000", "--memory=4000000000")
 """Of a node: bytes of Ray's object store, which steps do not use, and memory, whatever this machine has free."""
 
 STARTS_WITHIN = 180.0
+NODE_IS_UP = b"Ray runtime started"
+"""What `ray start` says then."""
 
 
 def ray_missing() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from compression_assets.machine.lease import LOCKS
 from compression_assets_tests.cluster_servers import object_store, postgres
 from compression_assets_tests.ray_servers import (
+    NODE_IS_UP,
     head_command,
     ray_environment,
     ray_token,
@@ -83,6 +84,18 @@ class Host:
                 stdout=log,
                 stderr=log,
             )
+
+    def start_worker(self) -> None:
+        """Start and wait until Ray has it. A busy machine is too slow for the half minute that Ray gives a node."""
+        for _ in range(3):
+            said = self.log.stat().st_size if self.log.exists() else 0
+            self.start()
+            assert self.process is not None
+            while self.process.poll() is None:
+                if NODE_IS_UP in self.log.read_bytes()[said:]:
+                    return
+                time.sleep(0.2)
+        raise AssertionError(self.log.read_text()[-3000:])
 
     def kill(self) -> None:
         if self.process is not None:
@@ -161,12 +174,13 @@ def simulated_hosts() -> Iterator[Hosts]:
                 else worker_command(f"{net}.2:{GCS}", address)
             )
             host = _host(held, name, address, tag, folder, command, shared)
-            host.start()
             held.callback(host.kill)
             if name == "a":
+                host.start()
                 found.head = host
                 wait_for_head(shared["COMPRESSION_RAY"], host.log)
             else:
+                host.start_worker()
                 found.workers[name] = host
         yield found
 

@@ -61,7 +61,7 @@ def test_a_killed_host(study: Study, hosts: Hosts, undisturbed: dict[str, str]) 
         ends_well(run)
         check(study, undisturbed)
     finally:
-        host.start()
+        host.start_worker()
 
 
 def test_a_killed_driver(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
@@ -98,7 +98,7 @@ def test_a_host_cut_off_and_back(study: Study, hosts: Hosts, undisturbed: dict[s
     finally:
         host.plug_in()
         host.kill()
-        host.start()
+        host.start_worker()
 
 
 def test_a_store_that_is_gone_for_a_while(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
