@@ -13,7 +13,6 @@ import yaml
 from dagster._core.events import DagsterEvent
 from dagster._core.launcher import WorkerStatus
 
-from compression_assets.graph.history import connections_kept
 from compression_assets.graph.launcher import WatchedRunLauncher, close_abandoned_runs
 from compression_assets.study.files import load_study
 from compression_assets.study.places import EARLIER_TEMPLATES, dagster_home
@@ -82,29 +81,6 @@ def test_a_slot_that_a_failed_run_has_left_is_freed(instance: dg.DagsterInstance
     assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 1
     close_abandoned_runs(instance)
     assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
-
-
-def test_a_history_written_through_kept_connections_is_dagsters_own(instance: dg.DagsterInstance) -> None:
-    @dg.asset(check_specs=[dg.AssetCheckSpec("sound", asset="thing")])
-    def thing() -> dg.MaterializeResult:
-        return dg.MaterializeResult(
-            check_results=[dg.AssetCheckResult(check_name="sound", passed=True)],
-            data_version=dg.DataVersion("1"),
-        )
-
-    with connections_kept(instance):
-        run = dg.materialize([thing], instance=instance)
-        files = [Path(file).name for file in open_files() if "history" in file]
-    assert {f"{run.run_id}.db", "index.db"} <= set(files)
-    assert not [file for file in open_files() if "history" in file]
-    with dg.DagsterInstance.from_config(instance.root_directory) as other:
-        kinds = [one.dagster_event_type for one in other.all_logs(run.run_id) if one.is_dagster_event]
-        assert kinds.count(dg.DagsterEventType.ASSET_MATERIALIZATION) == 1
-        assert kinds[-1] == dg.DagsterEventType.RUN_SUCCESS
-        made = other.get_latest_materialization_event(dg.AssetKey("thing"))
-        assert made is not None and made.run_id == run.run_id
-        again = dg.materialize([thing], instance=other)  # without them
-    assert [one.run_id for one in instance.get_runs()] == [again.run_id, run.run_id]
 
 
 def open_files() -> list[str]:

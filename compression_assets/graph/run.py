@@ -15,7 +15,6 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from compression_assets.errors import StudyError
-from compression_assets.graph.history import connections_kept
 from compression_assets.graph.jobs import FULL_STUDY, selection_of
 from compression_assets.graph.launcher import close_abandoned_runs, driving
 from compression_assets.machine.cluster import cluster, refuse_silent_head
@@ -72,7 +71,7 @@ def run_study(
     costs = expected_seconds(study)
     view = ProgressView({key.to_user_string(): costs[key.to_user_string()] for key in chosen})
     print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
-    with dg.DagsterInstance.get() as instance, connections_kept(instance):
+    with dg.DagsterInstance.get() as instance:
         close_abandoned_runs(instance)
         if cluster() is None:
             instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
