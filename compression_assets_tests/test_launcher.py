@@ -83,10 +83,6 @@ def test_a_slot_that_a_failed_run_has_left_is_freed(instance: dg.DagsterInstance
     assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
 
 
-def open_files() -> list[str]:
-    return [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-
-
 def test_a_number_that_another_program_has_now_is_no_run(instance: dg.DagsterInstance) -> None:
     program = other_program()
     try:
