@@ -50,13 +50,11 @@ def share_files(sources: Iterable[Any], root: Path) -> None:
 
 def find_files(sources: Iterable[Any]) -> None:
     """Fetch what these sources name and this host lacks, if another has shared it."""
-    store = _store()
-    if store is None:
+    named = (path for source in sources if (path := _path(source)) is not None)
+    missing = [path for path in named if path not in COPIES and not local_path(path).exists()]
+    if not missing or (store := _store()) is None:
         return
-    for source in sources:
-        path = _path(source)
-        if path is None or path in COPIES or local_path(path).exists():
-            continue
+    for path in missing:
         if found := store.read(f"{FOLDER}/{_key(path)}.json"):
             COPIES[path] = _fetched(store, Path(path).name, found[0])
 
