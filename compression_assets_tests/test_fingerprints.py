@@ -1,17 +1,20 @@
 """Fingerprints change with what can change a result, and with nothing else."""
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from compression_assets.graph.assets.code import format_code, step_code, technique_code
 from compression_assets.store import code_fingerprints, fingerprint_cache, fingerprints
 from compression_assets.store.code_fingerprints import code_fingerprint
-from compression_assets.study.files import load_study
+from compression_assets.study.files import PRESETS, load_study
 from compression_assets.techniques.registry import TECHNIQUES, technique
 
 
@@ -159,14 +162,27 @@ def test_whoever_reads_or_writes_a_number_format_depends_on_its_code() -> None:
     )
 
 
-def test_importing_the_definitions_stays_light() -> None:
+@pytest.mark.parametrize(
+    "techniques", [{}, {"P:depth": {"cut": "depth", "ratio": 0.5}, "P:heads": {"cut": "heads"}}]
+)
+def test_importing_the_definitions_stays_light(techniques: dict[str, Any], tmp_path: Path) -> None:
+    raw = yaml.safe_load((PRESETS / "smoke.yaml").read_text())
+    raw |= {
+        "techniques": raw["techniques"] | techniques,
+        "orderings": ["P-KD-Q", *(f"{name}-KD-Q" for name in techniques)],
+    }
+    study = tmp_path / "light.yaml"
+    study.write_text(yaml.safe_dump(raw | {"name": "light"}))
     code = (
         "import sys, compression_assets; compression_assets.defs(); compression_assets.CompressionStudy;"
         "heavy = {'torch', 'transformers', 'bitsandbytes', 'datasets', 'deepeval', 'sentence_transformers', 'pandas'};"
         "heavy |= {'obstore', 'psycopg2', 'ray', 'dagster_ray', 'dagster_postgres'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"COMPRESSION_STUDY": str(study), "COMPRESSION_STORAGE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout.strip() == "[]"
 
 
