@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from compression_assets.cli import INTERRUPTED
 from compression_assets_tests.cluster.ray_study import SELECTION, STEP, Study
 from compression_assets_tests.simulated_hosts import Hosts, stopped
 
@@ -62,6 +63,37 @@ def test_a_killed_host(study: Study, hosts: Hosts, undisturbed: dict[str, str]) 
         check(study, undisturbed)
     finally:
         host.start_worker()
+
+
+def test_a_host_killed_in_mid_upload(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
+    run = study.run()
+    study.wait_until_it_trains(run)
+    host = hosts.running(STEP)
+    with stopped(hosts.weed):
+        study.wait_until_it_uploads(run)
+        host.kill()
+    try:
+        assert STEP.removeprefix("final_") not in study.made_versions(), "half an artifact is to be seen"
+        assert hosts.running(STEP) is not host
+        ends_well(run)
+        check(study, undisturbed)
+    finally:
+        host.start_worker()
+
+
+def test_a_driver_that_is_interrupted(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
+    run = study.run()
+    study.wait_until_it_trains(run)
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == INTERRUPTED, output
+    deadline = time.monotonic() + 60
+    while any(host.step_processes(STEP) for host in hosts.workers.values()) or study.locks():
+        assert time.monotonic() < deadline, f"a step outlives its run, locks held: {study.locks()}"
+        time.sleep(0.3)
+    assert STEP not in study.made()
+    ends_well(study.run())
+    check(study, undisturbed)
 
 
 def test_a_killed_driver(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
