@@ -133,7 +133,7 @@ class Hosts:
         found = _descendants(self.postgres)
         return [number for number in found if _read(f"/proc/{number}/cmdline").startswith(b"postgres: tests")]
 
-    def running(self, step: str, within: float = 200.0) -> Host:
+    def running(self, step: str, within: float = 400.0) -> Host:
         """The worker on which a step is at work."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:

@@ -32,6 +32,7 @@ class Study(Project):
 
     def __init__(self, folder: Path, name: str, hosts: Hosts | None = None):
         self.name = name
+        self.runs: list[subprocess.Popen[str]] = []
         self.extra = dict(hosts.environment) if hosts else {}
         if hosts:
             self.extra["COMPRESSION_STORE"] += f"/{name}"
@@ -48,7 +49,14 @@ class Study(Project):
         return {**super().environment, **self.extra}
 
     def run(self) -> "subprocess.Popen[str]":
-        return self.start(*COMPRESSION, "run", "--select", SELECTION)
+        self.runs.append(self.start(*COMPRESSION, "run", "--select", SELECTION))
+        return self.runs[-1]
+
+    def end(self) -> None:
+        """Kill the drivers that a failed test has left."""
+        for run in self.runs:
+            run.kill()
+            run.wait()
 
     def made_versions(self) -> dict[str, str]:
         before = dict(os.environ)
@@ -68,7 +76,7 @@ class Study(Project):
             return []
         return [json.loads(event) for (event,) in self.ask(f"SELECT event FROM {table} ORDER BY id")]
 
-    def wait_until_it_trains(self, run: "subprocess.Popen[str]", within: float = 240.0) -> None:
+    def wait_until_it_trains(self, run: "subprocess.Popen[str]", within: float = 600.0) -> None:
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             if any(
@@ -80,7 +88,7 @@ class Study(Project):
             time.sleep(0.3)
         raise TimeoutError(f"{STEP} does not begin to train")
 
-    def wait_until_it_uploads(self, run: "subprocess.Popen[str]", within: float = 240.0) -> None:
+    def wait_until_it_uploads(self, run: "subprocess.Popen[str]", within: float = 600.0) -> None:
         """Until a step has all it made and sends it: it holds the lock against sweeping of what it sends."""
         lock = lock_number(f"{self.extra['COMPRESSION_STORE']}/{self.name}/blobs")
         deadline = time.monotonic() + within

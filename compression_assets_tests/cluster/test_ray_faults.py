@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from compression_assets.cli import INTERRUPTED
 from compression_assets_tests.cluster.ray_study import SELECTION, STEP, Study
 from compression_assets_tests.simulated_hosts import Hosts, stopped
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def study(hosts: Hosts, tmp_path: Path, request: pytest.FixtureRequest) -> Study:
-    return Study(tmp_path / "driver", request.node.name.removeprefix("test_")[:31], hosts)
+def study(hosts: Hosts, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Study]:
+    made = Study(tmp_path / "driver", request.node.name.removeprefix("test_")[:31], hosts)
+    yield made
+    made.end()
 
 
 def ends_well(run: "subprocess.Popen[str]") -> str:
-    output, _ = run.communicate(timeout=300)
+    output, _ = run.communicate(timeout=600)
     assert run.returncode == 0, output
     return output
 
@@ -85,9 +88,9 @@ def test_a_driver_that_is_interrupted(study: Study, hosts: Hosts, undisturbed: d
     run = study.run()
     study.wait_until_it_trains(run)
     run.send_signal(signal.SIGINT)
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode == INTERRUPTED, output
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while any(host.step_processes(STEP) for host in hosts.workers.values()) or study.locks():
         assert time.monotonic() < deadline, f"a step outlives its run, locks held: {study.locks()}"
         time.sleep(0.3)
@@ -119,7 +122,7 @@ def test_a_host_cut_off_and_back(study: Study, hosts: Hosts, undisturbed: dict[s
     host = hosts.running(STEP)
     host.pull_cable()
     try:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
         while not any(one is not host and one.step_processes(STEP) for one in hosts.workers.values()):
             assert time.monotonic() < deadline, "the step is not begun elsewhere"
             time.sleep(0.3)

@@ -9,7 +9,7 @@ import pytest
 
 from compression_assets_tests.project import Project
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 RUN = ("-m", "compression_assets.cli", "run", "--ordering", "P-KD-Q")
 
 
@@ -20,7 +20,7 @@ def test_two_drivers_of_one_study_make_everything_once(cluster: dict[str, str], 
         folder.mkdir()
         hosts.append(Project(folder))
     runs = [host.start(sys.executable, *RUN) for host in hosts]
-    outputs = [run.communicate(timeout=550)[0] for run in runs]
+    outputs = [run.communicate(timeout=850)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
     made = [made_by(host) for host in hosts]
     assert not made[0] & made[1]
