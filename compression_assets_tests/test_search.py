@@ -361,7 +361,6 @@ def test_a_stopped_search_goes_on_and_does_nothing_twice(
 
     setting = setting_of(project)
     expected = [trial.ordering for trial in filled(setting, ledger_of(setting, tmp_path / "fresh"), 0)]
-    project.compression("leaderboard")
     rows = project.query("SELECT ordering, value, size_mib, predicted_mib FROM search_trials WHERE rung = 1")
     assert [row[0] for row in rows] == expected
     for _, value, size, predicted in rows:
