@@ -19,8 +19,8 @@ from compression_assets.techniques.distillation import Distillation
 from compression_assets.techniques.distillation.recipe import DistillationRecipe
 from compression_assets.techniques.pruning import Pruning
 from compression_assets.techniques.pruning.blocks import ffn_blocks, prune_ffn
+from compression_assets.techniques.pruning.predict import pruned
 from compression_assets.techniques.pruning.recipe import PruningRecipe
-from compression_assets.techniques.pruning.refusal import pruned
 from compression_assets.techniques.pruning.refusal import refusal as refusal_of_p
 from compression_assets.techniques.pruning.width import ffn_importance
 from compression_assets.techniques.quantization.apply import quantize_checkpoint
