@@ -105,7 +105,7 @@ def _lost(folder: Path, name: str, hosts: Hosts) -> float:
     hosts.running(STEP)
     seconds = time.monotonic() - started
     output, _ = run.communicate(timeout=600)
-    host.start()
+    host.start_worker()
     assert run.returncode == 0, output
     return seconds
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pwd
+import random
 import secrets
 import shutil
 import socket
@@ -18,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BUCKET = "studies"
-STARTS_WITHIN = 60.0
+STARTS_WITHIN = 180.0
+PORTS = range(20000, 32000)
+"""Below those that the kernel gives to connections, above those that Ray takes for its workers."""
 
 
 def cluster_missing() -> str:
@@ -70,6 +73,7 @@ def start_weed(
     with (folder / "weed.log").open("ab") as log:
         return subprocess.Popen(
             [
+                *tied(),
                 str(_weed()),
                 *("server", f"-ip={address}", f"-ip.bind={address}", f"-dir={data}", "-s3", "-filer"),
                 *(f"-{name}.port={number}" for name, number in ports.items()),
@@ -80,6 +84,7 @@ def start_weed(
             cwd=folder,
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
 
 
@@ -107,10 +112,11 @@ def postgres(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
         allowed.write("host all all samenet scram-sha-256\n")
     with (folder / "pg.log").open("wb") as log:
         process = subprocess.Popen(
-            [binaries / "postgres", "-D", data, "-p", str(port), "-h", address, "-k", "", "-F"],
+            [*tied(), binaries / "postgres", "-D", data, "-p", str(port), "-h", address, "-k", "", "-F"],
             cwd=data,
             stdout=log,
             stderr=log,
+            start_new_session=True,
             **as_user,  # type: ignore[call-overload]
         )
     try:
@@ -122,10 +128,23 @@ def postgres(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
         process.wait()
 
 
+def tied() -> tuple[str, ...]:
+    """In front of a server's command: it ends with the process that started it, even when that is killed.
+
+    With a session of its own it hears no Ctrl-C, which its users hear and answer first.
+    """
+    return ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
 
 
 def _weed() -> Path | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compression_assets_tests.cluster_servers import free_port
+from compression_assets_tests.cluster_servers import free_port, tied
 
 SIZES = ("--object-store-memory=100000000", "--memory=4000000000")
 """Of a node: bytes of Ray's object store, which steps do not use, and memory, whatever this machine has free."""
@@ -50,8 +50,16 @@ def worker_command(head: str, address: str, cpus: int = 1) -> list[str]:
 
 
 def _ray(first: str, cpus: int) -> list[str]:
-    ray = str(Path(sys.executable).parent / "ray")
-    return [ray, "start", first, "--block", f"--num-cpus={cpus}", *SIZES]
+    return [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        first,
+        "--block",
+        f"--num-cpus={cpus}",
+        *SIZES,
+    ]
 
 
 def ray_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -80,13 +88,18 @@ def ray_cluster(folder: Path, environment: Mapping[str, str], nodes: int = 2) ->
 
     def start(command: list[str]) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+            [*tied(), *command],
+            env=environment,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
     processes = [start(head_command(port, dashboard, "127.0.0.1", folder / "ray"))]
     try:
         url = f"http://127.0.0.1:{dashboard}"
-        wait_for_head(url, folder / "ray.log")
+        wait_for_head(url, processes[0], folder / "ray.log")
         processes += [start(worker_command(f"127.0.0.1:{port}", "127.0.0.1")) for _ in range(nodes - 1)]
         yield url
     finally:
@@ -95,7 +108,7 @@ def ray_cluster(folder: Path, environment: Mapping[str, str], nodes: int = 2) ->
             _stop(process)
 
 
-def wait_for_head(url: str, log: Path) -> None:
+def wait_for_head(url: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + STARTS_WITHIN
     while True:
         try:
@@ -104,7 +117,7 @@ def wait_for_head(url: str, log: Path) -> None:
         except urllib.error.HTTPError:
             return  # it asks for the token
         except OSError:
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            assert head.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
 
 

@@ -4,12 +4,12 @@ They share an object store and a PostgreSQL, which are this machine's, and are a
 Killing a host's first process kills all of it; its network cable can be pulled.
 """
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compression_assets.machine.lease import LOCKS
-from compression_assets_tests.cluster_servers import object_store, postgres
+from compression_assets_tests.cluster_servers import object_store, postgres, tied
 from compression_assets_tests.ray_servers import (
     NODE_IS_UP,
     head_command,
@@ -38,6 +38,8 @@ INSIDE = 'hostname "$0"; mkdir -p "$LOCKS"; mount -t tmpfs tmpfs "$LOCKS"; exec 
 WORKERS = ("b", "c")
 DASHBOARD = 8265
 GCS = 6379
+PREFIX = "ca"
+"""Of what stands in this machine's network; the number of the process follows that made it."""
 
 
 def namespaces_missing() -> str:
@@ -68,15 +70,10 @@ class Host:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    "ip",
-                    "netns",
-                    "exec",
-                    self.namespace,
+                    *tied(),
+                    *("ip", "netns", "exec", self.namespace),
                     *inside,
-                    "bash",
-                    "-c",
-                    INSIDE,
-                    self.name,
+                    *("bash", "-c", INSIDE, self.name),
                     *self.command,
                 ],
                 env=self.environment,
@@ -136,7 +133,7 @@ class Hosts:
         found = _descendants(self.postgres)
         return [number for number in found if _read(f"/proc/{number}/cmdline").startswith(b"postgres: tests")]
 
-    def running(self, step: str, within: float = 200.0) -> Host:
+    def running(self, step: str, within: float = 400.0) -> Host:
         """The worker on which a step is at work."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
@@ -150,12 +147,12 @@ class Hosts:
 @contextmanager
 def simulated_hosts() -> Iterator[Hosts]:
     """A head and two workers of one CPU each, and their servers; everything ends with this context."""
-    net, tag = f"10.77.{random.randrange(1, 250)}", f"ca{os.getpid() % 10**6}"
-    # A short path: Ray's sockets stand in it.
-    folder = Path(tempfile.mkdtemp(prefix="ch", dir="/tmp"))
-    folder.chmod(0o755)
+    _clear_leftovers()
+    net, tag = _free_network(), f"{PREFIX}{os.getpid()}"
+    folder = _folder(tag)
     with ExitStack() as held:
         held.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir(mode=0o755)
         held.enter_context(_bridge(tag, net))
         gateway = f"{net}.1"
         before = _children()
@@ -178,11 +175,36 @@ def simulated_hosts() -> Iterator[Hosts]:
             if name == "a":
                 host.start()
                 found.head = host
-                wait_for_head(shared["COMPRESSION_RAY"], host.log)
+                assert host.process is not None
+                wait_for_head(shared["COMPRESSION_RAY"], host.process, host.log)
             else:
                 host.start_worker()
                 found.workers[name] = host
         yield found
+
+
+def _clear_leftovers() -> None:
+    """Remove the networks of processes that were killed; what ran in them has ended with them."""
+    for link in json.loads(_ip("-json", "link", "show", "type", "bridge")):
+        tag = link.get("ifname", "")
+        number = tag.removeprefix(PREFIX)
+        if tag == number or not number.isdecimal() or (int(number) != os.getpid() and _parent(int(number))):
+            continue
+        for name in ("a", *WORKERS):
+            subprocess.run(["ip", "netns", "delete", f"{tag}{name}"], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "delete", tag], check=False, capture_output=True)
+        shutil.rmtree(_folder(tag), ignore_errors=True)
+
+
+def _free_network() -> str:
+    """The first three numbers of a network that no device of this machine is in."""
+    taken = _ip("-4", "addr", "show")
+    return random.choice([net for n in range(1, 250) if f" {(net := f'10.77.{n}')}." not in taken])
+
+
+def _folder(tag: str) -> Path:
+    """A short path: Ray's sockets stand in it."""
+    return Path("/tmp") / tag
 
 
 def _host(
@@ -234,8 +256,8 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(number, signal.SIGCONT)
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 def _children() -> set[int]:

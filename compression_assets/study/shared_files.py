@@ -24,13 +24,15 @@ FOLDER = ".sources"
 def share_files(sources: Iterable[Any], root: Path) -> None:
     """Put the local files of these sources into the store, if there is one, unless they are as they were last time.
 
-    root: the study's directory, where that is remembered.
+    root: the study's directory, where that is remembered. What another asset makes is shared once it is there.
     """
     store = _store()
     if store is None:
         return
     for source in sources:
         if (path := _path(source)) is None or path in COPIES:
+            continue
+        if isinstance(source, AssetModel) and not local_path(path).is_dir():
             continue
         files = local_files(source)
         state = fingerprint({str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
@@ -82,10 +84,9 @@ def _store() -> ObjectStore | None:
 
 
 def _path(source: Any) -> str | None:
-    """What a source reads on the host that has it; None of one that comes from elsewhere or is made by an asset."""
-    if isinstance(source, AssetModel) or not hasattr(source, "path"):
-        return None
-    return None if str(source.path).startswith("package:") else str(source.path)
+    """What a source reads on the host that has it; None of one that comes from elsewhere."""
+    path = getattr(source, "path", None)
+    return None if path is None or str(path).startswith("package:") else str(path)
 
 
 def _key(path: str) -> str:

@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+from compression_assets.machine.shared_locks import lock_number
 from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets_tests.faults.killing import small_project
 from compression_assets_tests.project import Project
@@ -19,6 +21,10 @@ SELECTION = f"*{STEP}"
 COMPRESSION = (sys.executable, "-m", "compression_assets.cli")
 EPOCHS = 300
 """Enough for a step to be hit while it works."""
+LOCKS = """
+SELECT classid::bigint << 32 | objid::bigint, application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+"""
 
 
 class Study(Project):
@@ -26,6 +32,7 @@ class Study(Project):
 
     def __init__(self, folder: Path, name: str, hosts: Hosts | None = None):
         self.name = name
+        self.runs: list[subprocess.Popen[str]] = []
         self.extra = dict(hosts.environment) if hosts else {}
         if hosts:
             self.extra["COMPRESSION_STORE"] += f"/{name}"
@@ -42,7 +49,14 @@ class Study(Project):
         return {**super().environment, **self.extra}
 
     def run(self) -> "subprocess.Popen[str]":
-        return self.start(*COMPRESSION, "run", "--select", SELECTION)
+        self.runs.append(self.start(*COMPRESSION, "run", "--select", SELECTION))
+        return self.runs[-1]
+
+    def end(self) -> None:
+        """Kill the drivers that a failed test has left."""
+        for run in self.runs:
+            run.kill()
+            run.wait()
 
     def made_versions(self) -> dict[str, str]:
         before = dict(os.environ)
@@ -57,16 +71,12 @@ class Study(Project):
 
     def events(self) -> list[dict[str, object]]:
         """What all runs reported on their way."""
-        import psycopg2
+        table = f"compression_{self.name}.progress"
+        if self.ask("SELECT to_regclass(%s)", table) == [(None,)]:
+            return []
+        return [json.loads(event) for (event,) in self.ask(f"SELECT event FROM {table} ORDER BY id")]
 
-        with closing(psycopg2.connect(self.extra["COMPRESSION_PG"])) as session, session.cursor() as cursor:
-            cursor.execute("SELECT to_regclass(%s)", (f"compression_{self.name}.progress",))
-            if cursor.fetchone()[0] is None:
-                return []
-            cursor.execute(f"SELECT event FROM compression_{self.name}.progress ORDER BY id")
-            return [json.loads(event) for (event,) in cursor.fetchall()]
-
-    def wait_until_it_trains(self, run: "subprocess.Popen[str]", within: float = 240.0) -> None:
+    def wait_until_it_trains(self, run: "subprocess.Popen[str]", within: float = 600.0) -> None:
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             if any(
@@ -77,6 +87,31 @@ class Study(Project):
             assert run.poll() is None, run.communicate()[0]
             time.sleep(0.3)
         raise TimeoutError(f"{STEP} does not begin to train")
+
+    def wait_until_it_uploads(self, run: "subprocess.Popen[str]", within: float = 600.0) -> None:
+        """Until a step has all it made and sends it: it holds the lock against sweeping of what it sends."""
+        lock = lock_number(f"{self.extra['COMPRESSION_STORE']}/{self.name}/blobs")
+        deadline = time.monotonic() + within
+        while not any(held == lock for held, _ in self.locks()):
+            assert run.poll() is None, run.communicate()[0]
+            if time.monotonic() > deadline:
+                raise TimeoutError("no step sends what it made")
+            time.sleep(0.1)
+
+    def locks(self) -> list[tuple[int, str]]:
+        """(number, holder) of every lock that somebody holds."""
+        return [
+            (number, holder)
+            for number, holder in self.ask(LOCKS)
+            if str(holder).startswith(("final", "base"))
+        ]
+
+    def ask(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        import psycopg2
+
+        with closing(psycopg2.connect(self.extra["COMPRESSION_PG"])) as session, session.cursor() as cursor:
+            cursor.execute(sql, values)
+            return list(cursor.fetchall())
 
     def made(self) -> Counter[str]:
         """Asset -> how many times it was made, not found."""

@@ -7,10 +7,12 @@ import pytest
 
 import compression_assets
 from compression_assets.store.object_store import ObjectStore
+from compression_assets_tests.browser import dagster_dev
+from compression_assets_tests.cluster.dagster_pages import DagsterPages
 from compression_assets_tests.cluster.ray_study import COMPRESSION, Study
 from compression_assets_tests.simulated_hosts import Hosts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def test_dagsters_own_command_runs_steps_there(
@@ -34,6 +36,18 @@ def test_dagsters_own_command_runs_steps_there(
     code, _ = study.command(*COMPRESSION, "run", "--select", "base_model")
     assert code == 0
     assert study.made() == {"base_model": 1}
+    environment = {**study.environment, "DAGSTER_HOME": home.strip()}
+    with dagster_dev(environment, tmp_path, tmp_path / "dagster_dev.log") as address:
+        show_the_runs(DagsterPages(address))
+
+
+def show_the_runs(pages: DagsterPages) -> None:
+    found = pages.runs()
+    assert [run["status"] for run in found] == ["SUCCESS", "SUCCESS"]
+    materializations = pages.materializations("base_model")
+    assert {one["runId"] for one in materializations} == {run["runId"] for run in found}
+    for run in found:
+        assert run["stepStats"] == [{"stepKey": "base_model", "status": "SUCCESS"}]
 
 
 def test_a_step_refuses_other_code_than_its_drivers(hosts: Hosts, tmp_path: Path) -> None:

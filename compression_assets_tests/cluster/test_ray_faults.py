@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from compression_assets.cli import INTERRUPTED
 from compression_assets_tests.cluster.ray_study import SELECTION, STEP, Study
 from compression_assets_tests.simulated_hosts import Hosts, stopped
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +29,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def study(hosts: Hosts, tmp_path: Path, request: pytest.FixtureRequest) -> Study:
-    return Study(tmp_path / "driver", request.node.name.removeprefix("test_")[:31], hosts)
+def study(hosts: Hosts, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Study]:
+    made = Study(tmp_path / "driver", request.node.name.removeprefix("test_")[:31], hosts)
+    yield made
+    made.end()
 
 
 def ends_well(run: "subprocess.Popen[str]") -> str:
-    output, _ = run.communicate(timeout=300)
+    output, _ = run.communicate(timeout=600)
     assert run.returncode == 0, output
     return output
 
@@ -64,6 +68,37 @@ def test_a_killed_host(study: Study, hosts: Hosts, undisturbed: dict[str, str]) 
         host.start_worker()
 
 
+def test_a_host_killed_in_mid_upload(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
+    run = study.run()
+    study.wait_until_it_trains(run)
+    host = hosts.running(STEP)
+    with stopped(hosts.weed):
+        study.wait_until_it_uploads(run)
+        host.kill()
+    try:
+        assert STEP.removeprefix("final_") not in study.made_versions(), "half an artifact is to be seen"
+        assert hosts.running(STEP) is not host
+        ends_well(run)
+        check(study, undisturbed)
+    finally:
+        host.start_worker()
+
+
+def test_a_driver_that_is_interrupted(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
+    run = study.run()
+    study.wait_until_it_trains(run)
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == INTERRUPTED, output
+    deadline = time.monotonic() + 120
+    while any(host.step_processes(STEP) for host in hosts.workers.values()) or study.locks():
+        assert time.monotonic() < deadline, f"a step outlives its run, locks held: {study.locks()}"
+        time.sleep(0.3)
+    assert STEP not in study.made()
+    ends_well(study.run())
+    check(study, undisturbed)
+
+
 def test_a_killed_driver(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:
     run = study.run()
     study.wait_until_it_trains(run)
@@ -87,7 +122,7 @@ def test_a_host_cut_off_and_back(study: Study, hosts: Hosts, undisturbed: dict[s
     host = hosts.running(STEP)
     host.pull_cable()
     try:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
         while not any(one is not host and one.step_processes(STEP) for one in hosts.workers.values()):
             assert time.monotonic() < deadline, "the step is not begun elsewhere"
             time.sleep(0.3)

@@ -9,7 +9,7 @@ from compression_assets.errors import StudyError
 from compression_assets.graph.assets.making import _contents
 from compression_assets.sources import paths
 from compression_assets.sources.chat import JsonlChat, check_chat_source
-from compression_assets.sources.models import DirectoryModel, check_model_source
+from compression_assets.sources.models import AssetModel, DirectoryModel, check_model_source
 from compression_assets.study.shared_files import find_files, share_files
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -36,6 +36,23 @@ def test_a_missing_source_is_read_from_the_store(cluster: dict[str, str], tmp_pa
     check_model_source(sources[1])
     assert sources[0].resolved() != file and sources[0].resolved().read_text() == '{"messages": []}\n'
     paths.COPIES.clear()
+
+
+def test_what_another_asset_makes_is_shared_once_it_is_there(cluster: dict[str, str], tmp_path: Path) -> None:
+    directory = tmp_path / "released"
+    source = AssetModel(kind="asset", key="lab/released", path=str(directory))
+    share_files([source], tmp_path / "study")
+    find_files([source])
+    with pytest.raises(StudyError, match="materialise the asset lab/released"):
+        source.directory()
+    for seed in (1, 2):
+        tiny_directory(directory, seed=seed)
+        there = _contents((source,))
+        share_files([source], tmp_path / "study")
+        shutil.rmtree(directory)
+        find_files([source])
+        assert _contents((source,)) == there and source.directory() != directory
+        paths.COPIES.clear()
 
 
 def test_what_has_changed_is_shared_again(cluster: dict[str, str], tmp_path: Path) -> None:

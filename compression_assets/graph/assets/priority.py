@@ -14,10 +14,11 @@ PRIORITY = "dagster/priority"
 FIRST = str(10**9)
 """What everything waits for: data sets, the teacher and its logits."""
 
+LEADING = 5 * 10**8
+"""The ordering that is finished first: its training is the longest way to the first useful leaderboard."""
+
 MEASURE = str(10**8)
 """A finished model is measured before the next one is built, so that the leaderboard fills early."""
-
-LEADING = 10**7
 
 FILL = "-1"
 """Answers and what is made of them: nothing waits for them, so they fill the gaps that the models leave."""
