@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.planning import work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
@@ -127,6 +128,20 @@ def test_a_shared_prefix_is_paid_once(tmp_path: Path) -> None:
     assert [row.technique for row in both.rows] == ["fetched", "fetched", "logits", "P", "KD", "Q"]
     again = sum(both.row(asset).seconds for asset in ("model_p", "final_p_kd", "teacher_logits"))
     assert both.separate - alone.separate == pytest.approx(again)
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed: pip install --group test")
+def test_files_for_engines_take_disk(tmp_path: Path) -> None:
+    raw = yaml.safe_load((PRESETS / "demo.yaml").read_text())
+    served, without = (
+        planned(tmp_path, "demo", "cpu", evaluation={**raw["evaluation"], "serving": serving})
+        for serving in ([{"model": "base", "format": "gguf:q8_0"}], [])
+    )
+    weights = 134_515_008 - 30 * 2 * 576 - 576  # vectors are in float32
+    tensors = weights // 32 * 34 + 4 * (134_515_008 - weights)
+    assert without.exported == 0 < served.exported - tensors < 5e6  # and the vocabulary
+    assert served.disk - without.disk == served.exported
+    assert "0.14 of it files for engines" in as_text(served)
 
 
 def test_tokens_and_logits_by_hand(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from compression_assets.errors import StudyError
 from compression_assets.planning import memory, work
 from compression_assets.planning.costs import REFERENCE, expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
+from compression_assets.planning.exported import gguf_bytes
 from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.gpus import enough
 from compression_assets.planning.models import config_of, known_models
@@ -69,7 +70,8 @@ class Plan:
     """rows: base, teacher, logits, then every node of the prefix tree, parents first. finals: those that are measured.
 
     seconds: of everything, on the device. measuring: what of it evaluation takes. separate: seconds if every ordering
-    were built by itself. disk: bytes of everything, intermediates included. misfits and notes: sentences.
+    were built by itself. exported: bytes of the files that engines load. disk: bytes of everything, intermediates
+    included. misfits and notes: sentences.
     """
 
     study: str
@@ -79,6 +81,7 @@ class Plan:
     base_size: int
     measuring: float
     separate: float
+    exported: int
     misfits: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -88,7 +91,7 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        return sum(row.disk for row in self.rows)
+        return self.exported + sum(row.disk for row in self.rows)
 
     def row(self, asset: str) -> Row:
         return next(row for row in self.rows if row.asset == asset)
@@ -152,9 +155,18 @@ class _Planner:
             base_size=base.size,
             measuring=self._measuring(rows),
             separate=self._separate(steps, teaching),
+            exported=self._exported(),
             misfits=tuple(self._misfits(rows)),
             notes=tuple(self._notes()),
         )
+
+    def _exported(self) -> int:
+        total = 0
+        for served, ordering in self.study.served:
+            if served.gguf is not None:
+                config = self.predictions.of(self.study.nodes[ordering.path]).config
+                total += gguf_bytes(config, served.gguf) + TOKENIZER_BYTES * config["vocab_size"]
+        return total
 
     def _fetched(self, asset: str, config: Config) -> Row:
         size = shapes.file_bytes(config)
