@@ -183,7 +183,7 @@ def test_layers_of_least_loss_go() -> None:
                 found[index].item()
             )
         layer.forward = own
-    kept = choose_layers(model, data, PruningRecipe(cut="depth", layers="loss"), 2, "cpu").kept[0]
+    kept = choose_layers(model, data, PruningRecipe(cut="depth", layers="loss"), [2], "cpu")[2].kept[0]
     assert kept.tolist() == sorted(found.argsort()[2:].tolist())
 
 
@@ -208,7 +208,7 @@ def test_hidden_changes_are_the_formula_and_choose_the_layers() -> None:
         found = hidden_changes(model, Calibration(data, 3, "cpu"), length)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
         recipe = PruningRecipe(cut="depth", layers="block" if length == 2 else "influence")
-        kept = choose_layers(model, data, recipe, 2, "cpu").kept[0].tolist()
+        kept = choose_layers(model, data, recipe, [2], "cpu")[2].kept[0].tolist()
         if length == 2:
             first = int(expected.argmin())
             assert kept == [index for index in range(4) if index not in (first, first + 1)]
@@ -241,7 +241,7 @@ def test_importance_of_groups_is_the_formula() -> None:
 def test_a_target_leaves_the_largest_model_within_it(cut: str) -> None:
     config = config_of("Llama", num_hidden_layers=8, **HEADS).to_dict()
     recipe = PruningRecipe(cut=cut, target=0.85)
-    kept = kept_of(config, recipe)
+    kept = kept_of(config, cut, recipe)
     sizes = {
         n: {
             "width": {"intermediate_size": n},
@@ -249,13 +249,13 @@ def test_a_target_leaves_the_largest_model_within_it(cut: str) -> None:
             "heads": {"num_key_value_heads": n, "num_attention_heads": 2 * n},
             "hidden": {"hidden_size": n, "head_dim": 8},
         }[cut]
-        for n in (kept, kept + 1)
+        for n in (kept, kept + (8 if cut == "hidden" else 1))
     }
     shares = [parameters({**config, **size}) / parameters(config) for size in sizes.values()]
     assert shares[0] <= 0.85 < shares[1]
     if cut != "hidden":  # of which almost nothing is left with one channel
         with pytest.raises(StudyError, match="out of reach"):
-            kept_of(config, PruningRecipe(cut=cut, target=0.05))
+            kept_of(config, cut, PruningRecipe(cut=cut, target=0.05))
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
@@ -305,8 +305,9 @@ def test_a_study_of_depth_and_heads(tmp_path: Path) -> None:
     raw["techniques"] |= {
         "P:depth": {"cut": "depth", "ratio": 0.5},
         "P:heads": {"cut": "heads", "target": 0.9},
+        "P:mix": {"cut": "choose", "target": 0.6, "multiple_of": 64},
     }
-    raw["orderings"] = ["P:depth-KD-Q", "Q-P:depth-KD", "P:heads"]
+    raw["orderings"] = ["P:depth-KD-Q", "Q-P:depth-KD", "P:heads", "P:mix-Q"]
     raw["evaluation"] = {"perplexity": {"batch_size": 8}, "diagnostics": {"tokens": 200}}
     project.write(raw)
     code, output = project.compression("run")
@@ -317,3 +318,5 @@ def test_a_study_of_depth_and_heads(tmp_path: Path) -> None:
     assert len(compared) == 14 and all(0 < update < 0.01 for update in compared), rows
     config = json.loads((project.root / "models" / "p_heads" / "config.json").read_text())
     assert config["num_attention_heads"] == 2 * config["num_key_value_heads"] < 8
+    made = json.loads((project.root / "models" / "p_mix" / "manifest.json").read_text())
+    assert sum(row["taken"] for row in made["metadata"]["tried"]) == 1

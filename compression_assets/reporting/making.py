@@ -106,12 +106,12 @@ def layer_errors(data: ReportData) -> Section:
 
 
 def by_layer(layers: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(decoder layer, mean of `key` over its entries), for entries that name their layer by number or by path."""
+    """(decoder layer, mean of `key` over its entries), for entries that name their layer, by number or by path."""
     values: dict[int, list[float]] = {}
     for entry in layers:
-        if entry.get(key) is None:
+        place = entry.get("layer")
+        if entry.get(key) is None or place is None:
             continue
-        place = entry["layer"]
         if isinstance(place, str):
             match = _LAYER.search(place)
             if match is None:
@@ -163,7 +163,11 @@ def _recipe(manifest: Manifest) -> str:
         for key, value in manifest.recipe.items()
         if isinstance(value, str | int | float) and key != "sha256"
     }
-    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "–"
+    chosen = manifest.metadata.get("summary")
+    return (
+        ", ".join([*(f"{key} {value}" for key, value in shown.items()), *([str(chosen)] if chosen else [])])
+        or "–"
+    )
 
 
 def costs(data: ReportData) -> Section:

@@ -107,7 +107,7 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
     if manifest.seed is not None:
         shown["seed"] = manifest.seed
     for name, value in manifest.metadata.items():
-        if name in ("loss_curve", "layers"):
+        if name in ("loss_curve", "layers", "tried"):
             if value:
                 shown[name] = _table(value)
         elif isinstance(value, str | int | float | bool):

@@ -1,27 +1,22 @@
 """P itself: measure what matters least, cut it, and fine-tune what is left. Each cut has a module of its own."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compression_assets.store.reports import Check, StepReport
-from compression_assets.techniques.pruning.amounts import kept_of, unit_count
-from compression_assets.techniques.pruning.depth import choose_layers, cut_layers
-from compression_assets.techniques.pruning.heads import choose_groups, cut_groups
-from compression_assets.techniques.pruning.hidden import choose_channels, cut_channels
-from compression_assets.techniques.pruning.width import choose_neurons, cut_neurons
+from compression_assets.techniques.pruning.amounts import unit_count
+from compression_assets.techniques.pruning.choice import Choice
+from compression_assets.techniques.pruning.mixes import mixes
+from compression_assets.techniques.pruning.recipe import Cut
+from compression_assets.techniques.pruning.trials import Decision, cut_all, decide
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset
 from compression_assets.weights import checkpoints
 from compression_assets.weights.origins import write_origins
 
-CUTS = {
-    "width": (choose_neurons, cut_neurons),
-    "depth": (choose_layers, cut_layers),
-    "heads": (choose_groups, cut_groups),
-    "hidden": (choose_channels, cut_channels),
-}
-COUNTED_AS = {
+COUNTED_AS: Mapping[Cut, str] = {
     "width": "intermediate_size",
     "depth": "num_hidden_layers",
     "heads": "num_key_value_heads",
@@ -36,24 +31,15 @@ def prune_step(step: StepInputs) -> StepReport:
     cut itself is made in the masters. An interrupted step is resumed in its training; importance is
     measured again.
     """
-    from compression_assets.machine.precision import compute_dtype
     from compression_assets.training.finetuning import finetune
     from compression_assets.training.resuming import checkpoints_in
 
     checkpoints.refuse_quantized(step.parent)
     config, recipe = _config(step.parent), step.recipe
-    before, keep = unit_count(config, recipe.cut), kept_of(config, recipe)
-    choose, cut = CUTS[recipe.cut]
-
-    measured = checkpoints.load_for_scoring(step.parent, step.device, compute_dtype(step.device))
-    if step.device == "cpu":
-        # In bfloat16 on a CPU the fused kernel's rounding depends on who else is in the batch; this one's does not.
-        measured.set_attn_implementation("eager")
     calibration = TokenDataset.load(step.data["calibration_set"])
-    choice = choose(measured, calibration, recipe, keep, step.device)
-    del measured
+    decision = decide(step.parent, config, mixes(config, recipe), calibration, recipe, step.device)
 
-    pruned = cut(checkpoints.load_full_precision(step.parent), choice, config)
+    pruned = cut_all(checkpoints.load_full_precision(step.parent), decision.choices, config)
     model, dataset = pruned.model, TokenDataset.load(step.data["finetuning_set"])
     resuming = checkpoints_in(step.scratch, model, dataset, recipe.finetune, step.seed, step.device)
     training = finetune(
@@ -62,7 +48,12 @@ def prune_step(step: StepInputs) -> StepReport:
     checkpoints.save_full_precision(model, step.output, tokenizer_from=step.parent, masters=True)
     write_origins(step.output, pruned.names, pruned.cuts)
 
-    actual, counted = unit_count(_config(step.output), recipe.cut), COUNTED_AS[recipe.cut]
+    after = _config(step.output)
+    actual = {cut: unit_count(after, cut) for cut in decision.mix}
+    counted = ", ".join(
+        f"{COUNTED_AS[cut]} {unit_count(config, cut)} -> {actual[cut]}, asked {kept}"
+        for cut, kept in decision.mix.items()
+    )
     how_much = f"ratio {recipe.ratio}" if recipe.target is None else f"target {recipe.target}"
     return StepReport(
         checks=(
@@ -70,19 +61,38 @@ def prune_step(step: StepInputs) -> StepReport:
             checkpoints.check_size(step.output),
             Check(
                 "cut_as_asked",
-                actual == keep,
-                f"{counted} {before} -> {actual}, asked {keep} ({how_much}, multiple of {recipe.multiple_of})",
+                actual == decision.mix,
+                f"{counted} ({how_much}, multiple of {recipe.multiple_of})",
             ),
         ),
         metadata={
-            "layers": choice.layers,
-            counted: actual,
+            "layers": _layers(decision.choices),
+            **{COUNTED_AS[cut]: kept for cut, kept in actual.items()},
+            **_tried(decision),
             "calibration_tokens": sum(sum(row.content) for row in calibration),
             **training.metadata(),
         },
         tokens_seen=training.tokens_seen,
         peak_bytes=training.peak_bytes,
     )
+
+
+def _layers(choices: Mapping[Cut, Choice]) -> list[dict[str, Any]]:
+    """What each cut reports; of several, rows of the same columns, as tables want them."""
+    if len(choices) == 1:
+        return next(iter(choices.values())).layers
+    rows = [{"cut": cut, **row} for cut, choice in choices.items() for row in choice.layers]
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def _tried(decision: Decision) -> dict[str, Any]:
+    """The mixes that were compared, and which was taken."""
+    if not decision.tried:
+        return {}
+    taken = next(row for row in decision.tried if row["taken"])
+    summary = f"took {taken['cut']}: loss {taken['loss']:.3f}, the lowest of {len(decision.tried) - 1} tried"
+    return {"summary": summary, "tried": list(decision.tried)}
 
 
 def _config(directory: Path) -> dict[str, Any]:

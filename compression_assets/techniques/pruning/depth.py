@@ -1,5 +1,6 @@
 """Cutting depth: which layers matter least, and their removal."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
@@ -19,28 +20,42 @@ if TYPE_CHECKING:
 
 
 def choose_layers(
-    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: int, device: str
-) -> Choice:
-    """The `keep` layers that stay, by what the recipe's `layers` says. Of equal layers the first stay.
+    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: Collection[int], device: str
+) -> dict[int, Choice]:
+    """For each number in `keep` the layers that stay, by the recipe's `layers`. Of equal layers the first stay.
 
     Raises StudyError when the data has no content, or what is measured is not finite.
     """
-    import torch
-
     count = len(decoder_layers(model))
+    calibration = Calibration(dataset, recipe.calibration_batch_size, device)
+    if recipe.layers == "block":
+        changes = {number: hidden_changes(model, calibration, count - number) for number in keep}
+        return {number: _without_block(_finite(own), count) for number, own in changes.items()}
     if recipe.layers == "magnitude":
         scores = layer_magnitudes(model)
     elif recipe.layers == "loss":
         scores = losses_without_layers(model, dataset)
     else:
-        calibration = Calibration(dataset, recipe.calibration_batch_size, device)
-        scores = hidden_changes(model, calibration, count - keep if recipe.layers == "block" else 1)
+        scores = hidden_changes(model, calibration)
+    return {number: _most_important_layers(_finite(scores), number) for number in keep}
+
+
+def _finite(scores: "torch.Tensor") -> "torch.Tensor":
     if not scores.isfinite().all():
         raise StudyError("the importance of layers is not finite; build the parent model again")
-    if recipe.layers == "block":
-        first = int(scores.argmin())
-        kept = torch.tensor([*range(first), *range(first + count - keep, count)])
-        return Choice([kept], [{"first_layer_removed": first, "change": scores[first].item()}])
+    return scores
+
+
+def _without_block(changes: "torch.Tensor", count: int) -> Choice:
+    """The layers around the neighbours that change hidden states least. changes: [first layer of them]."""
+    import torch
+
+    first, removed = int(changes.argmin()), count + 1 - len(changes)
+    kept = torch.tensor([*range(first), *range(first + removed, count)])
+    return Choice([kept], [{"first_layer_removed": first, "change": changes[first].item()}])
+
+
+def _most_important_layers(scores: "torch.Tensor", keep: int) -> Choice:
     kept = most_important(scores, keep)
     staying = set(kept.tolist())
     return Choice(

@@ -4,7 +4,7 @@ A group is one key-value head with the queries that read it; they are neighbours
 values. Removing one changes nothing but its own contribution to the output layer of attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +101,11 @@ def _attention(name: str, module: Any, reads: str, groups: int, rows: Mapping[st
 
 
 def choose_groups(
-    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: int, device: str
-) -> Choice:
-    """The `keep` most important groups of every layer. Raises StudyError as `group_importance`."""
-    return chosen(group_importance(model, dataset, recipe, device), keep, "groups")
+    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: Collection[int], device: str
+) -> dict[int, Choice]:
+    """For each number in `keep` the groups that stay of every layer. Raises StudyError as `group_importance`."""
+    scores = group_importance(model, dataset, recipe, device)
+    return {number: chosen(scores, number, "groups") for number in keep}
 
 
 def group_importance(

@@ -4,6 +4,7 @@ An RMS norm divides by the mean over all channels, so that fewer of them change 
 loses, sqrt(n / kept), and the pruned model equals the original with the removed channels at zero.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,14 @@ def refuse_kind(config: Config) -> None:
 
 
 def choose_channels(
-    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: int, device: str
-) -> Choice:
-    """The `keep` most important channels. Raises StudyError as `channel_importance`."""
+    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: Collection[int], device: str
+) -> dict[int, Choice]:
+    """For each number in `keep` the channels that stay. Raises StudyError as `channel_importance`."""
     scores = channel_importance(model, dataset, recipe, device)
+    return {number: _channels(scores, number) for number in keep}
+
+
+def _channels(scores: "torch.Tensor", keep: int) -> Choice:
     kept = most_important(scores, keep)
     removed = 1.0 - (scores[kept].sum() / scores.sum()).item()
     about = {"channels_before": len(scores), "channels_after": keep, "importance_removed": removed}

@@ -93,6 +93,15 @@ def losses_without_layers(model: "PreTrainedModel", dataset: TokenDataset) -> "t
     return torch.tensor(found, dtype=torch.float64) / sum(row.n_predicted for row in rows)
 
 
+def mean_loss(model: "PreTrainedModel", dataset: TokenDataset) -> float:
+    """Loss in nats a content token. Raises StudyError when there is no content."""
+    import torch
+
+    rows = _rows(dataset)
+    with torch.inference_mode():
+        return sum(_loss(model, row).item() for row in rows) / sum(row.n_predicted for row in rows)
+
+
 def _rows(dataset: TokenDataset) -> list[TokenRow]:
     rows = [row for row in dataset if row.n_predicted]
     if not rows:

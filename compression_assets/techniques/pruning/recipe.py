@@ -1,9 +1,9 @@
 """What P is told: what goes, how much of it, and by which importance."""
 
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict, unless_default
@@ -17,8 +17,8 @@ UNITS: dict[Cut, str] = {
     "hidden": "channels",
 }
 """What each cut removes whole ones of."""
-IN_MULTIPLES = ("width", "hidden")
-"""The cuts whose result kernels want to be a multiple of something."""
+AMONG: tuple[Cut, ...] = ("width", "depth", "heads")
+"""What `cut: choose` chooses from: what config.json of most models can state."""
 
 
 class PruningRecipe(Strict):
@@ -27,10 +27,14 @@ class PruningRecipe(Strict):
     cut: width: neurons of every feed-forward block; depth: whole layers; heads: attention heads of every layer, by
         whole key-value groups, so that a group's queries go with it; hidden: channels of the hidden states, the same
         ones in every layer (Llama, Mistral, Qwen and Gemma kinds).
+        choose: one or several of `among` that share the removal evenly, of which each combination is tried at the
+        target before training: the one with the lowest loss on the calibration set is taken.
+    among: of cut: choose: the cuts to choose from and to combine.
     ratio: share of the parent's neurons, layers, groups or channels that is removed, rounded down to whole ones.
     target: instead of ratio: the largest model with at most this share of the parent's parameters, embeddings included.
     multiple_of: of cut: width and hidden: the kept width is the nearest positive multiple (ties up; with target: the
-        next below). 1 is the paper's; 64 is what bitsandbytes' CPU kernels need once the model is quantized.
+        next below). Of cut: choose: also of the numbers that the kept key-value groups have together. 1 is the paper's;
+        64 is what bitsandbytes' CPU kernels need once the model is quantized.
     layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
         2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
         smallest weights; loss: those without which the loss on the calibration set rises least.
@@ -44,7 +48,8 @@ class PruningRecipe(Strict):
     calibration_batch_size: conversations per forward pass; changes speed, and the result by the rounding of sums only.
     """
 
-    cut: Cut = unless_default("width")
+    cut: Cut | Literal["choose"] = unless_default("width")
+    among: tuple[Cut, ...] = unless_default(AMONG)
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
     target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = unless_default(None)
     multiple_of: int = Field(default=1, ge=1)
@@ -54,6 +59,24 @@ class PruningRecipe(Strict):
     activation: Literal["down_proj_input", "gate_proj_output"] = "down_proj_input"
     finetune: FinetuneRecipe = FinetuneRecipe()
     calibration_batch_size: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _only_a_choice_is_among_several(self) -> Self:
+        if self.cut != "choose":
+            # By value, so that a variant of a choice can be told to be none.
+            if self.among != AMONG:
+                raise ValueError("among is for cut: choose only")
+            return self
+        if self.target is None:
+            raise ValueError("cut: choose needs a target, since cuts are compared at the same size")
+        if len(set(self.among)) != len(self.among) or len(self.among) < 2:
+            raise ValueError("among of cut: choose must be two or more different cuts")
+        return self
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """What may be cut."""
+        return self.among if self.cut == "choose" else (self.cut,)
 
 
 def kept_units(count: int, ratio: float, multiple_of: int = 1, units: str = "neurons") -> int:

@@ -4,6 +4,7 @@ What a neuron is in the matrices of a block, and how it is cut out, is in blocks
 its own contribution, so the pruned model equals the original with the removed neurons at zero.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from compression_assets.techniques.pruning.blocks import FeedForward, ffn_blocks, prune_ffn, rows_making
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def choose_neurons(
-    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: int, device: str
-) -> Choice:
-    """The `keep` most important neurons of every block. Raises StudyError as `ffn_importance`."""
-    return chosen(ffn_importance(model, dataset, recipe, device), keep, "width")
+    model: "PreTrainedModel", dataset: TokenDataset, recipe: PruningRecipe, keep: Collection[int], device: str
+) -> dict[int, Choice]:
+    """For each number in `keep` the neurons that stay of every block. Raises StudyError as `ffn_importance`."""
+    scores = ffn_importance(model, dataset, recipe, device)
+    return {number: chosen(scores, number, "width") for number in keep}
 
 
 def cut_neurons(model: "PreTrainedModel", choice: Choice, _config: Config) -> Pruned:
