@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from compression_assets.study.places import CLAIM
@@ -58,6 +59,18 @@ def test_a_second_run_recognises_every_step(copy: Project) -> None:
     assert code == 0, output
     assert changed(output) == set()
     assert {file: file.stat().st_mtime_ns for file in copy.root.rglob("*.safetensors")} == before
+
+
+def test_only_a_run_that_makes_something_is_in_the_history(copy: Project) -> None:
+    made: list[object] = []
+    for deleted in (False, True):
+        if deleted:
+            shutil.rmtree(copy.root / "models" / "q")
+        code, output = copy.compression("run")
+        assert code == 0, output
+        with dg.DagsterInstance.from_config(copy.dagster_home()) as instance:
+            made += [changed(output), instance.get_runs_count()]
+    assert made == [set(), 1, {"final_q"}, 2]
 
 
 def test_a_changed_recipe_runs_only_what_depends_on_it(copy: Project) -> None:

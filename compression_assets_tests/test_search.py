@@ -107,12 +107,12 @@ def test_a_candidate_chooses_only_what_its_order_has() -> None:
     space = Search(shares=(0.25,))
     found = draw(space, ["P-KD-Q-QAD"], trains, choose)
     assert asked == ["order", "P.cut", "P.target", "KD.learning_rate", "Q.kind", "Q.rounding", "QAD.learning_rate",
-                     "share"]  # fmt: skip
+                     "QAD.masters", "share"]  # fmt: skip
     assert found.settings["P"] == {"cut": "depth", "target": 0.9}
     assert token_shares(found, trains) == [0.0, 0.25, 0.0, 0.75]
     asked.clear()
     assert token_shares(draw(space, ["Q-QAD"], trains, choose), trains) == [0.0, 1.0]
-    assert asked == ["order", "Q.kind", "Q.rounding", "QAD.learning_rate"]
+    assert asked == ["order", "Q.kind", "Q.rounding", "QAD.learning_rate", "QAD.masters"]
     assert token_shares(Candidate("KD-Q-QAD-QAD", {}, 0.5), trains) == [0.5, 0.0, 0.25, 0.25]
 
 
@@ -361,7 +361,6 @@ def test_a_stopped_search_goes_on_and_does_nothing_twice(
 
     setting = setting_of(project)
     expected = [trial.ordering for trial in filled(setting, ledger_of(setting, tmp_path / "fresh"), 0)]
-    project.compression("leaderboard")
     rows = project.query("SELECT ordering, value, size_mib, predicted_mib FROM search_trials WHERE rung = 1")
     assert [row[0] for row in rows] == expected
     for _, value, size, predicted in rows:

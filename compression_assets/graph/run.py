@@ -24,6 +24,7 @@ from compression_assets.machine.workers import workers
 from compression_assets.planning.costs import expected_seconds
 from compression_assets.planning.fit import refuse_unfit
 from compression_assets.store.fingerprints import fingerprint, library_versions
+from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
 from compression_assets.study.names import DATASETS, DATASETS_OP, POOL, TABLES
@@ -225,14 +226,18 @@ class _Stamp:
         graph = defs.resolve_asset_graph()
         versions = {key.to_user_string(): graph.get(key).code_version for key in assets}
         self._content = fingerprint({"assets": versions, "libraries": library_versions()})
+        self._store = artifacts_of(study_root(study))
         self._file = dagster_home(study) / "last_success"  # as long as the history
 
     def is_there(self) -> bool:
-        return self._file.exists() and self._file.read_text() == self._content
+        """Also that everything which was there then has not been deleted since."""
+        if not self._file.exists():
+            return False
+        content, *artifacts = self._file.read_text().splitlines()
+        return content == self._content and set(artifacts) <= self._store.manifests()[0].keys()
 
     def leave(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(self._content)
+        self._file.write_text("\n".join([self._content, *self._store.manifests()[0]]))
 
 
 class _Watcher:

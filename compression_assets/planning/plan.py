@@ -12,6 +12,7 @@ from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.gpus import enough
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.steps import Predictions, data_volumes
+from compression_assets.planning.widths import width_notes
 from compression_assets.sources.models import HubModel
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
@@ -22,7 +23,7 @@ from compression_assets.study.names import (
     model_key,
     relative_directory,
 )
-from compression_assets.study.orderings import Node, StepPath
+from compression_assets.study.orderings import Node, StepPath, parse_ordering
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
@@ -333,4 +334,14 @@ class _Planner:
             notes.append(
                 f"the arithmetic of {', '.join(untold)} is not in the hours: its technique cannot tell it"
             )
-        return [*notes, *self.study.warnings, "downloads are not in the hours"]
+        return [*notes, *self._width_notes(), *self.study.warnings, "downloads are not in the hours"]
+
+    def _width_notes(self) -> list[str]:
+        nodes = self.study.nodes
+        models = {model_key(node): self.predictions.of(node).config for node in nodes.values() if node.path}
+        k_quants = {}
+        for served in self.study.evaluation.serving:
+            if served.gguf and "_k" in served.gguf.kind:
+                node = nodes[parse_ordering(served.model, variants=self.study.recipes).path]
+                k_quants[model_key(node)] = self.predictions.of(node).config
+        return width_notes(models, k_quants)

@@ -6,16 +6,21 @@ from typing import Any
 
 from compression_assets.errors import StudyError
 from compression_assets.graph.readers import readers
+from compression_assets.reporting.database import refresh
 from compression_assets.reporting.search import write_picture
 from compression_assets.search.brackets import Setting, built
-from compression_assets.search.found import Figures
+from compression_assets.search.found import Figures, Target
 from compression_assets.search.ledger import Ledger, Trial
 from compression_assets.search.outcome import repeated, verdict
 from compression_assets.search.records import trial_rows, write_records
 from compression_assets.study.leaderboard_models import parts
 from compression_assets.study.model import Study
-from compression_assets.study.orderings import Ordering, parse_ordering
+from compression_assets.study.orderings import BASE_ORDERING, Ordering, parse_ordering
 from compression_assets.takeaway.cleaning import unneeded
+
+PATIENCE = 60.0
+"""Seconds to wait for another process that derives the database."""
+ANSWERS_FINISHED = Target("answers_finished", "answers")
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ def concluded(
     figures = Figures(widened.study(), root)
     rows = repeated(study, figures, target, pairs)
     said = verdict(rows, target, setting.max_mib, study.evaluation.statistics.significance)
+    said += _endings(figures, [found for found, _ in pairs])
     trials = trial_rows(setting, ledger, about)
     outcome = [{**about, **row.row(), "verdict": said} for row in rows]
     widened.write()
     write_records(root, widened.file.parent, trials, outcome)
+    refresh(widened.study(), root, patience=PATIENCE)
     picture = root / "reports" / f"search_{about['search']}.svg"
     own = [
         (one.text, size, value)
@@ -60,6 +67,16 @@ def concluded(
     write_picture(picture, trials, own)
     freeable = sum(item.bytes for item in unneeded(study, root, readers(study)))
     return Found(said, widened.recipe_of(found), widened.file, pairs[0][0].key, picture, freeable)
+
+
+def _endings(figures: Figures, found: list[Ordering]) -> str:
+    """How many of their answers the winner's models end, which perplexity does not show; "" where none is measured."""
+    ended = [figures.value(one, ANSWERS_FINISHED) for one in found]
+    base = figures.value(BASE_ORDERING, ANSWERS_FINISHED)
+    if base is None or None in ended:
+        return ""
+    shares = ", ".join(f"{share:.2f}" for share in ended)
+    return f" Share of its answers that it ends by itself: {shares} (the base: {base:.2f})."
 
 
 def _winner(setting: Setting, ledger: Ledger) -> Trial:

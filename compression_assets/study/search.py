@@ -14,9 +14,9 @@ Value = int | float | str | bool
 ORDERS = ("KD-Q", "P-KD-Q", "KD-P-Q", "Q-QAD", "P-Q-QAD", "P-KD-Q-QAD")
 SETTINGS: dict[str, dict[str, tuple[Value, ...]]] = {
     "P": {"cut": ("width", "depth"), "target": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)},
-    "KD": {"learning_rate": (5e-5, 1e-4, 2e-4, 5e-4)},
+    "KD": {"learning_rate": (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)},
     "Q": {"kind": ("nf4", "int4"), "rounding": ("nearest", "gptq")},
-    "QAD": {"learning_rate": (1e-4, 2e-4, 5e-4, 1e-3)},
+    "QAD": {"learning_rate": (1e-4, 2e-4, 5e-4, 1e-3), "masters": ("dequantized", "unquantized")},
 }
 
 
