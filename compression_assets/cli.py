@@ -332,6 +332,11 @@ def search(max_size: float, goal: str, hours: float) -> None:
     print(f"model:   {root / 'models' / found.model}")
     print(f"trials:  {shlex.join(['compression', 'leaderboard', '--study', str(found.file)])}")
     print(f"picture: {found.picture}")
+    if found.freeable:
+        print(
+            f"disk:    {found.freeable / 2**20:,.0f} MiB of intermediates, which {next_command('clean')} frees; "
+            "put the recipe into your study first, or its own go too"
+        )
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and the command that its message tells to run next."""
+"""The one exception for a user's mistake, and what its message is made of: a cause and the command to run next."""
 
 import os
 import shlex
@@ -9,6 +9,11 @@ class StudyError(Exception):
 
     Its message is one sentence that names the cause and, where there is one, the next command (`next_command`).
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def next_command(*words: str) -> str:

@@ -71,7 +71,10 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "compute_dtype", lambda device: torch.float32)
 
 
-LONGEST_FIRST = ("test_reruns", "test_documents", "test_workers", "test_report", "test_judging_assets")
+LONGEST_FIRST = (
+    *("test_reruns", "test_documents", "test_search", "test_serving", "test_survival", "test_other_package"),
+    *("test_workers", "test_tracking", "test_component", "test_report", "test_judging_assets"),
+)
 """Files of whole runs: begun last, one of them would leave the other workers of the session without work."""
 
 

@@ -5,19 +5,17 @@ Paths and bodies are those of huggingface_hub 1.16 (`hf_api`, `_commit_api`, `lf
 
 import base64
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from compression_assets_tests.loopback import LoopbackServer, QuietHandler
 
 LARGE = (".safetensors", ".gguf")
 WRITE, READ = "hf_write", "hf_read"
 OWNER = "me"
 
 
-class HubServer:
+class HubServer(LoopbackServer):
     """repos: name -> file -> content, private ones in `private`. refuse_commits: answers commits with a 500."""
 
     def __init__(self) -> None:
@@ -26,14 +24,7 @@ class HubServer:
         self.refuse_commits = False
         self.requests: list[str] = []
         self.uploads: dict[str, bytes] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._handler())
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, Any]:
         self.requests.append(f"{method} {path}")
@@ -93,14 +84,13 @@ class HubServer:
                 self.repos[repo][value["path"]] = content
         return 200, {"commitUrl": f"{self.url}/{repo}/commit/{'0' * 40}", "commitOid": "0" * 40}
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[QuietHandler]:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def _serve(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
-                status, answer = hub.answer(self.command, self.path.partition("?")[0], token, body)
+                status, answer = hub.answer(self.command, self.path.partition("?")[0], token, self.body())
                 content = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
@@ -112,20 +102,8 @@ class HubServer:
 
             do_GET = do_POST = do_PUT = _serve
 
-            def log_message(self, *_: Any) -> None:
-                return
-
         return Handler
 
 
 def _mode(path: str) -> dict[str, Any]:
     return {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular", "shouldIgnore": False}
-
-
-@contextmanager
-def hub() -> Iterator[HubServer]:
-    server = HubServer()
-    try:
-        yield server
-    finally:
-        server.close()

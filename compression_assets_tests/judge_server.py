@@ -2,39 +2,31 @@
 
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
+
+from compression_assets_tests.loopback import LoopbackServer, QuietHandler
 
 Answer = tuple[int, dict[str, str], bytes]
 Script = Callable[["JudgeServer", str, dict[str, Any]], Answer]
 
 
-class JudgeServer:
-    """url: base address. prompts: every prompt that came in. script: what to answer; changed at will by a test."""
+class JudgeServer(LoopbackServer):
+    """prompts: every prompt that came in. script: what to answer; changed at will by a test."""
 
     def __init__(self, script: Script):
         self.script = script
         self.prompts: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__(self._handler())
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[QuietHandler]:
         judge = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                request = json.loads(self.body())
                 if "messages" in request:
                     prompt = request["messages"][0]["content"]
                 else:
@@ -51,19 +43,7 @@ class JudgeServer:
                 except OSError:  # the client stopped waiting
                     self.close_connection = True
 
-            def log_message(self, *_: Any) -> None:
-                return
-
         return Handler
-
-
-@contextmanager
-def serving(script: Script) -> Iterator[JudgeServer]:
-    server = JudgeServer(script)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def opinion(prompt: str, score: int) -> dict[str, Any]:

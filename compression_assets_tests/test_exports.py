@@ -8,7 +8,7 @@ import gguf
 from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.sources.gguf_splitting import SPLITTINGS
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
-from compression_assets_tests.hub_server import WRITE, hub
+from compression_assets_tests.hub_server import WRITE, HubServer
 from compression_assets_tests.project import Project
 from compression_assets_tests.tiny_models import tiny_directory
 
@@ -31,7 +31,7 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
 
     code, output = project.compression("export", "p")
     assert code == 0 and (project.root / "exports" / "p" / "model.safetensors").is_file(), output
-    with hub() as server:
+    with HubServer() as server:
         command = (sys.executable, "-m", "compression_assets.cli", "export", "p_q", "--push", "me/small")
         online = {"HF_ENDPOINT": server.url, "HF_TOKEN": WRITE, "HF_HUB_OFFLINE": "0"}
         code, output = project.command(*command, **online)

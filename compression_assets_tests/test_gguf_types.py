@@ -1,5 +1,6 @@
 """GGUF tensor types: int4 and int8_grouped are copied exactly, others rounded by the gguf package, NF4 not twice."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -12,13 +13,13 @@ from safetensors.torch import load_file
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.evaluation.perplexity import measure_perplexity
+from compression_assets.planning.exported import gguf_bytes
 from compression_assets.sources.gguf_splitting import QWEN2, SPLITTINGS
 from compression_assets.sources.models import GgufModel, fetch_model
 from compression_assets.takeaway import ggml
 from compression_assets.takeaway.gguf_check import check_in_llama_cpp
 from compression_assets.takeaway.gguf_export import loaded_back, write_for_serving
 from compression_assets.takeaway.gguf_file import write_gguf
-from compression_assets.takeaway.gguf_mixture import Mixture
 from compression_assets.takeaway.gguf_tensors import copied, rounded
 from compression_assets.takeaway.importance import importance
 from compression_assets.takeaway.modelfile import go_template, write_modelfile
@@ -27,6 +28,7 @@ from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints
 from compression_assets.weights.files import WEIGHTS
 from compression_assets.weights.formats.bf16 import BF16
+from compression_assets.weights.formats.gguf_mixture import Mixture
 from compression_assets.weights.formats.gguf_types import GgufForm, gguf_form, second_rounding
 from compression_assets.weights.formats.grouped_integer import Int4, Int8Grouped
 from compression_assets.weights.formats.nf4 import NF4
@@ -67,6 +69,30 @@ def test_integers_by_groups_are_copied(
     found = types(tmp_path / "q.gguf")
     assert found["blk.1.attn_q.weight"] == found["blk.0.ffn_down.weight"] == target.upper()
     assert found["token_embd.weight"] == "Q8_0" and found["blk.0.attn_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantized", "form"),
+    [
+        ("llama", None, GgufForm()),
+        ("qwen2", None, GgufForm("q4_0")),
+        ("qwen3", None, GgufForm("q8_0", embeddings="bf16")),
+        ("llama", "int4", GgufForm("q4_0", embeddings="q8_0")),
+        ("qwen2", "nf4", GgufForm("q8_0")),
+        pytest.param("llama", None, GgufForm("q4_k_m"), marks=needs_llama_cpp),
+        pytest.param("qwen2", None, GgufForm("iq4_nl"), marks=needs_llama_cpp),
+    ],
+)
+def test_the_bytes_of_a_file_are_foreseen(
+    tmp_path: Path, architecture: str, quantized: str | None, form: GgufForm
+) -> None:
+    directory = model(tmp_path / "model", architecture, tie_word_embeddings=form.embeddings is None)
+    if quantized:
+        quantize_checkpoint(directory, tmp_path / "q", QuantizationRecipe(kind=quantized))  # type: ignore[arg-type]
+        directory = tmp_path / "q"
+    write_gguf(directory, tmp_path / "made.gguf", "tiny", "a test", form)
+    written = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(tmp_path / "made.gguf").tensors)
+    assert gguf_bytes(json.loads((directory / "config.json").read_text()), form) == written
 
 
 @pytest.mark.parametrize("form", [Int4(group_size=128), Int8Grouped(group_size=32)])

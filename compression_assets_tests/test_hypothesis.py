@@ -85,7 +85,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 def test_the_study_has_what_the_benchmark_reads() -> None:
     study = load_study(STUDY)
     sequences = {ordering.sequence for ordering in study.parsed_orderings}
-    for budget in ("KD:maxtokens2048", "KD:maxtokens6144"):
+    for budget in ("KD:maxtokens2048", "KD:maxtokens8192"):
         steps = ("P", "P:depth", budget, "Q")
         assert {f"FT-{step}" for step in steps} <= sequences
         orders = [tuple(one.split("-")[1:]) for one in sequences if one.count("-") == 4 and budget in one]

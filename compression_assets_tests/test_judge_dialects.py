@@ -8,7 +8,7 @@ import pytest
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.replies import JudgeError, Reply, Shape
-from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
+from compression_assets_tests.judge_server import JudgeServer, completion, opinion
 from compression_assets_tests.judging_helpers import CASES, asker, judged, values
 
 
@@ -40,7 +40,7 @@ def without_top(prompt: str, top: dict[str, Any]) -> tuple[int, dict[str, str], 
     ],
 )
 def test_without_probabilities_the_written_number_counts(tmp_path: Path, top: dict[str, Any]) -> None:
-    with serving(lambda _, prompt, __: without_top(prompt, top)) as server:
+    with JudgeServer(lambda _, prompt, __: without_top(prompt, top)) as server:
         outcomes = judged(asker(server, tmp_path), CASES[:1])
     assert values(outcomes, "correctness") == values(outcomes, "relevance") == [0.75]
 
@@ -51,7 +51,7 @@ def test_a_server_that_refuses_probabilities_is_asked_without(tmp_path: Path) ->
             return 400, {}, b'{"error": "logprobs is not supported with this model"}'
         return completion(opinion(prompt, 4))
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         outcomes = judged(asker(server, tmp_path))
         assert values(outcomes, "correctness") == [0.75] * 4
         # Only the questions under way together meet the refusal.
@@ -80,7 +80,7 @@ def test_what_surrounds_an_answer_is_passed_over(tmp_path: Path, changed: Any) -
     def script(_: JudgeServer, prompt: str, __: dict[str, Any]) -> Any:
         return answered(prompt, content=changed(json.dumps(opinion(prompt, 4))))
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         outcomes = judged(asker(server, tmp_path), CASES[:1])
     assert values(outcomes, "correctness") == pytest.approx([(3.9 - 1) / 4], abs=1e-4)
     assert values(outcomes, "prompt_alignment") == [1.0]
@@ -100,7 +100,7 @@ def test_a_missing_answer_names_its_cause(tmp_path: Path, message: Any, finish: 
         choice = {"message": {"role": "assistant", **message}, "finish_reason": finish}
         return 200, {}, json.dumps({"choices": [choice]}).encode()
 
-    with serving(script) as server, pytest.raises(StudyError, match=cause):
+    with JudgeServer(script) as server, pytest.raises(StudyError, match=cause):
         judged(asker(server, tmp_path), CASES)
 
 
@@ -126,7 +126,7 @@ def test_a_refused_parameter_names_the_setting_that_helps(
             return 400, {}, json.dumps({"error": {"message": said}}).encode()
         return completion(opinion(prompt, 4), 4)
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         with pytest.raises(StudyError, match=f"HTTP 400.*{said} in evaluation.judge.model"):
             judged(asker(server, tmp_path), CASES)
         outcomes = judged(asker(server, tmp_path, **settings), CASES[:1])
@@ -136,7 +136,7 @@ def test_a_refused_parameter_names_the_setting_that_helps(
 def test_a_question_that_is_too_long_is_no_matter_of_names(tmp_path: Path) -> None:
     body = b"'max_tokens' is too large: 512. This model's maximum context length is 1024 tokens"
     with (
-        serving(lambda *_: (400, {}, body)) as server,
+        JudgeServer(lambda *_: (400, {}, body)) as server,
         pytest.raises(StudyError, match="smaller max_characters"),
     ):
         judged(asker(server, tmp_path), CASES)

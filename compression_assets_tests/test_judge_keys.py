@@ -13,7 +13,7 @@ from compression_assets.evaluation.judging.cache import AnswerCache
 from compression_assets.evaluation.judging.judges import open_backend
 from compression_assets.evaluation.judging.prompts import METRICS
 from compression_assets.evaluation.judging.settings import GeminiJudge, OpenAiJudge
-from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
+from compression_assets_tests.judge_server import JudgeServer, completion, opinion
 from compression_assets_tests.judging_helpers import CASES, QUICK, asker, judged
 
 KEY = "PLANTED-KEY-5d1f0c"
@@ -30,13 +30,13 @@ def test_a_key_is_sent_and_shown_nowhere(
             return 500, {}, f"cannot serve {KEY}".encode()
         return completion({**opinion(prompt, 4), "reason": f"your key is {KEY}"})
 
-    with serving(echoing) as server:
+    with JudgeServer(echoing) as server:
         asking = asker(server, tmp_path, api_key_env="JUDGE_KEY")
         outcomes = judged(asking)
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     errors = {outcome.error for outcome in outcomes if outcome.value is None}
     assert errors == {f"HTTP 500 (cannot serve {HIDDEN})"}
-    with serving(lambda *_: (403, {}, KEY.encode())) as server, pytest.raises(StudyError) as caught:
+    with JudgeServer(lambda *_: (403, {}, KEY.encode())) as server, pytest.raises(StudyError) as caught:
         judged(asker(server, tmp_path / "other", api_key_env="JUDGE_KEY"))
     shown: list[BaseException | None] = [caught.value]
     while shown[-1] is not None:
@@ -81,7 +81,7 @@ def test_gemini_through_deepevals_own_class(tmp_path: Path, monkeypatch: pytest.
         body = {"candidates": [part], "usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}}
         return 200, {"content-type": "application/json"}, json.dumps(body).encode()
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
         patience = QUICK
         asking = Asker(

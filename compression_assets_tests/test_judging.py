@@ -25,7 +25,7 @@ from compression_assets.evaluation.judging.results import (
 )
 from compression_assets.evaluation.judging.scoring import Outcome, judge_cases
 from compression_assets_tests import judge_server
-from compression_assets_tests.judge_server import JudgeServer, always, completion, opinion, serving
+from compression_assets_tests.judge_server import JudgeServer, always, completion, opinion
 from compression_assets_tests.judging_helpers import CASES, HASTY, QUESTIONS, QUICK, asker, judged, values
 
 
@@ -34,7 +34,7 @@ def test_scores_are_weighted_by_token_probabilities_where_the_judge_gives_them(t
         assert request["temperature"] == 0 and request["response_format"]["type"] == "json_schema"
         return completion(opinion(prompt, 4), 4 if request.get("logprobs") else None)
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         outcomes = judged(asker(server, tmp_path))
         # nine tenths on 4 and one on 3 of a scale from 1 to 5
         assert values(outcomes, "correctness") == pytest.approx([(3.9 - 1) / 4] * 4, abs=1e-4)
@@ -45,7 +45,7 @@ def test_scores_are_weighted_by_token_probabilities_where_the_judge_gives_them(t
 
 def test_the_judge_sees_question_context_expected_answer_and_answer(tmp_path: Path) -> None:
     case = Case("a", "WHO?", "CONTEXT " * 10, ("BOB", "BOBBY", "BOB"), "ANSWER" * 20)
-    with serving(always(5)) as server:
+    with JudgeServer(always(5)) as server:
         judge_cases([case], asker(server, tmp_path), 100, "judged_q")
         correctness, relevance, alignment = sorted(server.prompts, key=lambda prompt: "verdicts" in prompt)
         if "Expected Output:\n" not in correctness:
@@ -58,7 +58,7 @@ def test_the_judge_sees_question_context_expected_answer_and_answer(tmp_path: Pa
 
 
 def test_nothing_is_asked_twice_and_two_judges_share_nothing(tmp_path: Path) -> None:
-    with serving(always(3)) as server:
+    with JudgeServer(always(3)) as server:
         first = asker(server, tmp_path)
         outcomes = judged(first)
         assert len(server.prompts) == first.asked == QUESTIONS and first.tokens == 10 * QUESTIONS
@@ -100,7 +100,7 @@ def test_passing_trouble_is_retried(tmp_path: Path, trouble: Any) -> None:
         seen.add(prompt)
         return trouble(prompt)
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         patience = HASTY if trouble is hangs else QUICK
         outcomes = judged(asker(server, tmp_path, patience), CASES[:2])
         assert [outcome.value for outcome in outcomes] == [0.75] * 4 + [1.0] * 2
@@ -115,7 +115,7 @@ def test_what_keeps_failing_is_recorded_with_its_reason_and_asked_again_later(tm
             return 503, {}, b"overloaded"
         return completion(opinion(prompt, 5))
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         outcomes = judged(asker(server, tmp_path))
         failed = [outcome for outcome in outcomes if outcome.value is None]
         assert {outcome.case for outcome in failed} == {"q2"} and len(failed) == len(METRICS)
@@ -164,7 +164,7 @@ def perfect(cases: list[Case]) -> list[Outcome]:
 )
 def test_a_dead_judge_is_given_up_at_once_in_one_sentence(tmp_path: Path, script: Any, cause: str) -> None:
     started = time.monotonic()
-    with serving(script) as server, pytest.raises(StudyError) as caught:
+    with JudgeServer(script) as server, pytest.raises(StudyError) as caught:
         judged(asker(server, tmp_path, HASTY), CASES)
     assert cause in str(caught.value) and "compression run --select 'judged_q*'" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -180,7 +180,7 @@ def test_a_judge_is_given_up_for_good_though_a_late_answer_comes(tmp_path: Path)
             return completion(opinion(prompt, 3))
         return 400, {}, b"too long"
 
-    with serving(script) as server, pytest.raises(StudyError, match="HTTP 400"):
+    with JudgeServer(script) as server, pytest.raises(StudyError, match="HTTP 400"):
         judged(asker(server, tmp_path))
 
 
@@ -204,7 +204,7 @@ def test_the_score_is_weighted_at_its_own_token() -> None:
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    with serving(always(1)) as server:
+    with JudgeServer(always(1)) as server:
         asking = asker(server, tmp_path)
     with pytest.raises(StudyError, match="answered none of the first"):
         judged(asking)
@@ -218,7 +218,7 @@ def test_the_time_for_a_run_is_bounded(tmp_path: Path) -> None:
 
     patience = HASTY.model_copy(update={"run_seconds": 2.5, "attempts": 100, "concurrency": 1})
     started = time.monotonic()
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         outcomes = judged(asker(server, tmp_path, patience))
     assert time.monotonic() - started < 20
     assert [outcome.value for outcome in outcomes if outcome.value is not None] == [1.0]
@@ -233,7 +233,7 @@ def test_an_empty_answer_is_worth_nothing_and_not_asked_about(tmp_path: Path) ->
         Answer("b", "Q?", "C.", ("x",), "p", "x", 1, True),
     ]
     cases = cases_of(answers, 5)
-    with serving(always(5)) as server:
+    with JudgeServer(always(5)) as server:
         outcomes = judged(asker(server, tmp_path), [case for case in cases if case.answer])
         assert len(server.prompts) == len(METRICS)
     samples = to_samples(cases, [*outcomes, *empty_outcomes(cases)])
@@ -243,7 +243,7 @@ def test_an_empty_answer_is_worth_nothing_and_not_asked_about(tmp_path: Path) ->
 
 
 def test_a_fair_judge_passes_its_test_and_others_do_not(tmp_path: Path) -> None:
-    with serving(judge_server.fair) as server:
+    with JudgeServer(judge_server.fair) as server:
         some = planted_cases(10)
         fair = calibrate("fair", some, judged(asker(server, tmp_path), some), 0.7, 0)
         assert len(server.prompts) == len(some) * len(METRICS)
@@ -307,7 +307,7 @@ def test_a_killed_judging_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     work, cache = tmp_path / "cwd", tmp_path / "cache"
     work.mkdir()
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         process = subprocess.Popen(
             [sys.executable, "-c", JUDGE_UNTIL_KILLED, server.url, str(cache)], cwd=work, env=environment
@@ -330,7 +330,7 @@ def test_a_killed_judging_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_damaged_cache_entry_is_asked_again(tmp_path: Path) -> None:
-    with serving(always(5)) as server:
+    with JudgeServer(always(5)) as server:
         judged(asker(server, tmp_path), CASES[:1])
         file = next(tmp_path.glob("*.json"))
         file.write_text(file.read_text()[:30])

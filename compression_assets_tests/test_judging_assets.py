@@ -15,7 +15,7 @@ from compression_assets.reporting.database import database_of
 from compression_assets.reporting.leaderboard import leaderboard_text
 from compression_assets.reporting.read import read_results
 from compression_assets.study.files import load_study
-from compression_assets_tests.judge_server import JudgeServer, completion, opinion, serving
+from compression_assets_tests.judge_server import JudgeServer, completion, opinion
 from compression_assets_tests.project import Project, changed
 
 KEY = "PLANTED-KEY-77ab31"
@@ -31,7 +31,7 @@ def test_a_study_with_a_judge_behind_an_address(tmp_path: Path) -> None:
             return 500, {}, f"no access for {KEY}".encode()
         return completion({**opinion(prompt, 4), "reason": f"because {KEY}"})
 
-    with serving(script) as server:
+    with JudgeServer(script) as server:
         address = {"base_url": f"{server.url}/v1", "model": "m", "api_key_env": "JUDGE_KEY"}
         judge = {
             "model": {"kind": "openai_compatible", **address},

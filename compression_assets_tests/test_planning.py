@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.planning import work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.plan import Plan, make_plan
 from compression_assets.planning.summary import as_markdown, as_text, database_rows
+from compression_assets.planning.widths import width_notes
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.sources.models import DirectoryModel, HubModel
 from compression_assets.study.files import PRESETS, load_study
@@ -20,6 +22,7 @@ from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.weights import checkpoints, shapes
 from compression_assets.weights.files import WEIGHTS
 from compression_assets.weights.formats.bf16 import FP32
+from compression_assets.weights.formats.grouped_integer import Int4
 from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.tiny_models import tiny_directory
@@ -127,6 +130,20 @@ def test_a_shared_prefix_is_paid_once(tmp_path: Path) -> None:
     assert both.separate - alone.separate == pytest.approx(again)
 
 
+@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed: pip install --group test")
+def test_files_for_engines_take_disk(tmp_path: Path) -> None:
+    raw = yaml.safe_load((PRESETS / "demo.yaml").read_text())
+    served, without = (
+        planned(tmp_path, "demo", "cpu", evaluation={**raw["evaluation"], "serving": serving})
+        for serving in ([{"model": "base", "format": "gguf:q8_0"}], [])
+    )
+    weights = 134_515_008 - 30 * 2 * 576 - 576  # vectors are in float32
+    tensors = weights // 32 * 34 + 4 * (134_515_008 - weights)
+    assert without.exported == 0 < served.exported - tensors < 5e6  # and the vocabulary
+    assert served.disk - without.disk == served.exported
+    assert "0.14 of it files for engines" in as_text(served)
+
+
 def test_tokens_and_logits_by_hand(tmp_path: Path) -> None:
     study = load_study("demo")
     plan = make_plan(study, device("cpu"), tmp_path)
@@ -164,3 +181,18 @@ def test_it_reads_as_a_table_everywhere(tmp_path: Path) -> None:
     assert {row["asset"] for row in rows} == {row.asset for row in plan.rows}
     assert all(row["fits"] is not False for row in rows)
     assert set(CARDS) == {"a6000", "a100", "h100"}
+
+
+def test_widths_that_engines_do_not_take_whole_are_named(tmp_path: Path) -> None:
+    shape = {"hidden_size": 2048, "num_attention_heads": 16, "quantization_config": Int4().to_config()}
+    pruned, whole = shape | {"intermediate_size": 7706}, shape | {"intermediate_size": 7680}
+    (note,) = width_notes({"p_q": pruned, "q": whole}, {})
+    assert "multiples of 128, and p_q has 7,706:" in note
+    (note,) = width_notes({}, {"p": pruned, "p2": pruned, "narrow": whole | {"head_dim": 8}, "q": whole})[:1]
+    assert "multiples of 256, and p and p2 have 7,706:" in note
+    narrow = width_notes({}, {"narrow": whole | {"head_dim": 8}})
+    assert len(narrow) == 1 and "narrow has 128:" in narrow[0]
+    assert width_notes({"full": pruned | {"quantization_config": None}}, {"q": whole}) == []
+    notes = planned(tmp_path, "demo", "cpu").notes
+    assert sum("K-quants" in note for note in notes) == 2 and sum("Marlin" in note for note in notes) == 2
+    assert not any("multiples of" in note for note in planned(tmp_path).notes)

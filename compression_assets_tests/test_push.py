@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from compression_assets.errors import StudyError
 from compression_assets.sources import hub_retries
 from compression_assets.takeaway.push import dry_run, push, refuse_push
-from compression_assets_tests.hub_server import READ, WRITE, HubServer, hub
+from compression_assets_tests.hub_server import READ, WRITE, HubServer
 from compression_assets_tests.tiny_models import tiny_directory
 
 CARD = "---\nlicense: mit\n---\n# p_kd\n"
@@ -20,7 +20,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(hub_retries, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", WRITE)
-    with hub() as serving:
+    with HubServer() as serving:
         monkeypatch.setattr(constants, "ENDPOINT", serving.url)
         yield serving
 

@@ -386,6 +386,9 @@ def test_a_stopped_search_goes_on_and_does_nothing_twice(
     assert "What a search found" in page and "Within 0.1 MiB the search found" in page
     assert found.picture.read_text().startswith("<svg")
 
+    code, output = project.compression("clean", "--dry-run")
+    assert code == 0 and f"would free {found.freeable / 2**20:,.1f} MiB" in output and found.freeable > 0
+
     # The recipe, put into the study, is found and not made again.
     raw = project.read()
     raw["techniques"] |= found.recipe["techniques"]

@@ -15,6 +15,7 @@ import torch
 from benchmarks.survival import (
     Rounded,
     item_interval,
+    main,
     placing_the_paper,
     predict_for_grid,
     t_interval,
@@ -163,7 +164,9 @@ def test_the_paper_is_placed_by_its_steps() -> None:
 
 
 @pytest.mark.timeout(400)
-def test_the_verdict_on_a_study(tmp_path: Path) -> None:
+def test_the_verdict_on_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Seeds and roundings of one study share their trainings; the benchmark reads what the study has measured."""
     project = Project(
         tmp_path,
@@ -178,11 +181,11 @@ def test_the_verdict_on_a_study(tmp_path: Path) -> None:
     assert code == 0, output
     trained = {f"q_d_kd{seed}" for seed in ("", "_s1", "_s2")}
     assert trained <= set(project.versions()) and len(project.versions()) == 3 * 5 + 2
-    code, output = project.command(
-        *(sys.executable, "-m", "benchmarks.survival", "--study", str(project.study_file), "--apart", "16"),
-        PYTHONPATH=str(Path(__file__).parents[1]),
-    )
-    assert code == 0, output
+    monkeypatch.setenv("COMPRESSION_STORAGE", str(project.storage))
+    monkeypatch.setenv("COMPRESSION_STUDY", "smoke")
+    monkeypatch.setattr(sys, "argv", ["survival", "--study", str(project.study_file), "--apart", "16"])
+    main()
+    output = capsys.readouterr().out
     assert re.search(r"^Q-D-KD +nearest +3 ", output, re.MULTILINE)
     assert re.search(r"^Q-D-KD: not refuted: nearest - stochastic \+.* over 3 seeds", output, re.MULTILINE)
     beside = re.findall(r"^q_d_kd\S* +16 +([\d.]+) +(0\.\d+) +([\d.]+)$", output, re.MULTILINE)

@@ -36,7 +36,8 @@ def test_every_model_of_a_study_is_one_run(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     address = f"sqlite:///{tmp_path}/mlflow.db"
-    project = Project(tmp_path, orderings=["P-Q"], tracking={"mlflow": address})
+    measured_alone = {"perplexity": {"batch_size": 8}}
+    project = Project(tmp_path, orderings=["P-Q"], tracking={"mlflow": address}, evaluation=measured_alone)
     code, output = project.compression("run")
     assert code == 0 and "3 of 3 runs are new" in output, output
     study, root = load_study(project.study_file), project.root

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, first_line
 from compression_assets.machine.locks import POLL_SECONDS, SAY_EVERY, Waiting
 
 if TYPE_CHECKING:
@@ -119,9 +119,8 @@ def connect(name: str) -> "psycopg2.extensions.connection":
             **{f"keepalives_{key}": value for key, value in ALIVE.items()},
         )
     except psycopg2.OperationalError as error:
-        cause = str(error).strip().splitlines()[0]
         raise StudyError(
-            f"the server of {VARIABLE} cannot be used ({cause}); see to it, then run again"
+            f"the server of {VARIABLE} cannot be used ({first_line(error)}); see to it, then run again"
         ) from error
     except psycopg2.ProgrammingError:
         # What it says may hold the password.

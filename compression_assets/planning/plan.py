@@ -7,10 +7,12 @@ from compression_assets.errors import StudyError
 from compression_assets.planning import memory, work
 from compression_assets.planning.costs import REFERENCE, expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
+from compression_assets.planning.exported import gguf_bytes
 from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.gpus import enough
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.steps import Predictions, data_volumes
+from compression_assets.planning.widths import width_notes
 from compression_assets.sources.models import HubModel
 from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
 from compression_assets.study.names import (
@@ -21,7 +23,7 @@ from compression_assets.study.names import (
     model_key,
     relative_directory,
 )
-from compression_assets.study.orderings import Node, StepPath
+from compression_assets.study.orderings import Node, StepPath, parse_ordering
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
@@ -68,7 +70,8 @@ class Plan:
     """rows: base, teacher, logits, then every node of the prefix tree, parents first. finals: those that are measured.
 
     seconds: of everything, on the device. measuring: what of it evaluation takes. separate: seconds if every ordering
-    were built by itself. disk: bytes of everything, intermediates included. misfits and notes: sentences.
+    were built by itself. exported: bytes of the files that engines load. disk: bytes of everything, intermediates
+    included. misfits and notes: sentences.
     """
 
     study: str
@@ -78,6 +81,7 @@ class Plan:
     base_size: int
     measuring: float
     separate: float
+    exported: int
     misfits: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -87,7 +91,7 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        return sum(row.disk for row in self.rows)
+        return self.exported + sum(row.disk for row in self.rows)
 
     def row(self, asset: str) -> Row:
         return next(row for row in self.rows if row.asset == asset)
@@ -151,9 +155,18 @@ class _Planner:
             base_size=base.size,
             measuring=self._measuring(rows),
             separate=self._separate(steps, teaching),
+            exported=self._exported(),
             misfits=tuple(self._misfits(rows)),
             notes=tuple(self._notes()),
         )
+
+    def _exported(self) -> int:
+        total = 0
+        for served, ordering in self.study.served:
+            if served.gguf is not None:
+                config = self.predictions.of(self.study.nodes[ordering.path]).config
+                total += gguf_bytes(config, served.gguf) + TOKENIZER_BYTES * config["vocab_size"]
+        return total
 
     def _fetched(self, asset: str, config: Config) -> Row:
         size = shapes.file_bytes(config)
@@ -321,4 +334,14 @@ class _Planner:
             notes.append(
                 f"the arithmetic of {', '.join(untold)} is not in the hours: its technique cannot tell it"
             )
-        return [*notes, *self.study.warnings, "downloads are not in the hours"]
+        return [*notes, *self._width_notes(), *self.study.warnings, "downloads are not in the hours"]
+
+    def _width_notes(self) -> list[str]:
+        nodes = self.study.nodes
+        models = {model_key(node): self.predictions.of(node).config for node in nodes.values() if node.path}
+        k_quants = {}
+        for served in self.study.evaluation.serving:
+            if served.gguf and "_k" in served.gguf.kind:
+                node = nodes[parse_ordering(served.model, variants=self.study.recipes).path]
+                k_quants[model_key(node)] = self.predictions.of(node).config
+        return width_notes(models, k_quants)

@@ -48,7 +48,8 @@ def sentences(plan: Plan) -> list[str]:
     logits = [row for row in plan.rows if row.technique == "logits"]
     lines = [
         f"{plan.device.name}: {duration(plan.seconds)} in all, {duration(plan.measuring)} of it for data and measuring",
-        f"disk: {plan.disk / GIB:.1f} GiB",
+        f"disk: {plan.disk / GIB:.1f} GiB"
+        + (f", {plan.exported / GIB:.2f} of it files for engines" if plan.exported else ""),
     ]
     lines += [f"teacher logits: {row.size / GIB:.2f} GiB" for row in logits]
     if gpus := sentence(plan.rows):

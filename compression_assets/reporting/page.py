@@ -17,7 +17,7 @@ from compression_assets.reporting.serving import in_engines
 from compression_assets.reporting.size import size_and_quality
 from compression_assets.reporting.steps import steps_of_orderings
 from compression_assets.reporting.survival import why_it_breaks
-from compression_assets.store.code_fingerprints import code_fingerprint
+from compression_assets.store.fingerprint_cache import kept_code_fingerprint
 from compression_assets.store.fingerprints import fingerprint
 
 REPORT = "report.html"
@@ -112,7 +112,7 @@ def fingerprint_of(data: ReportData) -> str:
         "answers": data.answers,
         "manifests": {name: manifest.data_version for name, manifest in data.manifests.items()},
         "made": {name: manifest.created_at for name, manifest in data.manifests.items()},
-        "code": code_fingerprint(__name__),
+        "code": kept_code_fingerprint(__name__),
         "templates": [file.read_text() for file in sorted(_TEMPLATES.iterdir())],
     }
     return fingerprint(_plain(known))

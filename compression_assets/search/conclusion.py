@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError
+from compression_assets.graph.readers import readers
 from compression_assets.reporting.database import refresh
 from compression_assets.reporting.search import write_picture
 from compression_assets.search.brackets import Setting, built
@@ -15,6 +16,7 @@ from compression_assets.search.records import trial_rows, write_records
 from compression_assets.study.leaderboard_models import parts
 from compression_assets.study.model import Study
 from compression_assets.study.orderings import BASE_ORDERING, Ordering, parse_ordering
+from compression_assets.takeaway.cleaning import unneeded
 
 PATIENCE = 60.0
 """Seconds to wait for another process that derives the database."""
@@ -25,7 +27,7 @@ ANSWERS_FINISHED = Target("answers_finished", "answers")
 class Found:
     """verdict: sentences. recipe: `techniques` and `orderings` for a study file. file: the study with every trial.
 
-    model: its key. picture: quality against size, an SVG file.
+    model: its key. picture: quality against size, an SVG file. freeable: bytes that `compression clean` would free.
     """
 
     verdict: str
@@ -33,6 +35,7 @@ class Found:
     file: Path
     model: str
     picture: Path
+    freeable: int
 
 
 def concluded(
@@ -62,7 +65,8 @@ def concluded(
         if (size := figures.size(one)) is not None and (value := figures.value(one, target)) is not None
     ]
     write_picture(picture, trials, own)
-    return Found(said, widened.recipe_of(found), widened.file, pairs[0][0].key, picture)
+    freeable = sum(item.bytes for item in unneeded(study, root, readers(study)))
+    return Found(said, widened.recipe_of(found), widened.file, pairs[0][0].key, picture, freeable)
 
 
 def _endings(figures: Figures, found: list[Ordering]) -> str:

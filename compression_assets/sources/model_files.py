@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, first_line
 from compression_assets.store.fingerprints import file_sha256
 from compression_assets.weights import architectures
 from compression_assets.weights.files import INDEX, VOCABULARY_FILES, WEIGHTS, tensor_headers, weight_files
@@ -182,11 +182,6 @@ def licence(path: Path) -> str:
     except yaml.YAMLError:
         return "not stated"
     return str(front.get("license", "not stated")) if isinstance(front, dict) else "not stated"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _json(file: Path, otherwise: str) -> dict[str, Any]:

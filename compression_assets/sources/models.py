@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, first_line
 from compression_assets.sources import gguf_model, model_files, random_model, tokenizer_setup
 from compression_assets.sources.hub_retries import persistently
 from compression_assets.sources.paths import local_path
@@ -223,6 +223,6 @@ def download(
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise StudyError(
             f"the model {source.repo} (revision {source.revision}) cannot be downloaded from the hub "
-            f"({model_files.first_line(error)}): check its name, revision, access rights and the connection."
+            f"({first_line(error)}): check its name, revision, access rights and the connection."
         ) from error
     return Path(found)

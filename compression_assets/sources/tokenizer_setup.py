@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets.errors import StudyError
-from compression_assets.sources.model_files import first_line
+from compression_assets.errors import StudyError, first_line
 from compression_assets.text.chat_template import ChatTemplate, ids_of, plain_template
 
 if TYPE_CHECKING:

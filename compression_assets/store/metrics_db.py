@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError, next_command
+from compression_assets.errors import StudyError, first_line, next_command
 
 if TYPE_CHECKING:
     import duckdb
@@ -55,7 +55,7 @@ class MetricsDatabase:
                     )
                 return [column[0] for column in result.description], result.fetchall()
             except duckdb.Error as error:
-                raise StudyError(f"the query failed: {str(error).splitlines()[0]}") from error
+                raise StudyError(f"the query failed: {first_line(error)}") from error
 
     def stamp(self) -> str | None:
         """What the file was derived from (`fresh`); None where there is none that can be read.
@@ -114,7 +114,7 @@ class MetricsDatabase:
         try:
             db = duckdb.connect(str(self.file), read_only=True)
         except duckdb.Error as error:
-            problem = str(error).splitlines()[0]
+            problem = first_line(error)
             if "lock" in problem.lower():
                 raise HeldOpen(
                     f"the database is held open for writing by another process ({problem}); close it there"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, first_line
 
 VARIABLE = "COMPRESSION_STORE"
 PART = 16 * 2**20
@@ -142,10 +142,9 @@ class ObjectStore:
         try:
             yield
         except BaseError as error:
-            cause = str(error).strip().splitlines()[0]
             raise StudyError(
-                f"the object store {self.url} cannot be used ({cause[:300]}); see to {VARIABLE}, the AWS_* variables "
-                "and the server, then run again: finished work is kept"
+                f"the object store {self.url} cannot be used ({first_line(error)[:300]}); see to {VARIABLE}, the "
+                "AWS_* variables and the server, then run again: finished work is kept"
             ) from error
 
 

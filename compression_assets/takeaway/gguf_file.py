@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from compression_assets.errors import StudyError
 from compression_assets.sources.gguf_rope import llama3_divisors
-from compression_assets.takeaway.gguf_mixture import OUTPUT, TOKENS, Mixture
-from compression_assets.takeaway.gguf_tensors import copied, file_type, ggml_type, rounded
+from compression_assets.takeaway.gguf_tensors import copied, file_type, rounded
 from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
 from compression_assets.weights.formats.format import Stored
-from compression_assets.weights.formats.gguf_types import ARCHITECTURES, EXACT, GgufForm, types_as_stored
+from compression_assets.weights.formats.gguf_mixture import OUTPUT, TOKENS, Mixture
+from compression_assets.weights.formats.gguf_types import (
+    ARCHITECTURES,
+    EXACT,
+    GgufForm,
+    ggml_type,
+    types_as_stored,
+)
 from compression_assets.weights.formats.grouped_integer import GroupedInteger
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.takeaway import ggml
-from compression_assets.weights.formats.gguf_types import BLOCK, CODE_BITS, EXACT
+from compression_assets.weights.formats.gguf_types import BLOCK, CODE_BITS, EXACT, block_of, ggml_type
 
 if TYPE_CHECKING:
     import gguf
@@ -18,23 +18,10 @@ BY_GGML = ("q4_k", "q5_k", "q6_k", "iq4_nl")
 """Types that the gguf package reads and does not write."""
 
 
-def ggml_type(kind: str) -> "gguf.GGMLQuantizationType":
-    import gguf
-
-    return gguf.GGMLQuantizationType[kind.upper()]
-
-
 def file_type(kind: str) -> "gguf.LlamaFileType":
     import gguf
 
     return gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"]
-
-
-def block_of(kind: str) -> int:
-    """Weights of a row that share a scale."""
-    import gguf
-
-    return gguf.GGML_QUANT_SIZES[ggml_type(kind)][0]
 
 
 def rounded(

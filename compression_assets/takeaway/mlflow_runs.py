@@ -14,11 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, first_line
 from compression_assets.machine.locks import locked
 from compression_assets.planning.libraries import refuse_missing_libraries
 from compression_assets.reporting.read import Results
-from compression_assets.sources.model_files import first_line
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.study.model import Study
 from compression_assets.study.names import TEACHER_MODEL, model_key, relative_directory

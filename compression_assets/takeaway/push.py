@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, first_line
 from compression_assets.sources.hub_retries import persistently
-from compression_assets.sources.model_files import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

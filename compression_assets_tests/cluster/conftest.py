@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -19,11 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def servers() -> Iterator[dict[str, str]]:
     """The environment of a host: COMPRESSION_STORE, its keys, and COMPRESSION_PG."""
-    folder = tmp_path_factory.mktemp("servers")
-    with object_store(folder / "store") as environment, postgres(folder / "postgres") as url:
-        yield {**environment, "COMPRESSION_PG": url}
+    # Not in pytest's own folder: every session that starts closes that one to other users, PostgreSQL's among them.
+    with TemporaryDirectory(prefix="compression_servers_", ignore_cleanup_errors=True) as made:
+        folder = Path(made)
+        with object_store(folder / "store") as environment, postgres(folder / "postgres") as url:
+            yield {**environment, "COMPRESSION_PG": url}
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """The object store against a real server: what a condition forbids is not written, whoever races."""
 
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from compression_assets.errors import StudyError
 from compression_assets.store.object_store import ObjectStore, Superseded, refuse_unconditional
 from compression_assets.store.tables import tables, write_table
+from compression_assets_tests.loopback import LoopbackServer, QuietHandler
 
 pytestmark = pytest.mark.cluster
 
@@ -105,9 +104,9 @@ def careless_server() -> Iterator[str]:
     """A server that takes every write, as some do."""
     kept: dict[str, bytes] = {}
 
-    class Careless(BaseHTTPRequestHandler):
+    class Careless(QuietHandler):
         def do_PUT(self) -> None:
-            kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+            kept[self.path] = self.body()
             self._answer(200)
 
         def do_GET(self) -> None:
@@ -116,7 +115,7 @@ def careless_server() -> Iterator[str]:
         do_HEAD = do_GET
 
         def do_POST(self) -> None:  # a deletion
-            keys = re.findall(rb"<Key>.*?</Key>", self.rfile.read(int(self.headers["Content-Length"])))
+            keys = re.findall(rb"<Key>.*?</Key>", self.body())
             deleted = b"".join(b"<Deleted>" + key + b"</Deleted>" for key in keys)
             self._answer(200, b"<DeleteResult>" + deleted + b"</DeleteResult>")
 
@@ -130,11 +129,5 @@ def careless_server() -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Careless)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with LoopbackServer(Careless) as server:
+        yield server.url

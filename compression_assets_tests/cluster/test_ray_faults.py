@@ -111,9 +111,12 @@ def test_a_killed_driver(study: Study, hosts: Hosts, undisturbed: dict[str, str]
 def test_two_drivers(study: Study, hosts: Hosts, undisturbed: dict[str, str], tmp_path: Path) -> None:
     other = Study(tmp_path / "other", study.name, hosts)
     other.study_file.write_text(study.study_file.read_text())
-    for run in [study.run(), other.run()]:
-        ends_well(run)
-    check(study, undisturbed)
+    try:
+        for run in [study.run(), other.run()]:
+            ends_well(run)
+        check(study, undisturbed)
+    finally:
+        other.end()
 
 
 def test_a_host_cut_off_and_back(study: Study, hosts: Hosts, undisturbed: dict[str, str]) -> None:

@@ -6,18 +6,22 @@ int4 and int8_grouped store with larger groups.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import near_match
 from compression_assets.weights.formats.format import Format
 from compression_assets.weights.formats.grouped_integer import GroupedInteger
 
+if TYPE_CHECKING:
+    import gguf
+
 EXACT = ("bf16", "f16")
 """Types in which a 16-bit model keeps its predictions."""
 PLAIN = (*EXACT, "q8_0", "q5_0", "q4_0")
 """Every matrix but embeddings and output layer in one type, by the gguf package; vectors are in float32."""
 MIXTURES = {"q4_k_m": "q4_k", "q5_k_m": "q5_k", "q6_k": "q6_k", "iq4_nl": "iq4_nl"}
-"""Types that llama.cpp mixes with others, by its own rule and code (`takeaway/gguf_mixture.py`) -> the main one."""
+"""Types that llama.cpp mixes with others, by its own rule and code (`gguf_mixture.py`) -> the main one."""
 TYPES = (*PLAIN, *MIXTURES)
 EMBEDDINGS = (*PLAIN, "q6_k")
 """What embeddings and the output layer may be in, where that is said."""
@@ -70,6 +74,19 @@ def gguf_form(text: str, embeddings: str | None = None, importance: bool = False
     if importance and kind in EXACT:
         raise StudyError(f"{kind} rounds nothing, so that importance is of no use to it")
     return GgufForm(kind, embeddings, importance)
+
+
+def ggml_type(kind: str) -> "gguf.GGMLQuantizationType":
+    import gguf
+
+    return gguf.GGMLQuantizationType[kind.upper()]
+
+
+def block_of(kind: str) -> int:
+    """Weights of a row that share a scale."""
+    import gguf
+
+    return gguf.GGML_QUANT_SIZES[ggml_type(kind)][0]
 
 
 def misfit(form: GgufForm, hidden: int, widths: Iterable[int] = ()) -> str:

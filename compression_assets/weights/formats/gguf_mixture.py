@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass
 
 from compression_assets.errors import StudyError
-from compression_assets.takeaway.gguf_tensors import block_of
-from compression_assets.weights.formats.gguf_types import BLOCK, COARSE, MIXTURES, GgufForm, misfit
+from compression_assets.weights.formats.gguf_types import BLOCK, COARSE, MIXTURES, GgufForm, block_of, misfit
 
 TOKENS, OUTPUT = "token_embd.weight", "output.weight"
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
