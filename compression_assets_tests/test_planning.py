@@ -184,7 +184,8 @@ def test_it_reads_as_a_table_everywhere(tmp_path: Path) -> None:
 
 
 def test_widths_that_engines_do_not_take_whole_are_named(tmp_path: Path) -> None:
-    shape = {"hidden_size": 2048, "num_attention_heads": 16, "quantization_config": Int4().to_config()}
+    shape = {"model_type": "llama", "vocab_size": 64, "num_hidden_layers": 1, "hidden_size": 2048}
+    shape |= {"num_attention_heads": 16, "quantization_config": Int4().to_config()}
     pruned, whole = shape | {"intermediate_size": 7706}, shape | {"intermediate_size": 7680}
     (note,) = width_notes({"p_q": pruned, "q": whole}, {})
     assert "multiples of 128, and p_q has 7,706:" in note

@@ -234,10 +234,13 @@ class _Stamp:
         if not self._file.exists():
             return False
         content, *artifacts = self._file.read_text().splitlines()
-        return content == self._content and set(artifacts) <= self._store.manifests()[0].keys()
+        return content == self._content and set(artifacts) <= set(self._made())
 
     def leave(self) -> None:
-        self._file.write_text("\n".join([self._content, *self._store.manifests()[0]]))
+        self._file.write_text("\n".join([self._content, *self._made()]))
+
+    def _made(self) -> list[str]:
+        return [str(directory.relative_to(self._store.root)) for directory in self._store.directories()]
 
 
 class _Watcher:

@@ -23,7 +23,7 @@ from compression_assets.study.names import (
     model_key,
     relative_directory,
 )
-from compression_assets.study.orderings import Node, StepPath, parse_ordering
+from compression_assets.study.orderings import Node, StepPath
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
@@ -32,6 +32,8 @@ from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
 from compression_assets.weights.architectures import standard
 from compression_assets.weights.formats.bf16 import FP32
+from compression_assets.weights.formats.gguf_mixture import FALLBACK
+from compression_assets.weights.formats.gguf_types import MIXTURES
 from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
 
@@ -337,11 +339,14 @@ class _Planner:
         return [*notes, *self._width_notes(), *self.study.warnings, "downloads are not in the hours"]
 
     def _width_notes(self) -> list[str]:
-        nodes = self.study.nodes
-        models = {model_key(node): self.predictions.of(node).config for node in nodes.values() if node.path}
-        k_quants = {}
-        for served in self.study.evaluation.serving:
-            if served.gguf and "_k" in served.gguf.kind:
-                node = nodes[parse_ordering(served.model, variants=self.study.recipes).path]
-                k_quants[model_key(node)] = self.predictions.of(node).config
-        return width_notes(models, k_quants)
+        configs = {path: self.predictions.of(node).config for path, node in self.study.nodes.items()}
+        names = {path: model_key(node) for path, node in self.study.nodes.items()}
+        k_quants = [
+            ordering.path
+            for served, ordering in self.study.served
+            if served.gguf is not None and MIXTURES.get(served.gguf.kind) in FALLBACK
+        ]
+        return width_notes(
+            {names[path]: config for path, config in configs.items()},
+            {names[path]: configs[path] for path in k_quants},
+        )

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from compression_assets.weights.shapes import Config
+from compression_assets.weights.formats.gguf_types import LARGE_BLOCK
+from compression_assets.weights.shapes import Config, tensors
 
-K_QUANT_BLOCK = 256
-"""Weights of a row that a K-quant's super-block holds (ggml, QK_K)."""
 MARLIN_INPUTS = 128
 """What vLLM's Marlin kernels want in_features to be a multiple of (GPTQ_MARLIN_MIN_THREAD_K)."""
 
@@ -16,9 +15,9 @@ def width_notes(models: Mapping[str, Config], k_quants: Mapping[str, Config]) ->
     models: model -> its config; those in int4 or int8_grouped are spoken of. k_quants: those that are served in one.
     """
     notes = [
-        f"K-quants want widths in multiples of {K_QUANT_BLOCK}, and {names} {widths}: llama.cpp stores those matrices "
+        f"K-quants want widths in multiples of {LARGE_BLOCK}, and {names} {widths}: llama.cpp stores those matrices "
         "in formats with more bits (Q4_K as Q5_0, Q6_K as Q8_0)"
-        for widths, names in _odd(k_quants, K_QUANT_BLOCK).items()
+        for widths, names in _odd(k_quants, LARGE_BLOCK).items()
     ]
     packed = {model: config for model, config in models.items() if _packed(config)}
     return notes + [
@@ -36,9 +35,8 @@ def _odd(models: Mapping[str, Config], multiple: int) -> dict[str, str]:
     """Widths of the linear layers' inputs that are no multiple -> the models that have them, with their verb."""
     found: dict[str, list[str]] = {}
     for model, config in models.items():
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        inputs = (hidden, config["intermediate_size"], heads * (config.get("head_dim") or hidden // heads))
-        if odd := sorted({width for width in inputs if width % multiple}):
+        inputs = {tensor.shape[-1] for tensor in tensors(config) if tensor.linear}
+        if odd := sorted(width for width in inputs if width % multiple):
             found.setdefault(" and ".join(f"{width:,}" for width in odd), []).append(model)
     return {
         widths: f"{names[0]} has" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} have"

@@ -49,7 +49,8 @@ def concluded(
     found = widened.add(_winner(setting, ledger).candidate, setting.volume)
     best = _best_written(study, setting, written)
     pairs = _repeated(study, setting, ledger, found, best)
-    figures = Figures(widened.study(), root)
+    everything = widened.study()
+    figures = Figures(everything, root)
     rows = repeated(study, figures, target, pairs)
     said = verdict(rows, target, setting.max_mib, study.evaluation.statistics.significance)
     said += _endings(figures, [found for found, _ in pairs])
@@ -57,7 +58,7 @@ def concluded(
     outcome = [{**about, **row.row(), "verdict": said} for row in rows]
     widened.write()
     write_records(root, widened.file.parent, trials, outcome)
-    refresh(widened.study(), root, patience=PATIENCE)
+    refresh(everything, root, patience=PATIENCE)
     picture = root / "reports" / f"search_{about['search']}.svg"
     own = [
         (one.text, size, value)

@@ -13,7 +13,7 @@ from compression_assets.sources.gguf_rope import llama3_divisors
 from compression_assets.takeaway.gguf_tensors import copied, file_type, rounded
 from compression_assets.takeaway.gguf_vocabulary import read_tokenizer_json, write_vocabulary
 from compression_assets.weights.formats.format import Stored
-from compression_assets.weights.formats.gguf_mixture import OUTPUT, TOKENS, Mixture
+from compression_assets.weights.formats.gguf_mixture import Mixture
 from compression_assets.weights.formats.gguf_types import (
     ARCHITECTURES,
     EXACT,
@@ -134,10 +134,9 @@ def _add_tensors(
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     model = empty_model(config)
     to_copy = _to_copy(directory, form.kind)
-    # What a quantized model has left in full precision is not brought to few bits here.
-    copies = bool(to_copy)
     grouped = config.num_attention_heads // config.num_key_value_heads
-    mixture = Mixture(form, config.num_hidden_layers, bool(config.tie_word_embeddings), grouped)
+    tied = bool(config.tie_word_embeddings)
+    mixture = Mixture(form, config.num_hidden_layers, tied, grouped, copies=bool(to_copy))
     for name, tensor in fitting(directory, dense_tensors(directory), model):
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
@@ -153,8 +152,7 @@ def _add_tensors(
             raw = copied(name, codes, scales, kind)
             writer.add_tensor(found, raw, raw_dtype=ggml_type(kind))
         else:
-            left = copies and found not in (TOKENS, OUTPUT)
-            kind = "q8_0" if left else mixture.type_of(found, tensor.shape[1])
+            kind = mixture.type_of(found, tensor.shape[1])
             raw = rounded(name, _in_llama_order(name, tensor, config), kind, importance.get(name))
             writer.add_tensor(found, raw, raw_dtype=ggml_type(kind))
 

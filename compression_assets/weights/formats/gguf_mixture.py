@@ -17,18 +17,25 @@ FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 @dataclass(frozen=True)
 class Mixture:
-    """layers: decoder layers. tied: whether the embeddings are the output layer too. grouped: heads a key head."""
+    """layers: decoder layers. tied: whether the embeddings are the output layer too. grouped: heads a key head.
+
+    copies: other matrices of the file are copies of a quantized model's codes. What that model has left in full
+    precision is not brought to few bits then.
+    """
 
     form: GgufForm
     layers: int
     tied: bool
     grouped: int
+    copies: bool = False
 
     def type_of(self, name: str, width: int) -> str:
         """The type of a matrix. name: GGUF's, width: weights of a row.
 
         Raises StudyError for embeddings that do not fit the type that was asked for.
         """
+        if self.copies and name not in (TOKENS, OUTPUT):
+            return "q8_0"
         if name in (TOKENS, OUTPUT) and self.form.embeddings is not None:
             if reason := misfit(self.form, width):
                 raise StudyError(reason)
