@@ -1,11 +1,13 @@
 """A study on Ray, undisturbed: through Dagster's own command, its logs, and what a step refuses."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import compression_assets
+from compression_assets.graph.cluster.compute_logs import StoreComputeLogs
 from compression_assets.store.object_store import ObjectStore
 from compression_assets_tests.browser import dagster_dev
 from compression_assets_tests.cluster.dagster_pages import DagsterPages
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def test_dagsters_own_command_runs_steps_there(
-    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     study = Study(tmp_path / "driver", "materialized", hosts)
     code, home = study.command(*COMPRESSION, "home")
@@ -38,7 +40,14 @@ def test_dagsters_own_command_runs_steps_there(
     assert study.made() == {"base_model": 1}
     environment = {**study.environment, "DAGSTER_HOME": home.strip()}
     with dagster_dev(environment, tmp_path, tmp_path / "dagster_dev.log") as address:
-        show_the_runs(DagsterPages(address))
+        pages = DagsterPages(address)
+        show_the_runs(pages)
+        keys = [key for run in pages.runs() for key in pages.log_keys(run["runId"], "base_model")]
+        assert {"/".join(("logs", *key)) + end for key in keys for end in (".out", ".err")} == {
+            one["path"] for one in kept.objects("logs") if not one["path"].endswith(".partial")
+        }
+        with capfd.disabled():
+            show_what_is_written(pages, StoreComputeLogs(study.name), keys[0])
 
 
 def show_the_runs(pages: DagsterPages) -> None:
@@ -48,6 +57,13 @@ def show_the_runs(pages: DagsterPages) -> None:
     assert {one["runId"] for one in materializations} == {run["runId"] for run in found}
     for run in found:
         assert run["stepStats"] == [{"stepKey": "base_model", "status": "SUCCESS"}]
+
+
+def show_what_is_written(pages: DagsterPages, logs: StoreComputeLogs, key: list[str]) -> None:
+    """This study's steps print nothing; what one prints is where they keep it."""
+    with logs.capture_logs(key):
+        os.write(2, b"a warning of a library\n")
+    assert pages.log(key) == {"stdout": None, "stderr": "a warning of a library\n"}
 
 
 def test_a_step_refuses_other_code_than_its_drivers(hosts: Hosts, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class StoreComputeLogs(CloudStorageComputeLogManager[Any], ConfigurableClass):
     def __init__(self, study: str, inst_data: ConfigurableClassData | None = None):
         self._store = ObjectStore(f"{os.environ[STORE].rstrip('/')}/{study}")
         self._inst_data = inst_data
-        self._local = LocalComputeLogManager(tempfile.mkdtemp(prefix="compression_logs_"))
+        self._folder = tempfile.TemporaryDirectory(prefix="compression_logs_")
+        self._local = LocalComputeLogManager(self._folder.name)
         self._subscriptions = PollingComputeLogSubscriptionManager(self)
 
     @property
@@ -108,6 +109,7 @@ class StoreComputeLogs(CloudStorageComputeLogManager[Any], ConfigurableClass):
     def dispose(self) -> None:
         self._subscriptions.dispose()
         self._local.dispose()
+        self._folder.cleanup()
 
     def _key(self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> str:
         return "/".join(("logs", *log_key)) + f".{IO_TYPE_EXTENSION[io_type]}{'.partial' if partial else ''}"
