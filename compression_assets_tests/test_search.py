@@ -116,6 +116,17 @@ def test_a_candidate_chooses_only_what_its_order_has() -> None:
     assert token_shares(Candidate("KD-Q-QAD-QAD", {}, 0.5), trains) == [0.5, 0.0, 0.25, 0.25]
 
 
+def test_a_candidate_in_another_format_leaves_the_models_of_the_study_as_they_are(project: Project) -> None:
+    raw = project.read()
+    del raw["techniques"]["P"]["multiple_of"]
+    project.write(raw)
+    widened = setting_of(project).widened
+    widened.add(Candidate("P-KD-Q", {"P": {}, "KD": {}, "Q": {"kind": "int4"}}), VOLUME)
+    study = widened.study()
+    assert study.row_multiple == 128, "of int4"
+    assert study.recipe("P") == load_study(project.study_file).recipe("P"), "of nf4"
+
+
 def test_a_candidate_becomes_variants_and_what_the_study_has_keeps_its_name(project: Project) -> None:
     widened = setting_of(project).widened
     settings = {"P": {"ratio": 0.6}, "KD": {"learning_rate": 3e-3}, "Q": {"kind": "int4"}}

@@ -64,6 +64,36 @@ def test_a_preset_is_the_papers_ten_models(name: str) -> None:
     assert study.recipe("D") is not None
 
 
+@pytest.mark.parametrize(
+    ("quantization", "served", "multiple"),
+    [
+        ({"kind": "nf4"}, [], 64),
+        ({"kind": "int4"}, [], 128),
+        ({"kind": "int4", "group_size": 32}, ["gguf:q4_0"], 128),
+        ({"kind": "int8"}, [], 1),
+        ({"kind": "nf4"}, ["gguf:q8_0", "gguf:q4_k_m"], 256),
+        ({"kind": "nf4"}, ["gguf:iq4_nl"], 64),
+    ],
+)
+def test_widths_fit_the_kernels_that_multiply_by_them(
+    tmp_path: Path, quantization: dict[str, Any], served: list[str], multiple: int
+) -> None:
+    study = load(
+        tmp_path,
+        ("techniques/P/multiple_of", ABSENT),
+        ("techniques/P:deep", {"cut": "depth"}),
+        ("techniques/P:any", {"multiple_of": 1}),
+        ("techniques/Q", quantization),
+        ("orderings", ["P", "P:any", "P:deep", "P-Q"]),
+        ("evaluation/serving", [{"model": "P", "format": form} for form in served]),
+    )
+    assert study.recipe("P").multiple_of == multiple
+    assert study.recipe("P:any").multiple_of == 1, "what is written stands"
+    assert study.recipe("P:deep").multiple_of is None, "whole layers have no width to round"
+    plain = load(tmp_path, ("techniques/P/multiple_of", ABSENT), ("orderings", ["P", "KD"]))
+    assert plain.recipe("P").multiple_of == 1, "nothing is quantized"
+
+
 def test_the_presets() -> None:
     assert presets() == ["demo", "paper", "paper_scripts", "rescue", "smoke", "survival"]
 

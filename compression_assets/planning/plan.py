@@ -32,8 +32,7 @@ from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
 from compression_assets.weights.architectures import standard
 from compression_assets.weights.formats.bf16 import FP32
-from compression_assets.weights.formats.gguf_mixture import FALLBACK
-from compression_assets.weights.formats.gguf_types import MIXTURES
+from compression_assets.weights.formats.gguf_types import LARGE_BLOCK
 from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
 
@@ -344,7 +343,7 @@ class _Planner:
         k_quants = [
             ordering.path
             for served, ordering in self.study.served
-            if served.gguf is not None and MIXTURES.get(served.gguf.kind) in FALLBACK
+            if served.gguf is not None and served.gguf.row_multiple == LARGE_BLOCK
         ]
         return width_notes(
             {names[path]: config for path, config in configs.items()},

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 
 from compression_assets.weights.formats.gguf_types import LARGE_BLOCK
+from compression_assets.weights.formats.grouped_integer import MARLIN_INPUTS
 from compression_assets.weights.shapes import Config, tensors
-
-MARLIN_INPUTS = 128
-"""What vLLM's Marlin kernels want in_features to be a multiple of (GPTQ_MARLIN_MIN_THREAD_K)."""
 
 
 def width_notes(models: Mapping[str, Config], k_quants: Mapping[str, Config]) -> list[str]:

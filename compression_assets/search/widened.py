@@ -46,6 +46,7 @@ class WidenedStudy:
             canonical_token(key): value for key, value in raw["techniques"].items()
         }
         self._add_missing()
+        self._settle(study.row_multiple)
         self._recipes: dict[str, Strict] = read_recipes(self._entries)
         self._orderings = [ordering.text for ordering in study.parsed_orderings if ordering.text != BASE]
         self._rest = {
@@ -128,6 +129,14 @@ class WidenedStudy:
             own = {key: kd[key] for key in SCHEDULE if key in kd} if name == "QAD" else {}
             self._entries.setdefault(name, own)
         del self._entries["D"]
+
+    def _settle(self, row_multiple: int) -> None:
+        """Write out what recipes leave to the study, which candidates in other formats would change."""
+        for token, recipe in read_recipes(self._entries).items():
+            settled = technique(technique_of(token)).settled(recipe, row_multiple)
+            for key in type(recipe).model_fields:
+                if getattr(settled, key) != getattr(recipe, key):
+                    self._entries[token][key] = getattr(settled, key)
 
     def _token(self, name: str, settings: Mapping[str, Any], tokens: int | None, volume: Volume) -> str:
         changes: dict[str, Any] = {}

@@ -8,6 +8,7 @@ Every preset in `studies/` is an example; `smoke.yaml` is the shortest.
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from math import lcm
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -206,7 +207,7 @@ class Study(Strict):
     def _not_served(self, served: ServedSettings, ordering: Ordering) -> str:
         """Why a model does not go into the form that it is to be served in; "" if it does."""
         token = quantized_by(ordering.path)
-        stored = BF16() if token is None else technique(technique_of(token)).leaves(self.recipe(token))
+        stored = BF16() if token is None else technique(technique_of(token)).leaves(self._as_written(token))
         if served.importance and self.data.splits.calibration is None:
             return (
                 "asks for importance, which is measured on the calibration set: add data.splits.calibration"
@@ -308,6 +309,10 @@ class Study(Strict):
 
     def recipe(self, token: str) -> Any:
         """The recipe of a step token, an instance of its technique's Recipe. StudyError if the study has none."""
+        return technique(technique_of(token)).settled(self._as_written(token), self.row_multiple)
+
+    def _as_written(self, token: str) -> Any:
+        """The same with what it leaves to the study left out."""
         token = recipe_token(token)
         if token in self.recipes:
             return self.recipes[token]
@@ -315,13 +320,26 @@ class Study(Strict):
             return technique(DEQUANTIZATION).Recipe()
         raise StudyError(f"study {self.name} has no recipe for {token}: {near_match(token, self.recipes)}")
 
+    @cached_property
+    def row_multiple(self) -> int:
+        """Of which the inputs of linear layers are a multiple where kernels take them whole.
+
+        For the number formats that the orderings end in and those that are served.
+        """
+        used = {recipe_token(node.step) for node in self.nodes.values() if node.step}
+        stored = [
+            technique(technique_of(token)).leaves(self._as_written(token)).row_multiple for token in used
+        ]
+        served = [one.gguf.row_multiple for one, _ in self.served if one.gguf is not None]
+        return lcm(*stored, *served)
+
     def inputs_of(self, token: str) -> tuple[str, ...]:
         """Data assets that a step reads."""
         return self._reads(token).data
 
     def gpus_of(self, token: str) -> int:
         """GPUs that a step has on a machine with CUDA."""
-        return technique(technique_of(token)).gpus(self.recipe(token), self.training.gpus)
+        return technique(technique_of(token)).gpus(self._as_written(token), self.training.gpus)
 
     def models_read(self, path: StepPath) -> dict[str, StepPath]:
         """What the last step of a path reads besides its parent: its technique's name for it -> path of the model.
@@ -333,7 +351,7 @@ class Study(Strict):
         return {name: path[: which(before)] for name, which in wanted.items()}
 
     def _reads(self, token: str) -> Reads:
-        return technique(technique_of(token)).reads(self.recipe(token))
+        return technique(technique_of(token)).reads(self._as_written(token))
 
     def _temperatures(self) -> list[float]:
         used = {

@@ -58,6 +58,15 @@ class Technique:
         raise NotImplementedError
 
     @classmethod
+    def settled(cls, recipe: Any, row_multiple: int) -> Any:
+        """The recipe with what it leaves to the study filled in.
+
+        row_multiple: of which the inputs of linear layers are a multiple where kernels take them whole, for the number
+        formats that the study's models are in.
+        """
+        return recipe
+
+    @classmethod
     def reads(cls, recipe: Any) -> Reads:
         """What a step with this recipe reads."""
         return Reads()

@@ -26,5 +26,11 @@ class Pruning(Technique):
         return shared(recipe.finetune, training)
 
     @classmethod
+    def settled(cls, recipe: PruningRecipe, row_multiple: int) -> PruningRecipe:
+        if recipe.multiple_of is not None or not {"width", "hidden"} & set(recipe.cuts):
+            return recipe
+        return recipe.model_copy(update={"multiple_of": row_multiple})
+
+    @classmethod
     def reads(cls, recipe: Any) -> Reads:
         return Reads(("calibration_set", "finetuning_set"))

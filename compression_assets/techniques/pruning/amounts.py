@@ -34,12 +34,12 @@ def unit_count(config: Config, cut: Cut) -> int:
 
 def kept_of(config: Config, cut: Cut, recipe: PruningRecipe) -> int:
     """Units that a cut keeps of a model of this config. Raises StudyError when nothing, or all of it, would go."""
-    multiple_of = multiple_for(config, cut, recipe.multiple_of)
+    multiple_of = multiple_for(config, cut, recipe.multiple)
     if recipe.target is None:
         try:
             return kept_units(unit_count(config, cut), recipe.ratio, multiple_of, UNITS[cut])
         except StudyError as error:
-            raise StudyError(f"{error}{_why(config, cut, recipe.multiple_of)}") from error
+            raise StudyError(f"{error}{_why(config, cut, recipe.multiple)}") from error
     whole = parameters(config)
     kept = kept_within(config, cut, Decimal(str(recipe.target)) * whole, multiple_of)
     if not kept:
@@ -48,7 +48,7 @@ def kept_of(config: Config, cut: Cut, recipe: PruningRecipe) -> int:
         smallest = parameters(with_units(config, cut, fewest)) / whole
         raise StudyError(
             f"target {recipe.target} of the parameters is out of reach by cutting {UNITS[cut]}, of which {fewest} of "
-            f"{count} at least {'stays' if fewest == 1 else 'stay'}{_why(config, cut, recipe.multiple_of)}: it leaves "
+            f"{count} at least {'stays' if fewest == 1 else 'stay'}{_why(config, cut, recipe.multiple)}: it leaves "
             f"{smallest:.3f}; choose a larger target or another cut"
         )
     return kept

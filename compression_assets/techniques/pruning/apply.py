@@ -62,7 +62,7 @@ def prune_step(step: StepInputs) -> StepReport:
             Check(
                 "cut_as_asked",
                 actual == decision.mix,
-                f"{counted} ({how_much}, multiple of {recipe.multiple_of})",
+                f"{counted} ({how_much}, multiple of {recipe.multiple})",
             ),
         ),
         metadata={

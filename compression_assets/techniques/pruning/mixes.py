@@ -40,7 +40,7 @@ def mixes(config: Config, recipe: PruningRecipe) -> list[Mix]:
         return found
     raise StudyError(
         f"target {recipe.target} of the parameters is out of reach for every combination of "
-        f"{', '.join(recipe.among)} with multiple_of {recipe.multiple_of}; choose a larger target or a smaller "
+        f"{', '.join(recipe.among)} with multiple_of {recipe.multiple}; choose a larger target or a smaller "
         "multiple_of"
     )
 
@@ -64,7 +64,7 @@ def _shared(config: Config, cuts: Sequence[Cut], recipe: PruningRecipe) -> Mix |
     mix: dict[Cut, int] = {}
     for place, cut in enumerate(cuts, start=1):
         budget = whole - goes * place / len(cuts)
-        kept = kept_within(config, cut, budget, _multiple(config, cut, recipe.multiple_of))
+        kept = kept_within(config, cut, budget, _multiple(config, cut, recipe.multiple))
         if not 0 < kept < unit_count(config, cut):
             return None
         mix[cut] = kept

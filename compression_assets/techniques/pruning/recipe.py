@@ -33,8 +33,9 @@ class PruningRecipe(Strict):
     ratio: share of the parent's neurons, layers, groups or channels that is removed, rounded down to whole ones.
     target: instead of ratio: the largest model with at most this share of the parent's parameters, embeddings included.
     multiple_of: of cut: width and hidden: the kept width is the nearest positive multiple (ties up; with target: the
-        next below). Of cut: choose: also of the numbers that the kept key-value groups have together. 1 is the paper's;
-        64 is what bitsandbytes' CPU kernels need once the model is quantized.
+        next below). Of cut: choose: also of the numbers that the kept key-value groups have together. 1 is the paper's.
+        None: what the kernels of the study's number formats and of what it serves take whole: 64 with NF4 or FP4, 128
+        with int4 or int8_grouped (Marlin), 256 with K-quants, else 1.
     layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
         2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
         smallest weights; loss: those without which the loss on the calibration set rises least.
@@ -52,7 +53,7 @@ class PruningRecipe(Strict):
     among: tuple[Cut, ...] = unless_default(AMONG)
     ratio: float = Field(default=0.30, gt=0.0, lt=1.0)
     target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = unless_default(None)
-    multiple_of: int = Field(default=1, ge=1)
+    multiple_of: Annotated[int, Field(ge=1)] | None = None
     layers: Literal["influence", "block", "magnitude", "loss"] = unless_default("influence")
     importance: Literal["size", "loss"] = unless_default("size")
     weight_share: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -72,6 +73,11 @@ class PruningRecipe(Strict):
         if len(set(self.among)) != len(self.among) or len(self.among) < 2:
             raise ValueError("among of cut: choose must be two or more different cuts")
         return self
+
+    @property
+    def multiple(self) -> int:
+        """`multiple_of`; 1 where no study has said what it is."""
+        return self.multiple_of or 1
 
     @property
     def cuts(self) -> tuple[Cut, ...]:

@@ -72,7 +72,8 @@ class Format(ABC):
     full_precision: whether a model in it can be trained and pruned. max_relative_error: ||W - Ŵ|| / ||W|| (Frobenius)
     of any weight, by nearest rounding, above which a written model does not pass. devices: kinds of device on which
     transformers runs a model in this format by itself; empty where it has no loader, and the model is only run
-    dequantized. library: what loads it, as the graph shows it.
+    dequantized. library: what loads it, as the graph shows it. row_multiple: of which the inputs of a linear layer are
+    a multiple where kernels take it whole.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class Format(ABC):
     max_relative_error: ClassVar[float]
     devices: ClassVar[tuple[str, ...]] = ()
     library: ClassVar[str] = "safetensors"
+    row_multiple: ClassVar[int] = 1
 
     @abstractmethod
     def parts(self, shape: Shape) -> dict[str, Part]:

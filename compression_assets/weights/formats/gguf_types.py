@@ -58,6 +58,13 @@ class GgufForm:
         )
 
     @property
+    def row_multiple(self) -> int:
+        """Of which a matrix's inputs are a multiple where all of it is in the type that the form is named after."""
+        if MIXTURES.get(self.kind, "").endswith("_k"):
+            return LARGE_BLOCK
+        return BLOCK if self.kind not in EXACT else 1
+
+    @property
     def needs_ggml(self) -> bool:
         """Whether llama.cpp's own code rounds it: the gguf package has no K-quants, and knows no importance."""
         return self.kind in MIXTURES or self.importance or self.embeddings == "q6_k"

@@ -25,6 +25,8 @@ GROUP_SIZES = (128, 64, 32)
 ACTIVATION_ORDERS = ("group", "dynamic")
 """Whose groups are not of neighbours."""
 EVERY_LAYER = "Linear"
+MARLIN_INPUTS = 128
+"""What vLLM's Marlin kernels want in_features to be a multiple of (GPTQ_MARLIN_MIN_THREAD_K)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class GroupedInteger(GridFormat):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     library: ClassVar[str] = METHOD
+    row_multiple: ClassVar[int] = MARLIN_INPUTS
     bits: ClassVar[int]
     group_size: int = 64
     ignored: tuple[str, ...] = OUTPUT_LAYERS

@@ -163,6 +163,7 @@ class FourBit(BitsAndBytes):
     kernels multiply.
     """
 
+    row_multiple: ClassVar[int] = BLOCKSIZE
     double_quant: bool = True
     compute_dtype: str = "bfloat16"
 
