@@ -6,7 +6,8 @@ how a validation failure becomes one sentence (`study/sentences.py`).
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -36,6 +37,28 @@ class Strict(BaseModel):
                         {"key": repr(key), "hint": near_match(str(key), allowed)},
                     )
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_lists_for_tuples(cls, data: Any) -> Any:
+        # A file has lists only, and strict validation takes no list for a tuple once a validator has seen the value.
+        if not isinstance(data, dict):
+            return data
+        fields = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+        return {key: _tupled(value, fields.get(key)) for key, value in data.items()}
+
+
+def _tupled(value: Any, annotation: Any) -> Any:
+    """Lists as tuples where a type has tuples, also as the values of a mapping."""
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if isinstance(value, list) and kind is tuple:
+        return tuple(value)
+    if isinstance(value, dict) and kind is dict:
+        return {key: _tupled(one, inner[1]) for key, one in value.items()}
+    if kind in (Union, UnionType, Annotated):
+        for one in inner:
+            value = _tupled(value, one)
+    return value
 
 
 def unless_default(default: Any) -> Any:

@@ -79,6 +79,12 @@ class Ternary(GridFormat):
     def scales(self, stored):
         return stored["_scale"][:, None].expand(*stored["_shape"])
 
+    def blocks(self, weight):
+        return weight
+
+    def with_scales(self, stored, scales):
+        return {**stored, "_scale": scales.cpu()}
+
     def levels(self, device="cpu"):
         import torch
 

@@ -121,9 +121,10 @@ def test_transformers_loads_the_mixture_that_is_scored(tmp_path: Path, rounding:
     back = dequantize_checkpoint(tmp_path / "q", tmp_path / "d")
     assert all(check.passed for check in back.checks), back.checks
     weights = {weight.name: weight for weight in checkpoints.quantized_weights(tmp_path / "q")}
-    stored = StoredForm(weights, keep_scales=True, device="cpu")
-    for name, weight in weights.items():
-        assert torch.equal(stored(name, weight.dequantized()), weight.dequantized())
+    for scales in ("kept", "fitted"):
+        stored = StoredForm(weights, scales, device="cpu")
+        for name, weight in weights.items():
+            assert torch.equal(stored(name, weight.dequantized()), weight.dequantized()), (name, scales)
 
 
 @pytest.mark.parametrize(("bits", "formats"), [(7.0, ("int4", "int8_grouped")), (9.0, ("int4", "bf16"))])

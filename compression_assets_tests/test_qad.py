@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,7 +26,7 @@ from compression_assets.training.teacher.teacher_forward import LiveTeacher, loa
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, write_teacher_logits
 from compression_assets.weights import checkpoints
 from compression_assets.weights.formats import nf4
-from compression_assets.weights.formats.grid import GridFormat
+from compression_assets.weights.formats.grid import FITS, GridFormat
 from compression_assets.weights.stored import StoredWeight
 from compression_assets_tests.project import Project
 from compression_assets_tests.training_helpers import (
@@ -36,7 +37,7 @@ from compression_assets_tests.training_helpers import (
     tiny_model,
 )
 
-KINDS = [("nf4", True), ("nf4", False), ("int8", True)]
+KINDS = [("nf4", "kept"), ("nf4", "fitted"), ("nf4", "new"), ("int8", "fitted")]
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +84,9 @@ def qad(root: Path, output: str = "qad", **changes: Any) -> StepReport:
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "keep_scales"), KINDS)
+@pytest.mark.parametrize(("kind", "scales"), KINDS)
 def test_what_is_written_is_what_training_computed_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, keep_scales: bool, compute: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, scales: Any, compute: torch.dtype
 ) -> None:
     """Bit for bit, for every parameter: embeddings and norms are seen as they are stored, too."""
     monkeypatch.setattr(loop, "compute_dtype", lambda device: compute)
@@ -98,7 +99,7 @@ def test_what_is_written_is_what_training_computed_with(
 
     monkeypatch.setattr(qad_apply, "mean_loss", spy)
     parent = quantized(tmp_path, kind)
-    report = qad(tmp_path, recipe=recipe(keep_scales=keep_scales))
+    report = qad(tmp_path, recipe=recipe(scales=scales))
     assert {check.name: check.passed for check in report.checks} == dict.fromkeys(QAD.checks, True)
     trained, written = seen
     assert trained.keys() == written.keys()
@@ -116,8 +117,8 @@ def test_what_is_written_is_what_training_computed_with(
 
 def test_kept_scales_stay_and_codes_change(tmp_path: Path) -> None:
     parent = quantized(tmp_path)
-    qad(tmp_path)
-    qad(tmp_path, "follows", recipe=recipe(keep_scales=False))
+    qad(tmp_path, recipe=recipe(scales="kept"))
+    qad(tmp_path, "follows", recipe=recipe(scales="new"))
     before, after, follows = (
         load_file(directory / "model.safetensors")
         for directory in (parent, tmp_path / "qad", tmp_path / "follows")
@@ -144,7 +145,9 @@ def nearest_values(weight: torch.Tensor, stored: nf4.Stored) -> torch.Tensor:
 def test_gradients_pass_rounding_as_if_it_were_not_there(tmp_path: Path) -> None:
     """Written out with autograd: forward and backward at the stored weights, KL by its definition, AdamW on masters."""
     parent, data = quantized(tmp_path), tiny_dataset(11)
-    settings = recipe(batch_size=11, gradient_accumulation=1, max_grad_norm=1e9, learning_rate=0.02)
+    settings = recipe(
+        batch_size=11, gradient_accumulation=1, max_grad_norm=1e9, learning_rate=0.02, scales="kept"
+    )
     done = qad(tmp_path, recipe=settings).metadata["loss_curve"]
     assert len(done) == 2
 
@@ -184,6 +187,46 @@ def test_gradients_pass_rounding_as_if_it_were_not_there(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int4", "int8_grouped"])
+def test_fitted_scales_are_those_of_the_least_squares(kind: str) -> None:
+    """Against the alternation block by block in float64, as numpy solves it."""
+    torch.manual_seed(7)
+    form = QuantizationRecipe(kind=kind, double_quant=False).format
+    assert isinstance(form, GridFormat)
+    before = torch.randn(32, 192)
+    before[3, :64] = 0
+    grid = form.quantize(before)
+    master = before + 0.1 * torch.randn(before.shape) * before.abs().mean()
+    found = form.blocks(form.scales(form.fitted(master, grid)))[:, 0].double().numpy()
+    levels = form.levels().double().numpy()
+    for block, start, scale in zip(
+        form.blocks(master), form.blocks(form.scales(grid))[:, 0], found, strict=True
+    ):
+        weights, wanted = block.double().numpy(), float(start)
+        for _ in range(FITS):
+            chosen = levels[np.abs(weights[:, None] - levels * wanted).argmin(1)]
+            if wanted and chosen.any():
+                wanted = np.linalg.lstsq(chosen[:, None], weights, rcond=None)[0][0]
+                wanted = wanted if kind == "nf4" else float(torch.tensor(wanted).bfloat16())
+        assert scale == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8_grouped"])
+def test_fitted_scales_bring_weights_nearer_and_leave_stored_ones_alone(kind: str) -> None:
+    torch.manual_seed(8)
+    form = QuantizationRecipe(kind=kind).format
+    assert isinstance(form, GridFormat)
+    stored = StoredWeight("w", (64, 192), form, form.quantize(torch.randn(64, 192)))
+    fitted, kept = (StoredForm({"w": stored}, scales, "cpu") for scales in ("fitted", "kept"))
+    exact = stored.dequantized()
+    assert torch.allclose(fitted("w", exact), exact, rtol=1e-2)
+    moved = exact + 0.1 * torch.randn(exact.shape)
+    assert (fitted("w", moved) - moved).norm() < 0.99 * (kept("w", moved) - moved).norm()
+    written = StoredWeight("w", stored.shape, form, fitted.tensors("w", moved))
+    parts = {part: written.parts[form.tensor_name("w", part)] for part in stored.parts}
+    assert torch.equal(form.dequantize(parts), fitted("w", moved))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8_grouped"])
 def test_masters_in_their_bins_are_the_stored_weights_and_near_what_q_rounded(kind: str) -> None:
     torch.manual_seed(3)
     form = QuantizationRecipe(kind=kind).format
@@ -196,7 +239,7 @@ def test_masters_in_their_bins_are_the_stored_weights_and_near_what_q_rounded(ki
     for parts, most in ((nearest, 0.01), (other, 0.7)):
         weight = StoredWeight("w", (64, 128), form, parts)
         master, stored = within_bins(original, weight), weight.dequantized()
-        assert torch.equal(StoredForm({"w": weight}, True, "cpu")("w", master), stored)
+        assert torch.equal(StoredForm({"w": weight}, "kept", "cpu")("w", master), stored)
         # Never on the other side of the stored value, and no further from it than what Q rounded.
         assert ((master - stored) * (original - stored) >= -1e-6).all()
         assert ((master - stored).abs() <= (original - stored).abs() + 1e-6).all()
@@ -205,7 +248,7 @@ def test_masters_in_their_bins_are_the_stored_weights_and_near_what_q_rounded(ki
 
 def test_masters_that_start_unquantized_move_codes_at_a_small_rate(tmp_path: Path) -> None:
     quantized(tmp_path)
-    slow = {"learning_rate": 2e-4}
+    slow = {"learning_rate": 2e-4, "scales": "kept"}
     plain = qad(tmp_path, recipe=recipe(**slow))
     near = qad(
         tmp_path,

@@ -64,6 +64,16 @@ def test_a_preset_is_the_papers_ten_models(name: str) -> None:
     assert study.recipe("D") is not None
 
 
+def test_every_list_of_a_recipe_can_be_written_in_a_file(tmp_path: Path) -> None:
+    study = load(
+        tmp_path,
+        ("techniques/P:choose", {"cut": "choose", "target": 0.8, "among": ["width", "hidden"]}),
+        ("techniques/Q:mixed", {"kind": "mixed", "bits": 6.0, "formats": ["int4", "bf16"], "group_size": 32}),
+    )
+    assert study.recipe("P:choose").among == ("width", "hidden")
+    assert study.recipe("Q:mixed").formats == ("int4", "bf16")
+
+
 @pytest.mark.parametrize(
     ("quantization", "served", "multiple"),
     [

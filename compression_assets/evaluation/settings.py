@@ -1,8 +1,8 @@
 """What a study file says about evaluation. Light: imported with the study, before torch."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from compression_assets.evaluation.embedding import EmbeddingSource
 from compression_assets.evaluation.engines.settings import ServedSettings
@@ -104,9 +104,3 @@ class StudyEvaluation(EvaluationSettings):
     # Not among the settings above: the fingerprint of metrics_<model> has all of them, and a key more is another one.
     text: TextSettings | None = None
     serving: tuple[ServedSettings, ...] = ()
-
-    @field_validator("serving", mode="before")
-    @classmethod
-    def _listed(cls, values: Any) -> Any:
-        # A file has lists only, and strict validation takes no list for a tuple.
-        return tuple(values) if isinstance(values, list) else values

@@ -127,12 +127,6 @@ class Study(Strict):
     def _write_sweeps_out(cls, data: Any) -> Any:
         return expanded(data)
 
-    @field_validator("orderings", "seeds", "sweep", "external_models", mode="before")
-    @classmethod
-    def _listed(cls, values: Any) -> Any:
-        # A file has lists only, and strict validation takes no list for a tuple.
-        return tuple(values) if isinstance(values, list) else values
-
     @model_validator(mode="after")
     def _seeds_repeat_the_seed(self) -> Self:
         if self.seeds and self.seed not in self.seeds:

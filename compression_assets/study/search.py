@@ -2,7 +2,7 @@
 
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import Strict, near_match
@@ -42,21 +42,6 @@ class Search(Strict):
     rungs: int = Field(default=3, ge=1)
     brackets: int | None = Field(default=None, ge=1)
     repeats: int = Field(default=3, ge=1)
-
-    @field_validator("orders", "shares", mode="before")
-    @classmethod
-    def _listed(cls, values: Any) -> Any:
-        return tuple(values) if isinstance(values, list) else values
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _listed_inside(cls, settings: Any) -> Any:
-        if not isinstance(settings, dict) or not all(isinstance(own, dict) for own in settings.values()):
-            return settings
-        return {
-            name: {key: tuple(values) if isinstance(values, list) else values for key, values in own.items()}
-            for name, own in settings.items()
-        }
 
     @model_validator(mode="after")
     def _can_be_tried(self) -> Self:

@@ -6,7 +6,7 @@ Everything else sees the expanded study only: a sweep is a short way of writing 
 import re
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from compression_assets.strict import Strict
 
@@ -23,11 +23,6 @@ class Sweep(Strict):
     setting: str = Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$")
     values: tuple[int | float | str | bool, ...] = Field(min_length=1)
     orderings: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("values", "orderings", mode="before")
-    @classmethod
-    def _listed(cls, values: Any) -> Any:
-        return tuple(values) if isinstance(values, list) else values
 
     def variants(self) -> dict[str, dict[str, Any]]:
         """Step token -> what its recipe changes."""

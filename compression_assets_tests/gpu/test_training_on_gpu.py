@@ -165,9 +165,10 @@ def test_a_store_teaches_as_the_teacher_itself(tmp_path: Path, device: str, codi
 
 
 @pytest.mark.parametrize(
-    ("kind", "keep_scales"), [("nf4", True), ("nf4", False), ("int8", True), ("int4", True)]
+    ("kind", "scales"),
+    [("nf4", "kept"), ("nf4", "fitted"), ("nf4", "new"), ("int8", "kept"), ("int4", "fitted")],
 )
-def test_qad_writes_what_it_trained_with(tmp_path: Path, device: str, kind: str, keep_scales: bool) -> None:
+def test_qad_writes_what_it_trained_with(tmp_path: Path, device: str, kind: str, scales: str) -> None:
     pytest.importorskip("pyarrow")
     if kind == "int4":
         pytest.importorskip("compressed_tensors")
@@ -185,7 +186,7 @@ def test_qad_writes_what_it_trained_with(tmp_path: Path, device: str, kind: str,
     step = StepInputs(
         parent=tmp_path / "q",
         output=tmp_path / "qad",
-        recipe=QADRecipe(**recipe_of(learning_rate=1e-2).model_dump(), keep_scales=keep_scales),
+        recipe=QADRecipe(**recipe_of(learning_rate=1e-2).model_dump(), scales=scales),
         data={"distillation_set": tmp_path / "data", "teacher_logits": tmp_path / "logits"},
         seed=0,
         device=device,

@@ -150,11 +150,6 @@ class JudgeSettings(Strict):
     max_characters: int = Field(default=6000, ge=100)
     patience: PatienceSettings = PatienceSettings()
 
-    @field_validator("trust_kinds", "others", mode="before")
-    @classmethod
-    def _listed(cls, values: Any) -> Any:
-        return tuple(values) if isinstance(values, list) else values
-
     @field_validator("others")
     @classmethod
     def _no_further_models(cls, others: tuple[JudgeModel, ...]) -> tuple[JudgeModel, ...]:

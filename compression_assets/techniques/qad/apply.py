@@ -22,6 +22,7 @@ from compression_assets.training.resuming import checkpoints_in
 from compression_assets.training.teacher.teacher_logits import TeacherLogits
 from compression_assets.weights import checkpoints
 from compression_assets.weights.files import read_tensors, write_weights
+from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.stored import StoredWeight
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ MAX_DIFFERENCE = 1e-3
 def qad_step(step: StepInputs) -> StepReport:
     """Distil the quantized parent on the distillation set into a model of the same number format and size.
 
-    Metadata: "layers" with each layer's share of weights that are another value than before; their mean
+    Metadata: "layers" with each layer's share of weights that have another code than before; their mean
     "weights_changed". StudyError when the parent is in full precision or the teacher logits were made for other data.
     """
     import torch
@@ -55,7 +56,7 @@ def qad_step(step: StepInputs) -> StepReport:
     if UNQUANTIZED in step.models:
         _start_in_bins(model, before, step.models[UNQUANTIZED])
     kept = checkpoints_in(step.scratch, model, dataset, step.recipe, step.seed, step.device, teacher.manifest)
-    stored = StoredForm(before, step.recipe.keep_scales, step.device)
+    stored = StoredForm(before, step.recipe.scales, step.device)
     rows = [row for row in dataset if row.n_predicted][:COMPARED_ROWS]
     trained: dict[str, Any] = {}
 
@@ -142,14 +143,20 @@ def _check_as_trained(step: StepInputs, rows: Sequence[TokenRow], dtype: "torch.
 
 
 def _weights_changed(before: Mapping[str, StoredWeight], after: Path) -> list[dict[str, Any]]:
-    """Per layer the share of weights whose stored value is another one than before."""
+    """Per layer the share of weights with another code than before; without a grid, with another stored value."""
     return [
         {
             "layer": new.name.removesuffix(".weight"),
-            "weights_changed": (before[new.name].dequantized() != new.dequantized()).double().mean().item(),
+            "weights_changed": (_values(before[new.name]) != _values(new)).double().mean().item(),
         }
         for new in checkpoints.quantized_weights(after)
     ]
+
+
+def _values(weight: StoredWeight) -> "torch.Tensor":
+    if isinstance(weight.format, GridFormat):
+        return weight.format.codes(weight.parts)
+    return weight.dequantized()
 
 
 def _too_small(learning_rate: float, changed: float) -> list[str]:

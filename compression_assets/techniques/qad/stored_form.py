@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from compression_assets.techniques.qad.recipe import Scales
 from compression_assets.weights.checkpoints import published
 from compression_assets.weights.formats.format import Stored
 from compression_assets.weights.formats.grid import GridFormat, divided
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
 class StoredForm:
     """From a parameter's name and master to what a file holds of it, and to the weight that this stands for.
 
-    It is the `AsStored` of a training. Weights are rounded to the nearest level: on the scales that they came with, or
-    on new ones where scales are not kept or the format has no grid. Other parameters are stored in bfloat16.
+    It is the `AsStored` of a training. Weights are rounded to the nearest level: on the scales that they came with, on
+    these fitted to the master, or on the format's own for it. Other parameters are stored in bfloat16.
     """
 
-    def __init__(self, weights: Mapping[str, StoredWeight], keep_scales: bool, device: str) -> None:
+    def __init__(self, weights: Mapping[str, StoredWeight], scales: Scales, device: str) -> None:
         """weights: the quantized ones of the model as it came, by name. device: where masters are."""
         self._weights = weights
+        self._fitted = scales == "fitted"
         self._grids = {
             name: {part: tensor.to(device) for part, tensor in weight.parts.items()}
             for name, weight in self._weights.items()
-            if keep_scales and isinstance(weight.format, GridFormat)
+            if scales != "new" and isinstance(weight.format, GridFormat)
         }
 
     def __call__(self, name: str, master: "torch.Tensor") -> "torch.Tensor":
@@ -37,7 +39,7 @@ class StoredForm:
         if name not in self._grids:
             return form.dequantize(form.quantize(master)).to(master.device)
         assert isinstance(form, GridFormat)
-        scales = form.scales(self._grids[name])
+        scales = form.scales(self._grid(name, form, master))
         codes = form.nearest(divided(master, scales))
         return form.levels(master.device)[codes.int()] * scales
 
@@ -49,11 +51,16 @@ class StoredForm:
         return {form.tensor_name(name, part): tensor for part, tensor in self._parts(name, master).items()}
 
     def _parts(self, name: str, master: "torch.Tensor") -> Stored:
-        form, grid = self._weights[name].format, self._grids.get(name)
-        if grid is None:
+        form = self._weights[name].format
+        if name not in self._grids:
             return form.quantize(master)
         assert isinstance(form, GridFormat)
-        return form.with_codes(self._weights[name].parts, form.nearest(form.scaled(master, grid)))
+        grid = self._grid(name, form, master)
+        parts = {part: tensor.cpu() for part, tensor in grid.items()}
+        return form.with_codes(parts, form.nearest(form.scaled(master, grid)))
+
+    def _grid(self, name: str, form: GridFormat, master: "torch.Tensor") -> Stored:
+        return form.fitted(master, self._grids[name]) if self._fitted else self._grids[name]
 
 
 def within_bins(weight: "torch.Tensor", stored: StoredWeight) -> "torch.Tensor":

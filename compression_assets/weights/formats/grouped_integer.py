@@ -99,6 +99,12 @@ class GroupedInteger(GridFormat):
     def scales(self, stored: Stored) -> "torch.Tensor":
         return stored[SCALE].float().repeat_interleave(self.group_size, dim=1)
 
+    def blocks(self, weight: "torch.Tensor") -> "torch.Tensor":
+        return weight.reshape(-1, self.group_size)
+
+    def with_scales(self, stored: Stored, scales: "torch.Tensor") -> Stored:
+        return {**stored, SCALE: _as_stored(scales).reshape(stored[SCALE].shape)}
+
     def dequantize(self, stored: Stored) -> "torch.Tensor":
         return (self.codes(stored).float() - self._lowest) * self.scales(stored)
 
@@ -156,12 +162,9 @@ class GroupedInteger(GridFormat):
         ggml's choice for Q4_0. On SmolLM2-135M in groups of 64 (nearest rounding) perplexity came to 59.8, with
         |w| / 7.5, compressed-tensors' own, to 66.8, with |w| / 7 to 77.0, with the least squared error of 14 to 61.7.
         """
-        import torch
-
         groups = weight.float().reshape(weight.shape[0], -1, self.group_size)
         outermost = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
-        # Through fp16 as well, so that GGUF, whose scales are fp16, holds even tiny ones exactly.
-        return (outermost / -self._lowest).to(torch.bfloat16).to(torch.float16).to(torch.bfloat16)
+        return _as_stored(outermost / -self._lowest)
 
     def _group(self) -> dict[str, Any]:
         weights = {
@@ -194,6 +197,13 @@ class Int8Grouped(GroupedInteger):
     # Normally distributed weights come out at 0.006.
     max_relative_error: ClassVar[float] = 0.02
     bits: ClassVar[int] = 8
+
+
+def _as_stored(scales: "torch.Tensor") -> "torch.Tensor":
+    """In bf16, and through fp16 as well, so that GGUF, whose scales are fp16, holds even tiny ones exactly."""
+    import torch
+
+    return scales.to(torch.bfloat16).to(torch.float16).to(torch.bfloat16)
 
 
 def mixture_config(forms: Mapping[str, GroupedInteger | None]) -> dict[str, Any]:

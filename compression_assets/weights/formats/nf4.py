@@ -60,6 +60,12 @@ def store(
 
     The descriptor says bf16 whatever the codes were computed from, so that it loads as any NF4 model does.
     """
+    grid = {part: tensor.cpu() for part, tensor in _scale_parts(absmax, shape, double_quant, kind).items()}
+    return {"": pack_codes(codes).cpu(), **grid}
+
+
+def _scale_parts(absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool, kind: str) -> Stored:
+    """All parts but the codes, on the device of absmax."""
     import torch
     from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
 
@@ -72,13 +78,12 @@ def store(
         shape=shape,
         dtype=torch.bfloat16,
         blocksize=BLOCKSIZE,
-        code=get_4bit_type(kind, device=codes.device),
+        code=get_4bit_type(kind, device=absmax.device),
         quant_type=kind,
         offset=offset,
         state2=state2,
     )
-    parts = {f".{suffix}": tensor.cpu() for suffix, tensor in state.as_dict(packed=True).items()}
-    return {"": pack_codes(codes).cpu(), **parts}
+    return {f".{suffix}": tensor for suffix, tensor in state.as_dict(packed=True).items()}
 
 
 def dequantize(stored: Stored) -> "torch.Tensor":
@@ -262,3 +267,12 @@ class NF4(FourBit, GridFormat):
 
     def with_codes(self, stored: Stored, codes: "torch.Tensor") -> Stored:
         return {**stored, "": pack_codes(codes.reshape(-1)).cpu()}
+
+    def blocks(self, weight: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        flat = weight.reshape(-1)
+        return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCKSIZE)).reshape(-1, BLOCKSIZE)
+
+    def with_scales(self, stored: Stored, scales: "torch.Tensor") -> Stored:
+        return {"": stored[""], **_scale_parts(scales, shape_of(stored), self.double_quant, self.name)}
