@@ -11,6 +11,9 @@ PYTHON ?= python3.11
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 
+# In memory where there are 4 GiB for it: whole runs wait for the disk at every event of Dagster's.
+TEST_FILES = $(shell [ "$$(df --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4194304 ] 2>/dev/null && echo /dev/shm || echo /tmp)
+
 # Reaches recipes through the environment: no quoting to get wrong in a path.
 export STUDY PYTHON
 # Progress is written line by line and has to be seen as it is written, in a pipe too.
@@ -36,7 +39,7 @@ ui: setup ## Dagster's web interface on http://127.0.0.1:3000: make ui STUDY=smo
 	@source $(BIN)/activate && use_study "$$STUDY" && dagster dev -h 127.0.0.1 -p 3000
 
 test: setup ## run the tests; ARGS="-k orderings" narrows them
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTEST_DEBUG_TEMPROOT=$(TEST_FILES) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup ## kill runs, fill disks: what make test has no time for
 	@$(BIN)/python -m pytest -q -n 2 --dist load -m faults $(ARGS)

@@ -27,5 +27,5 @@ class QADRecipe(TeacherRecipe):
     alpha: float = Field(default=1.0, ge=0, le=1, description="share of the KL")
     temperature: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
-    scales: Scales = "fitted"
+    scales: Scales = "kept"
     masters: Literal["dequantized", "unquantized"] = "dequantized"
