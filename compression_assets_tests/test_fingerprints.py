@@ -200,6 +200,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
 
     def as_new() -> None:
         forget()
+        sys.modules.pop("kept", None)  # of a test before, in a folder that is gone
         code_fingerprints._is_module.cache_clear()
         for remembered in (
             fingerprint_cache.kept_code_fingerprint,

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 FITS = 2
-"""On SmolLM2-135M one fit without the codes chosen anew gained a third of what two do (docs/findings.md)."""
+"""Alternations for a master that has moved by one training step. Each takes as long as rounding it does."""
 
 
 class GridFormat(Format):
