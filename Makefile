@@ -12,7 +12,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 
 # In memory where there are 4 GiB for it: whole runs wait for the disk at every event of Dagster's.
-TEST_FILES = $(shell [ "$$(df --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4194304 ] 2>/dev/null && echo /dev/shm || echo /tmp)
+TEST_FILES = $(shell [ "$$(df --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4194304 ] 2>/dev/null && echo /dev/shm || echo "$${TMPDIR:-/tmp}")
 
 # Reaches recipes through the environment: no quoting to get wrong in a path.
 export STUDY PYTHON

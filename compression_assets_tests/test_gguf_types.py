@@ -29,7 +29,14 @@ from compression_assets.weights import checkpoints
 from compression_assets.weights.files import WEIGHTS
 from compression_assets.weights.formats.bf16 import BF16
 from compression_assets.weights.formats.gguf_mixture import Mixture
-from compression_assets.weights.formats.gguf_types import GgufForm, gguf_form, second_rounding
+from compression_assets.weights.formats.gguf_types import (
+    MIXTURES,
+    TYPES,
+    GgufForm,
+    block_of,
+    gguf_form,
+    second_rounding,
+)
 from compression_assets.weights.formats.grouped_integer import Int4, Int8Grouped
 from compression_assets.weights.formats.nf4 import NF4
 from compression_assets_tests.gguf_helpers import byte_level_tokenizer, put_tokenizer
@@ -52,6 +59,12 @@ def model(folder: Path, architecture: str = "llama", **settings: object) -> Path
 
 def types(file: Path) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_form_knows_its_blocks_without_the_gguf_package(kind: str) -> None:
+    """Studies ask it when they are read, which must not import that package."""
+    assert GgufForm(kind).row_multiple == block_of(MIXTURES.get(kind, kind))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])

@@ -33,8 +33,7 @@ def test_dagsters_own_command_runs_steps_there(
     for name, value in study.extra.items():
         monkeypatch.setenv(name, value)
     kept = ObjectStore(f"{study.extra['COMPRESSION_STORE']}/{study.name}")
-    logs = [one for one in kept.objects("logs") if not one["path"].endswith(".partial")]
-    assert {one["path"].rpartition(".")[2] for one in logs} == {"out", "err"}
+    assert {path.rpartition(".")[2] for path in whole_logs(kept)} == {"out", "err"}
     code, _ = study.command(*COMPRESSION, "run", "--select", "base_model")
     assert code == 0
     assert study.made() == {"base_model": 1}
@@ -43,11 +42,15 @@ def test_dagsters_own_command_runs_steps_there(
         pages = DagsterPages(address)
         show_the_runs(pages)
         keys = [key for run in pages.runs() for key in pages.log_keys(run["runId"], "base_model")]
-        assert {"/".join(("logs", *key)) + end for key in keys for end in (".out", ".err")} == {
-            one["path"] for one in kept.objects("logs") if not one["path"].endswith(".partial")
-        }
+        expected = {"/".join(("logs", *key)) + end for key in keys for end in (".out", ".err")}
+        assert whole_logs(kept) == expected
         with capfd.disabled():
             show_what_is_written(pages, StoreComputeLogs(study.name), keys[0])
+
+
+def whole_logs(kept: ObjectStore) -> set[str]:
+    """Paths of the logs of steps that have ended."""
+    return {one["path"] for one in kept.objects("logs") if not one["path"].endswith(".partial")}
 
 
 def show_the_runs(pages: DagsterPages) -> None:

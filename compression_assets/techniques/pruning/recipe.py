@@ -35,7 +35,7 @@ class PruningRecipe(Strict):
     multiple_of: of cut: width and hidden: the kept width is the nearest positive multiple (ties up; with target: the
         next below). Of cut: choose: also of the numbers that the kept key-value groups have together. 1 is the paper's.
         None: what the kernels of the study's number formats and of what it serves take whole: 64 with NF4 or FP4, 128
-        with int4 or int8_grouped (Marlin), 256 with K-quants, else 1.
+        with int4 or int8_grouped (Marlin), 256 with K-quants, 32 with other GGUF types of few bits, else 1.
     layers: of cut: depth: which go. influence: those that change hidden states least, by cosine (ShortGPT, arXiv
         2403.03853); block: neighbours that together change them least (as arXiv 2403.17887); magnitude: those of the
         smallest weights; loss: those without which the loss on the calibration set rises least.
