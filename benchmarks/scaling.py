@@ -39,6 +39,11 @@ ORDERS = (10, 50, 200)
 LOADED_IN = 5.0
 """Seconds in which the web interface is to have the graph of the most orders."""
 PICTURE = Path(__file__).parent / "results" / "scaling.png"
+NAMES = "{ assetNodes { assetKey { path } } }"
+REFUSED = (
+    "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { ... on PythonError { message causes "
+    "{ message } } } } } } }"
+)
 GRAPH = "{ assetNodes { id assetKey { path } groupName dependencyKeys { path } kinds tags { key value } } }"
 
 
@@ -168,8 +173,15 @@ def _orders(count: int) -> list[str]:
         environment = os.environ | {
             "COMPRESSION_STUDY": str(study),
             "COMPRESSION_STORAGE": folder,
-            "DAGSTER_HOME": folder,
         }
+        home = subprocess.run(
+            [sys.executable, "-m", "compression_assets.cli", "home"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        environment["DAGSTER_HOME"] = home.stdout.strip()
         defined = subprocess.run(
             [sys.executable, "-m", "benchmarks.scaling", "--define", str(study)],
             env=environment,
@@ -231,9 +243,10 @@ def _shown_graph(environment: dict[str, str]) -> tuple[float, float, float]:
     )
     try:
         deadline = time.monotonic() + 900
-        while b"final_kd" not in _asked(port, "{ assetNodes { assetKey { path } } }"):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("Dagster's web server did not start")
+        while b"final_kd" not in _asked(port, NAMES):
+            refused = _asked(port, REFUSED)
+            if server.poll() is not None or time.monotonic() > deadline or b"message" in refused:
+                raise SystemExit(f"Dagster's web server does not show the study: {refused.decode()}")
             time.sleep(1)
         busy, began = _busy(server.pid), time.perf_counter()
         answer = _asked(port, GRAPH, 600)
