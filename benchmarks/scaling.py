@@ -41,8 +41,8 @@ LOADED_IN = 5.0
 PICTURE = Path(__file__).parent / "results" / "scaling.png"
 NAMES = "{ assetNodes { assetKey { path } } }"
 REFUSED = (
-    "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { ... on PythonError { message causes "
-    "{ message } } } } } } }"
+    "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { ... on PythonError "
+    "{ message causes { message } } } } } } }"
 )
 GRAPH = "{ assetNodes { id assetKey { path } groupName dependencyKeys { path } kinds tags { key value } } }"
 
