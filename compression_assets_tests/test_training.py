@@ -123,6 +123,58 @@ def test_training_learns_and_is_repeatable() -> None:
     assert notes[-1][2].startswith("loss ")
 
 
+class _Reader(torch.nn.Module):
+    """A model that reads its table twice in a pass."""
+
+    def __init__(self, table: torch.nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table(ids).sin() + self.table(ids.flip(1)).square()
+
+
+class _Scaled(torch.nn.Embedding):
+    """As Gemma's: its output is not the rows of its weight."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 3.0 * super().forward(ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.nn.Embedding, _Scaled])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_rows_of_an_embedding_get_the_gradient_that_autograd_gives_them(
+    kind: type[torch.nn.Embedding], padding: int | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(11)
+    ours = _Reader(kind(9, 4, padding_idx=padding))
+    theirs = copy.deepcopy(ours).to(dtype)
+    kept = masters.MasterWeights(ours, dtype, 0.1, 0.0)
+    total = torch.zeros(9, 4)
+    for _ in range(2):  # two passes of one step
+        ids = torch.randint(0, 5, (2, 6))
+        for model in (ours, theirs):
+            (model(ids).float() ** 3).sum().backward()
+        assert theirs.table.weight.grad is not None
+        total += theirs.table.weight.grad
+        theirs.table.weight.grad = None
+    found = kept.gradient(ours.table.weight)
+    assert found is not None and found.dtype == torch.float32
+    assert ours.table.weight.grad is None and total[:5].any() and not total[5:].any()
+    torch.testing.assert_close(found, total, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    assert padding is None or not found[padding].any()
+
+
+def test_a_frozen_embedding_has_no_gradient() -> None:
+    model = _Reader(torch.nn.Embedding(9, 4))
+    model.table.weight.requires_grad_(False)
+    model.out = torch.nn.Linear(4, 1)
+    kept = masters.MasterWeights(model, torch.float32, 0.1, 0.0)
+    model.out(model(torch.randint(0, 9, (2, 6)))).sum().backward()
+    assert kept.gradient(model.table.weight) is None and model.table.weight.grad is None
+
+
 def test_incomplete_last_step_is_used() -> None:
     dataset = tiny_dataset(11)
     done = finetune(tiny_model(), dataset, recipe_of(batch_size=2, gradient_accumulation=2), 0)
