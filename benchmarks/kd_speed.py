@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -144,10 +145,12 @@ class _Steps:
         import torch
 
         from compression_assets.training.attention import short_row_attention
+        from compression_assets.training.fused import fused_layers
         from compression_assets.training.loop import _Run
 
-        self.attention = short_row_attention(model, "cpu", 512, torch.bfloat16)
-        self.attention.__enter__()
+        self.layers = ExitStack()
+        self.layers.enter_context(short_row_attention(model, "cpu", 512, torch.bfloat16))
+        self.layers.enter_context(fused_layers(model, "cpu", torch.bfloat16))
         steps = plan(dataset, recipe, 0)
         run = _Run(model, dataset, recipe, None, "cpu", 1_000)
         self.live = {
@@ -167,7 +170,7 @@ class _Steps:
         }
 
     def end(self) -> None:
-        self.attention.__exit__(None, None, None)
+        self.layers.close()
 
 
 def _forward(live: Any) -> None:
