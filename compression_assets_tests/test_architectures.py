@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Mamba2Config, MambaConfig, PreTrainedConfig
 
 from compression_assets.evaluation import perplexity
 from compression_assets.evaluation.clarity import answer_perplexities
@@ -28,7 +28,7 @@ from compression_assets.techniques.quantization.recipe import QuantizationRecipe
 from compression_assets.techniques.quantization.refusal import refusal as refusal_of_q
 from compression_assets.techniques.step import StepInputs
 from compression_assets.text.datasets import TokenDataset, TokenRow
-from compression_assets.training.finetuning import FinetuneRecipe
+from compression_assets.training.finetuning import FinetuneRecipe, finetune
 from compression_assets.training.refusal import refusal as refusal_of_training
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, write_teacher_logits
 from compression_assets.weights import architectures as known
@@ -36,6 +36,7 @@ from compression_assets.weights.checkpoints import load_for_scoring, load_full_p
 from compression_assets.weights.logits import head_makes_logits
 from compression_assets_tests import architectures
 from compression_assets_tests.architectures import config_of
+from compression_assets_tests.training_helpers import recipe_of
 
 EXPECTED_REFUSALS = {
     **{name: {"Q"} for name in architectures.NO_LINEAR_LAYERS},
@@ -243,6 +244,26 @@ def test_a_scale_or_cap_is_seen_whatever_the_weights(name: str) -> None:
     assert head_makes_logits(AutoModelForCausalLM.from_config(config_of(name, **changes)).eval())
     for config, alone in ((config_of(name), False), (config_of(name, **changes), True)):
         assert known.head_makes_logits(config.to_dict()) is alone
+
+
+@pytest.mark.parametrize("kind", [MambaConfig, Mamba2Config])
+def test_a_model_without_attention_is_scored_and_trained(kind: type[PreTrainedConfig]) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 259, "pad_token_id": 0}
+    config = kind(**sizes) if kind is MambaConfig else kind(**sizes, num_heads=8, head_dim=16)
+    model, data = AutoModelForCausalLM.from_config(config).float().eval(), rows(0)
+    total = 0.0
+    for row in data:
+        ids = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(
+                model(ids).logits[0, :-1], ids[0, 1:], reduction="none"
+            )
+        total += float(losses[torch.tensor(row.content[1:])].sum())
+    assert sum(score(model, data, batch_size=2).nll) == pytest.approx(total, rel=1e-5)
+    assert known.head_makes_logits(config.to_dict())
+    done = finetune(model, data, recipe_of(epochs=4, learning_rate=1e-2), 0)
+    assert done.loss_curve[-1]["ce"] < done.loss_curve[0]["ce"]
 
 
 def test_long_batches_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

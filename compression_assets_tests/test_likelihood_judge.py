@@ -202,6 +202,8 @@ def test_scores_of_people_are_read_and_a_bad_line_is_named(tmp_path: Path) -> No
     file = tmp_path / "people.csv"
     file.write_text("item,model,score\nq1,base,4\nq1,base,5\nq2,p_kd_q,1\n")
     assert read_people(file) == {("base", "q1"): 4.5, ("p_kd_q", "q2"): 1.0}
+    file.write_text("\ufeffitem,model,score\nq1,base,4\n", encoding="utf-8")  # as spreadsheets do
+    assert read_people(file) == {("base", "q1"): 4.0}
     file.write_text("item,model,score\nq1,base,nan\n")
     with pytest.raises(StudyError, match="line 2: the score 'nan' is no number"):
         read_people(file)

@@ -1,11 +1,20 @@
 """The local judge: its verdict is the model's own token probabilities, whatever the model is like."""
 
 import math
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    Lfm2Config,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+)
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.asking import Asker
@@ -15,8 +24,10 @@ from compression_assets.evaluation.judging.prompts import METRICS, Case
 from compression_assets.evaluation.judging.replies import SCALE
 from compression_assets.evaluation.judging.scoring import Outcome, judge_cases
 from compression_assets.evaluation.judging.settings import PatienceSettings
-from compression_assets_tests.tiny_models import tiny_directory
+from compression_assets_tests.tiny_models import byte_tokenizer, tiny_directory
 
+SIZES = {"vocab_size": 259, "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
 CASES = [Case(name, f"What is {name}?", f"{name} is {name}.", (name,), f"it is {name}") for name in "ab"]
 
 
@@ -61,6 +72,33 @@ def test_probabilities_are_the_models_own(directory: Path) -> None:
     expected = logits[digits].double().softmax(0).tolist()
     assert [label for label, _ in found] == list(SCALE)
     assert [math.exp(value) for _, value in found] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "in_pieces"),
+    [
+        (MambaConfig(**SIZES, state_size=4), False),
+        (Lfm2Config(**SIZES, **HEADS, layer_types=["conv", "full_attention"]), False),
+        (MistralConfig(**SIZES, **HEADS, sliding_window=8), True),
+        (Gemma3TextConfig(**SIZES, **HEADS, sliding_window=8, head_dim=16), True),
+    ],
+)
+def test_what_is_kept_of_a_prompt_changes_nothing(
+    config: PreTrainedConfig, in_pieces: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    reader = _Reader(tmp_path, "cpu", torch.float32)
+    assert reader._in_pieces is in_pieces
+    for pieces in ([[5, 6, 7], [8, 9]], [[5, 6, 7], [10, 11, 12], [13]], [[5, 6, 7], [10, 11, 12], [14]]):
+        with torch.no_grad():
+            expected = model(torch.tensor([list(chain(*pieces))])).logits[0, -1]
+        torch.testing.assert_close(reader._read(pieces), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_role_header_in_an_answer_stays_text(directory: Path) -> None:

@@ -63,6 +63,21 @@ def test_the_choice_is_that_of_brute_force(seed: int) -> None:
     assert len(allowed) < 3**5
 
 
+@pytest.mark.parametrize("under", [1, 10, 50])
+def test_the_budget_is_kept_to_the_byte(under: int) -> None:
+    """A solver takes a limit that is exceeded by a millionth for kept."""
+    model = [ModelTensor(f"model.layers.{n}.mlp.down_proj.weight", (1024, 4096), "linear") for n in range(20)]
+    units = mixture.options(model, RECIPE).units
+    small, middle, _ = sorted(units[0].sizes.values())
+    choice = mixture.Options(units, 10 * small + 10 * middle - under)
+    loss = {
+        unit.name: {form: 0.0 if form.full_precision else 1.0 / size for form, size in unit.sizes.items()}
+        for unit in units
+    }
+    found = mixture.best(choice, loss)
+    assert sum(unit.sizes[found[unit.name]] for unit in units) <= choice.budget
+
+
 def test_sensitivity_is_the_divergence_with_one_unit_quantized() -> None:
     model, other, rows = tiny_model(), tiny_model(), list(tiny_dataset())[:3]
     choice = mixture.options(checkpoints.model_tensors(model), RECIPE)

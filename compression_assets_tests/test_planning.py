@@ -1,5 +1,6 @@
 """What is planned against what is known: the paper's Table 1, models' published sizes, files written here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from compression_assets.planning import work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.plan import Plan, make_plan
-from compression_assets.planning.summary import as_markdown, as_text, database_rows
+from compression_assets.planning.summary import as_markdown, as_text, database_rows, duration, sentences
 from compression_assets.planning.widths import width_notes
 from compression_assets.reporting.paper_table import read_paper_table
 from compression_assets.sources.models import DirectoryModel, HubModel
@@ -128,6 +129,24 @@ def test_a_shared_prefix_is_paid_once(tmp_path: Path) -> None:
     assert [row.technique for row in both.rows] == ["fetched", "fetched", "logits", "P", "KD", "Q"]
     again = sum(both.row(asset).seconds for asset in ("model_p", "final_p_kd", "teacher_logits"))
     assert both.separate - alone.separate == pytest.approx(again)
+
+
+def test_what_sharing_saves_is_what_is_made_twice_otherwise(tmp_path: Path) -> None:
+    plan = planned(tmp_path, orderings=["Q", "P", "Q-P"], card="a100")
+    made = sum(row.seconds for row in plan.rows if row.technique != "fetched")
+    assert plan.separate - made == pytest.approx(plan.row("final_q").seconds)
+    (sentence,) = (line for line in sentences(plan) if line.startswith("sharing"))
+    assert f" saves {duration(plan.row('final_q').seconds)}: " in sentence
+    assert sentence.endswith(f"{duration(plan.separate)} instead of {duration(made)}")
+
+
+def test_the_table_says_of_a_step_what_the_sentences_say(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    most = max(row.memory or 0 for row in plan.rows)
+    for room, fits in ((1.02, False), (1.06, True)):
+        tight = make_plan(load_study("paper"), replace(device("a6000"), memory=int(most * room)), tmp_path)
+        assert (not tight.misfits) is fits
+        assert all(row["fits"] is not False for row in database_rows(tight)) is fits
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed: pip install --group test")

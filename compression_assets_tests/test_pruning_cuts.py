@@ -55,6 +55,15 @@ def test_a_model_without_layers_is_the_original_that_skips_them(name: str) -> No
     torch.testing.assert_close(cut.model(INPUTS).logits, model(INPUTS).logits, rtol=1e-9, atol=1e-9)
 
 
+def test_layers_that_compute_by_their_number_are_not_cut() -> None:
+    by_number = model_of("GPT2", scale_attn_by_inverse_layer_idx=True, n_layer=4)
+    choice = Choice([torch.tensor([0, 3])], [])
+    with pytest.raises(StudyError, match="'gpt2' cannot be cut in depth"):
+        cut_layers(by_number, choice, by_number.config.to_dict())
+    plain = model_of("GPT2", n_layer=4)
+    assert cut_layers(plain, choice, plain.config.to_dict()).model.config.n_layer == 2
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_without_groups_is_the_original_with_their_heads_at_zero(name: str) -> None:
     model = model_of(name, **HEADS)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from compression_assets.planning.gpus import sentence
-from compression_assets.planning.plan import Plan, Row
+from compression_assets.planning.plan import USABLE, Plan, Row
 from compression_assets.tables import markdown, plain
 
 MIB, GIB = 2**20, 2**30
@@ -43,8 +43,7 @@ def _shown(plan: Plan, row: Row) -> tuple[Any, ...]:
 
 def sentences(plan: Plan) -> list[str]:
     """What the table comes to."""
-    steps = sum(row.seconds for row in plan.rows)
-    made = sum(row.seconds for row in plan.rows if row.technique not in ("fetched", "corrected", "logits"))
+    shared = sum(row.seconds for row in plan.rows if row.technique not in ("fetched", "corrected"))
     logits = [row for row in plan.rows if row.technique == "logits"]
     lines = [
         f"{plan.device.name}: {duration(plan.seconds)} in all, {duration(plan.measuring)} of it for data and measuring",
@@ -54,10 +53,10 @@ def sentences(plan: Plan) -> list[str]:
     lines += [f"teacher logits: {row.size / GIB:.2f} GiB" for row in logits]
     if gpus := sentence(plan.rows):
         lines.append(gpus)
-    if plan.separate > made:
+    if plan.separate > shared:
         lines.append(
-            f"sharing prefixes and teacher logits saves {duration(plan.separate - steps)}: built one by one, the "
-            f"orderings would take {duration(plan.separate)} instead of {duration(steps)}"
+            f"sharing prefixes and teacher logits saves {duration(plan.separate - shared)}: built one by one, the "
+            f"orderings would take {duration(plan.separate)} instead of {duration(shared)}"
         )
     lines += [f"does not fit: {sentence}" for sentence in plan.misfits]
     if not plan.misfits:
@@ -90,7 +89,7 @@ def database_rows(plan: Plan) -> list[dict[str, Any]]:
             "tokens": row.tokens,
             "flops": row.flops,
             "seconds": row.seconds,
-            "fits": None if row.memory is None else row.memory <= plan.device.memory,
+            "fits": None if row.memory is None else row.memory <= plan.device.memory * USABLE,
         }
         for row in plan.rows
     ]

@@ -220,17 +220,19 @@ def _rows_collector(master: "torch.Tensor") -> Any:
         def collect(rows: torch.Tensor) -> None:
             read, places = ids.unique(return_inverse=True)
             assert rows.grad is not None
-            # Autograd's own kernel, on a table of these rows alone: the same sums in the same order on every device.
-            sums = torch.ops.aten.embedding_dense_backward(rows.grad, places, len(read), -1, False)
+            # Autograd's own kernel, the same on every device, on a table of these rows alone. In the master's format:
+            # in bfloat16 a token that is read 1,000 times loses 3 % of its gradient.
+            given = rows.grad.to(master.dtype)
+            sums = torch.ops.aten.embedding_dense_backward(given, places, len(read), -1, False)
             rows.grad = None
             if module.padding_idx is not None:
                 sums[read == module.padding_idx] = 0
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
-            master.grad.index_add_(0, read, sums.to(master.dtype))
+            master.grad.index_add_(0, read, sums)
 
         rows = output.detach().requires_grad_()
         rows.register_post_accumulate_grad_hook(collect)
-        return rows
+        return rows.clone()  # a model may scale what it has read in place, which a leaf does not allow
 
     return cut

@@ -108,4 +108,6 @@ def _output(hidden: "torch.Tensor") -> Any:
     """What any body may return: models ask it for different fields besides the hidden states."""
     from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions
 
-    return MoEModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+    output = MoEModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+    output.cache_params = None  # of models without attention, as Mamba
+    return output

@@ -126,7 +126,7 @@ def read_people(file: Path) -> dict[tuple[str, str], float]:
     Raises StudyError when the file is not there, a column is missing, or a score is no number.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as handle:
+        with file.open(newline="", encoding="utf-8-sig") as handle:  # spreadsheets mark their UTF-8
             reader = csv.DictReader(handle)
             if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
                 raise StudyError(

@@ -5,8 +5,9 @@ probabilities of the allowed labels there are its answer. So it cannot fail to p
 
 A metric's prompts begin alike, with its steps and rubric, so the keys and values of that beginning are kept between
 questions. It always has a forward pass of its own, kept or not, so that an answer does not depend on what was asked
-before. For the same reason nothing is batched: rounding would depend on the neighbours, and an interrupted run would
-end in other numbers. (On a CPU a batch of 8 gains a third at most.)
+before. (A model that remembers otherwise than by attention, as Mamba, reads each prompt whole.) For the same reason
+nothing is batched: rounding would depend on the neighbours, and an interrupted run would end in other numbers. (On a
+CPU a batch of 8 gains a third at most.)
 """
 
 import json
@@ -97,6 +98,7 @@ class _Reader:
         )
         use_fastest_attention(self._model)
         self._cache: Any = DynamicCache()
+        self._in_pieces = _remembers_by_attention_alone(self._model)
         self._held: list[list[int]] = []
         self._before, self._after = self._template()
 
@@ -126,6 +128,10 @@ class _Reader:
         """Next-token logits [vocabulary] in float32 after all pieces; those still held are not read again."""
         import torch
 
+        if not self._in_pieces:
+            ids = torch.tensor([[token for piece in pieces for token in piece]], device=self._model.device)
+            with torch.inference_mode():
+                return self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
         kept = 0
         while kept < min(len(self._held), len(pieces) - 1) and self._held[kept] == pieces[kept]:
             kept += 1
@@ -178,3 +184,17 @@ class _Reader:
 
     def _plain(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _remembers_by_attention_alone(model: Any) -> bool:
+    """Whether a model keeps nothing but keys and values of what it has read: a recurrent state cannot be cropped."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = getattr(model.config, "layer_types", None) or ()
+    layers = DynamicCache(config=model.config).layers
+    return (
+        not model._is_stateful
+        and all(kind.endswith("attention") and not kind.startswith("linear") for kind in kinds)
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    )

@@ -7,7 +7,7 @@ from compression_assets.errors import StudyError
 from compression_assets.techniques.pruning.amounts import with_layers
 from compression_assets.techniques.pruning.calibration import Calibration
 from compression_assets.techniques.pruning.choice import Choice, Pruned, most_important
-from compression_assets.techniques.pruning.loss_change import losses_without_layers
+from compression_assets.techniques.pruning.loss_change import losses_without_layers, passed_by
 from compression_assets.techniques.pruning.rebuild import rebuilt
 from compression_assets.techniques.pruning.recipe import PruningRecipe
 from compression_assets.text.datasets import TokenDataset
@@ -17,6 +17,10 @@ from compression_assets.weights.layers import decoder_layers
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+TOKENS = 16
+SAME = 1e-3
+"""Of the norm of logits: a model and its copy differ by rounding, one that computes otherwise by more."""
 
 
 def choose_layers(
@@ -68,10 +72,39 @@ def _most_important_layers(scores: "torch.Tensor", keep: int) -> Choice:
 
 
 def cut_layers(model: "PreTrainedModel", choice: Choice, config: Config) -> Pruned:
-    """The model of the layers chosen alone. config: content of its config.json."""
+    """The model of the layers chosen alone. config: content of its config.json.
+
+    Raises StudyError where it is not the old model with the others passed by: where a layer computes by its number.
+    That is seen in full precision only.
+    """
+    import torch
+
     kept = choice.kept[0].tolist()
     names = layer_names(model, kept)
-    return Pruned(rebuilt(model, with_layers(config, kept), names, ()), names)
+    new = rebuilt(model, with_layers(config, kept), names, ())
+    if model.dtype in (torch.float32, torch.float64) and model.device.type != "meta":
+        _require_same(model, new, kept)
+    return Pruned(new, names)
+
+
+def _require_same(model: "PreTrainedModel", new: "PreTrainedModel", kept: list[int]) -> None:
+    others = [layer for index, layer in enumerate(decoder_layers(model).values()) if index not in kept]
+    with passed_by(others):
+        before = _some_logits(model)
+    # NaN is for whoever scores the model to report.
+    if (_some_logits(new) - before).norm() > SAME * before.norm():
+        raise StudyError(
+            f"models of type {model.config.model_type!r} cannot be cut in depth: what a layer of theirs computes "
+            "depends on its number, which a cut changes; use cut: width"
+        )
+
+
+def _some_logits(model: "PreTrainedModel") -> "torch.Tensor":
+    import torch
+
+    ids = torch.arange(TOKENS, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    with torch.inference_mode():
+        return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
 def layer_names(model: "PreTrainedModel", kept: list[int]) -> dict[str, str]:

@@ -4,7 +4,8 @@ To first order for units of which there are many (Molchanov et al. 2019, arXiv 1
 taken away by x -> 0, which changes the loss by about -x · dL/dx. Layers are few, and each is left out in turn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,19 +79,27 @@ def losses_without_layers(model: "PreTrainedModel", dataset: TokenDataset) -> "t
     """Loss in nats a content token without each layer, fp64 [layers]. Raises StudyError when there is no content."""
     import torch
 
+    rows, found = _rows(dataset), []
+    for layer in decoder_layers(model).values():
+        with passed_by([layer]), torch.inference_mode():
+            found.append(sum(_loss(model, row).item() for row in rows))
+    return torch.tensor(found, dtype=torch.float64) / sum(row.n_predicted for row in rows)
+
+
+@contextmanager
+def passed_by(layers: "Iterable[Module]") -> Iterator[None]:
+    """Let hidden states pass these decoder layers by, unchanged, while the block runs."""
+
     def pass_by(_module: Any, inputs: Any, others: Any, output: Any) -> Any:
         hidden = inputs[0] if inputs else others["hidden_states"]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    rows, found = _rows(dataset), []
-    for layer in decoder_layers(model).values():
-        hook = layer.register_forward_hook(pass_by, with_kwargs=True)
-        try:
-            with torch.inference_mode():
-                found.append(sum(_loss(model, row).item() for row in rows))
-        finally:
+    hooks = [layer.register_forward_hook(pass_by, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
-    return torch.tensor(found, dtype=torch.float64) / sum(row.n_predicted for row in rows)
 
 
 def mean_loss(model: "PreTrainedModel", dataset: TokenDataset) -> float:

@@ -19,6 +19,8 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections of the same inputs, as transformers names them."""
 SHARE_NOT_PROVEN = 1e-4
 """By which a choice may be worse than the best one: the knapsack is solved by branch and bound."""
+EXCEEDED = 1e-6
+"""By which HiGHS may exceed a limit."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,21 @@ def best(choice: Options, loss: Mapping[str, Mapping[Format, float]]) -> dict[st
         one_each[index, column] = 1
     costs = np.array([loss[choice.units[index].name][form] for index, form in pairs])
     sizes = np.array([choice.units[index].sizes[form] for index, form in pairs], dtype=np.float64)
-    found = milp(
-        costs / (costs.max() or 1.0),
-        integrality=np.ones(len(pairs)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each.tocsr(), 1, 1),
-            LinearConstraint(sizes / choice.budget, -np.inf, 1),
-        ],
-        options={"mip_rel_gap": SHARE_NOT_PROVEN},
-    )
-    if found.x is None:
-        raise StudyError(f"no choice of formats was found ({found.message}): choose another budget")
+    for limit in (1.0, 1.0 - 2 * EXCEEDED):
+        found = milp(
+            costs / (costs.max() or 1.0),
+            integrality=np.ones(len(pairs)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each.tocsr(), 1, 1),
+                LinearConstraint(sizes / choice.budget, -np.inf, limit),
+            ],
+            options={"mip_rel_gap": SHARE_NOT_PROVEN},
+        )
+        if found.x is None:
+            raise StudyError(f"no choice of formats was found ({found.message}): choose another budget")
+        if sizes[found.x > 0.5].sum() <= choice.budget:
+            break
     return {
         choice.units[index].name: form
         for (index, form), taken in zip(pairs, found.x, strict=True)
