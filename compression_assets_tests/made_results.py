@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from compression_assets.reporting.current import settings_of
+from compression_assets.reporting.current import settings_of, source_settings
 from compression_assets.reporting.read import Results, Row
 from compression_assets.store.artifact_store import MANIFEST, Manifest
 from compression_assets.study.leaderboard_models import leaderboard_models, parts
@@ -117,9 +117,10 @@ def made_manifests(study: Study) -> dict[str, Manifest]:
             **more,
         )
 
+    sources = source_settings(study)
     for node in study.nodes.values():
         if node.parent is None or node.step is None:
-            add(model_key(node), {}, [])
+            add(model_key(node), sources.get(str(relative_directory(model_key(node))), {}), [])
             continue
         parent = str(relative_directory(model_key(study.nodes[node.parent])))
         recipe = study.recipe(node.step).model_dump(mode="json")
@@ -133,7 +134,7 @@ def made_manifests(study: Study) -> dict[str, Manifest]:
 def as_if_made_by(study: Study, root: Path) -> None:
     """Let the manifests of a storage say that this study's recipes and settings made what is there."""
     settings = settings_of(study)
-    recipes = {
+    recipes = source_settings(study) | {
         str(relative_directory(model_key(node))): study.recipe(node.step).model_dump(mode="json")
         for node in study.nodes.values()
         if node.step

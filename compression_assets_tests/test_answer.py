@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from compression_assets.errors import StudyError
+from compression_assets.evaluation.harness import HarnessSettings
 from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.rows import Sample
 from compression_assets.reporting.answer import answer_of, ranked_table
@@ -166,6 +167,38 @@ def test_what_was_made_by_another_recipe_is_out_of_date(study: Study) -> None:
     assert set(found.values()) == {"KD was made by another recipe than the study's"}
     reseeded = outdated(study.model_copy(update={"seed": 9}), manifests)
     assert {model for model, _ in reseeded} == {*PERPLEXITIES, *served} - {"base"}
+
+
+def test_what_is_of_another_source_is_out_of_date(study: Study) -> None:
+    manifests = made_manifests(study)
+    base = study.base_model.model_copy(update={"version": "9.9.9"})
+    found = outdated(study.model_copy(update={"base_model": base}), manifests)
+    assert {part for model, part in found if model == "base"} == set(parts(study))
+    assert set(found.values()) == {"models/base was made by other settings than the study's"}
+
+    tokens = replace(
+        manifests["models/base"], asset="evaluation_set", recipe={"data": {}, "split": "evaluation"}
+    )
+    measured = replace(manifests["metrics/q"], inputs={"data/evaluation_set": tokens.data_version})
+    found = outdated(study, {**manifests, "data/evaluation_set": tokens, "metrics/q": measured})
+    assert found == {("q", "metrics"): "data/evaluation_set was made by other settings than the study's"}
+
+    teacher = replace(manifests["models/base"], asset="teacher_model", recipe={"kind": "model"})
+    trained = replace(manifests["models/kd"], inputs={"models/teacher": teacher.data_version})
+    found = outdated(study, {**manifests, "models/teacher": teacher, "models/kd": trained})
+    assert found["kd", "metrics"] == "models/teacher was made by other settings than the study's"
+    assert "q" not in {model for model, _ in found}
+
+    harness = HarnessSettings(tasks=("arc_easy",), limit=50)
+    asked = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"harness": harness})})
+    made = replace(
+        manifests["metrics/q"], asset="harness_q", recipe=harness.model_dump(mode="json") | {"made_of": {}}
+    )
+    assert outdated(asked, {**manifests, "harness/q": made}) == {}
+    other = replace(made, recipe=made.recipe | {"limit": 5})
+    assert outdated(asked, {**manifests, "harness/q": other}) == {
+        ("q", "harness"): "measured with other settings of evaluation.harness than the study's"
+    }
 
 
 def test_a_measurement_of_weights_that_are_gone_is_out_of_date(study: Study) -> None:

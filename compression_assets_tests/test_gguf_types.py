@@ -296,3 +296,19 @@ def test_a_modelfile_says_the_chat_template(tmp_path: Path) -> None:
         "{% for message in messages %}{{ loop.length }}{{ message['content'] }}{% endfor %}"
     )
     assert go_template(tokenizer) is None
+    # Llama 2's: the system message stands inside the first user's, and every user's begins a text anew.
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>' + messages[0].content + '<</SYS>>' %}"
+        "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+        "{% for message in messages %}{% if message.role == 'user' %}[INST] {{ system if loop.first else '' }}"
+        "{{ message.content }} [/INST]{% else %} {{ message.content }} ;{% endif %}{% endfor %}"
+    )
+    assert go_template(tokenizer) is None
+    begun = (
+        "{% for message in messages %}{{ bos_token }}{{ message.role }}: {{ message.content }};{% endfor %}"
+    )
+    tokenizer.chat_template = begun
+    tokenizer.bos_token = "<|im_start|>"
+    assert go_template(tokenizer) is None
+    tokenizer.chat_template = begun.replace("{{ bos_token }}", "")
+    assert "message" not in (go_template(tokenizer) or "message")

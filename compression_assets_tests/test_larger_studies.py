@@ -94,6 +94,13 @@ def test_a_sweep_is_written_out_as_variants(tmp_path: Path) -> None:
     assert found.recipe("P:ratio0p5").multiple_of == found.recipe("P").multiple_of
     assert found.recipe("P:epochs3").finetune.epochs == 3
     assert found.recipe("P:epochs3").finetune.learning_rate == found.recipe("P").finetune.learning_rate
+    near = {"technique": "KD", "setting": "learning_rate", "values": [1.2345678e-4, 1.2345679e-4]}
+    swept = study(tmp_path, orderings=["P"], sweep=[sweep[0], near | {"orderings": ["P", "KD"]}])
+    tokens = [token for token in swept.recipes if token.startswith("KD:")]
+    assert {swept.recipe(token).learning_rate for token in tokens} == {1.2345678e-4, 1.2345679e-4}
+    assert len([one for one in swept.parsed_orderings if one.text == "P"]) == 1
+    with pytest.raises(StudyError, match="ratio makes the variant P:ratio0p5, and techniques has another"):
+        study(tmp_path, techniques=_with_a_variant({"ratio": 0.25}), orderings=["P"], sweep=sweep[:1])
     graph = build_defs(found).resolve_asset_graph()
     assert graph.get(dg.AssetKey("final_kd_p_ratio0p1_q")).group_name == "variants_p"
     assert graph.get(dg.AssetKey("final_p_ratio0p1")).tags["variant"] == "p.ratio0p1"
@@ -110,6 +117,10 @@ def test_two_hundred_orderings_make_a_graph_in_seconds(tmp_path: Path) -> None:
     assert len(found.orderings) == 201
     assert len([key for key in graph.get_all_asset_keys() if key.path[0].startswith("final_")]) == 201
     assert seconds < 20
+
+
+def _with_a_variant(recipe: dict[str, Any]) -> dict[str, Any]:
+    return yaml.safe_load((PRESETS / "smoke.yaml").read_text())["techniques"] | {"P:ratio0p5": recipe}
 
 
 def _without_rounding() -> dict[str, Any]:

@@ -29,13 +29,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def exported(tmp_path: Path) -> Path:
     directory = tiny_directory(tmp_path / "p_kd")
     (directory / "README.md").write_text(CARD)
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool.jinja").write_text("{{ 1 }}")
     return directory
 
 
 def test_an_export_arrives_whole_in_a_private_repository(server: HubServer, exported: Path) -> None:
     refuse_push("me/small", update=False)
     assert push(exported, CARD, "me/small", update=False) == f"{server.url}/me/small"
-    assert server.repos["me/small"] == {file.name: file.read_bytes() for file in exported.iterdir()}
+    sent = {file.name: file.read_bytes() for file in exported.iterdir() if file.is_file()}
+    assert server.repos["me/small"] == sent | {"additional_chat_templates/tool.jinja": b"{{ 1 }}"}
     assert server.private == {"me/small"}
 
     (exported / "README.md").write_text(CARD + "again")

@@ -195,6 +195,10 @@ def test_a_pruned_model_that_is_not_faster_says_so(tmp_path: Path) -> None:
         "P-KD as q4_k_m is pruned and not measurably faster: 104 tokens/s, and KD as q4_k_m"
     )
     assert not_faster(results(111)) == []
+    [said] = not_faster(results(50))
+    assert said.startswith("P-KD as q4_k_m is pruned and slower: 50 tokens/s") and said.endswith(
+        "(in every run)."
+    )
     text = leaderboard_text(results(104))
     assert "not measurably faster" in text and "P as q8_0" in text
     assert max(map(len, text.splitlines())) <= 100

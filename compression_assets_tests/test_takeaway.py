@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 from compression_assets.errors import StudyError
@@ -47,6 +48,9 @@ def test_a_model_card_tells_where_a_model_comes_from() -> None:
     assert "relevance (by likelihood): its judge is weak on copying (1 of 30)." in card_read
     assert "60 % interval" in card and "perplexity †" not in card
     assert card.startswith('---\nlicense: apache-2.0\nbase_model: "x/y"\n')
+    in_words = model_card("p", "P", "demo", about | {"license": "MIT (weights): see NOTICE"}, [step], [])
+    front = yaml.safe_load(in_words.split("---")[1])
+    assert (front["license"], front["license_name"]) == ("other", "MIT (weights): see NOTICE")
     local = model_card("p", "P", "demo", about | {"kind": "directory"}, [step], [], library="gguf")
     assert "base_model:" not in local and "library_name: gguf" in local
     assert "base → P" in card and '`{"ratio": 0.3}`' in card and "11 to 14" in card
@@ -85,6 +89,10 @@ def test_gguf_is_refused_where_it_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="merges nothing"):
         write_gguf(directory, tmp_path / "x.gguf", "x", "x")
     config = json.loads((directory / "config.json").read_text())
+    for change in ({"hidden_act": "relu"}, {"use_sliding_window": True}):
+        (directory / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(StudyError, match="is another model to llama"):
+            write_gguf(directory, tmp_path / "x.gguf", "x", "x")
     (directory / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
     with pytest.raises(StudyError, match="GGUF is written for llama, qwen2, qwen3 only"):
         write_gguf(directory, tmp_path / "x.gguf", "x", "x")

@@ -75,6 +75,12 @@ def test_every_model_of_a_study_is_one_run(tmp_path: Path) -> None:
 
     from compression_assets.takeaway.mlflow_runs import track
 
+    # An intermediate model that is an ordering by now is still the parent of what was made from it.
+    listed = study.model_copy(update={"name": "listed", "orderings": ("P", "P-Q")})
+    assert track(listed, root, read_results(listed, root, up_to_date(listed, root)[0])).new == 3
+    children = runs_of(address, "listed")
+    assert children["p_q"].data.tags["mlflow.parentRunId"] == children["p"].info.run_id
+
     client.delete_experiment(client.get_experiment_by_name("tiny").experiment_id)
     results = read_results(study, root, up_to_date(study, root)[0])
     with pytest.raises(StudyError, match="the experiment 'tiny' was deleted there"):

@@ -9,23 +9,32 @@ from typing import Any
 
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.study.leaderboard_models import LeaderboardModel, measured
-from compression_assets.study.model import Study
-from compression_assets.study.names import model_key, relative_directory
+from compression_assets.study.model import ModelTeacher, Study
+from compression_assets.study.names import (
+    BASE_MODEL,
+    DATASETS,
+    QUESTION_SET,
+    TEACHER_MODEL,
+    model_key,
+    relative_directory,
+)
 
+HARNESS = "harness"
 Manifests = Mapping[str, Manifest]
 """Of what is in the storage, by directory below the study's root; what was cleaned away cannot be asked."""
 
 
 def outdated(study: Study, manifests: Manifests) -> dict[tuple[str, str], str]:
     """(model, part of its measurements) -> why these figures are not those of the study, where that can be told."""
-    asked = settings_of(study)
+    asked, sources = settings_of(study), source_settings(study)
     found = {}
     for model, part in measured(study):
         directory = str(relative_directory(model.asset(part)))
         why = (
             _another_recipe(study, model, manifests)
             or _other_settings(asked, manifests.get(directory))
-            or _other_inputs(directory, manifests)
+            or _other_harness(study, manifests.get(directory), part)
+            or _other_inputs(directory, manifests, sources)
         )
         if why:
             found[model.key, part] = why
@@ -66,8 +75,33 @@ def _other_settings(asked: Mapping[str, Any], manifest: Manifest | None) -> str 
     return None
 
 
-def _other_inputs(measurement: str, manifests: Manifests) -> str | None:
-    """Whether anything on the way to a measurement was made from something that has been made anew since."""
+def _other_harness(study: Study, manifest: Manifest | None, part: str) -> str | None:
+    if part != HARNESS or manifest is None or study.evaluation.harness is None:
+        return None
+    # "made_of" is added by whoever measures: the tasks' own files.
+    measured_with = {name: value for name, value in manifest.recipe.items() if name != "made_of"}
+    if measured_with != study.evaluation.harness.model_dump(mode="json"):
+        return "measured with other settings of evaluation.harness than the study's"
+    return None
+
+
+def source_settings(study: Study) -> dict[str, Mapping[str, Any]]:
+    """Directory of what the study fetches or prepares -> the settings by which it now does."""
+    data = study.data.model_dump(mode="json")
+    found = {asset: {"data": data, "split": split} for split, asset in DATASETS.items()}
+    found[BASE_MODEL] = study.base_model.model_dump(mode="json")
+    if study.teacher is not None:
+        teacher = study.teacher.source if isinstance(study.teacher, ModelTeacher) else study.teacher
+        found[TEACHER_MODEL] = teacher.model_dump(mode="json")
+    if study.data.questions is not None:
+        found[QUESTION_SET] = study.data.questions.model_dump(mode="json")
+    return {str(relative_directory(asset)): settings for asset, settings in found.items()}
+
+
+def _other_inputs(
+    measurement: str, manifests: Manifests, sources: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    """Whether anything on the way to a measurement is of another source, or of something made anew since."""
     waiting, seen = [measurement], set()
     while waiting:
         directory = waiting.pop()
@@ -75,6 +109,8 @@ def _other_inputs(measurement: str, manifests: Manifests) -> str | None:
         if manifest is None or directory in seen:
             continue
         seen.add(directory)
+        if directory in sources and manifest.recipe != sources[directory]:
+            return f"{directory} was made by other settings than the study's"
         for source, version in manifest.inputs.items():
             if source in manifests and manifests[source].data_version != version:
                 return f"{source} was made anew after {directory}"

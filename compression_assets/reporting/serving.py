@@ -69,9 +69,11 @@ def _not_faster(data: Results, served: Sequence[ServedModel]) -> Iterator[str]:
             continue
         own, other = (data.served[one.key][SPEED] for one in (model, whole[0]))
         if own["lo"] <= other["hi"]:
+            slower = own["hi"] < other["lo"]
             yield (
-                f"{model.title} is pruned and not measurably faster: {significant(own['value'])} tokens/s, and "
-                f"{whole[0].title} writes {significant(other['value'])} (slowest and fastest run of each overlap)."
+                f"{model.title} is pruned and {'slower' if slower else 'not measurably faster'}: "
+                f"{significant(own['value'])} tokens/s, and {whole[0].title} writes {significant(other['value'])} "
+                + ("(in every run)." if slower else "(slowest and fastest run of each overlap).")
             )
 
 

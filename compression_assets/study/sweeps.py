@@ -31,12 +31,15 @@ class Sweep(Strict):
     def texts(self) -> list[str]:
         """The orderings with each variant in the technique's place. An ordering without it comes out unchanged."""
         plain = re.compile(rf"(?i)(?<![A-Za-z0-9:]){re.escape(self.technique)}(?![A-Za-z0-9:])")
-        return [plain.sub(token, text) for token in self.variants() for text in self.orderings]
+        found = [plain.sub(token, text) for token in self.variants() for text in self.orderings]
+        return list(dict.fromkeys(found))
 
     def _name(self, value: Any) -> str:
         """ratio, 0.1 -> ratio0p1: variants are letters and digits."""
         setting = self.setting.rpartition(".")[2].replace("_", "")
         shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
+        if isinstance(value, float) and float(shown) != value:
+            shown = repr(value)
         return setting + re.sub(r"[^a-z0-9]", "", shown.replace(".", "p").replace("-", "m"))
 
     def _settings(self, value: Any) -> dict[str, Any]:
@@ -50,7 +53,8 @@ class Sweep(Strict):
 def expanded(study: Any) -> Any:
     """A study as read, with its sweeps written out in `techniques` and `orderings`.
 
-    What is wrong in it is left for the study's validation to name, which knows where it stands in the file.
+    What is wrong in it is left for the study's validation to name, which knows where it stands in the file. Raises
+    ValueError for a variant that is there already with another recipe.
     """
     if not (isinstance(study, dict) and isinstance(study.get("sweep"), list)):
         return study
@@ -64,6 +68,17 @@ def expanded(study: Any) -> Any:
             sweep = Sweep.model_validate(raw)
         except ValidationError:
             return study
-        techniques |= sweep.variants()
+        for token, recipe in sweep.variants().items():
+            if not _agrees(techniques.setdefault(token, recipe), recipe):
+                raise ValueError(
+                    f"sweep: {sweep.setting} makes the variant {token}, and techniques has another of that name"
+                )
         orderings += [text for text in sweep.texts() if text not in orderings]
     return {**study, "techniques": techniques, "orderings": orderings}
+
+
+def _agrees(recipe: Any, settings: Any) -> bool:
+    """Whether a recipe, which may say more, has these settings."""
+    if not (isinstance(settings, dict) and isinstance(recipe, dict)):
+        return bool(recipe == settings)
+    return all(name in recipe and _agrees(recipe[name], value) for name, value in settings.items())

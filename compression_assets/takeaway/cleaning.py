@@ -52,7 +52,7 @@ def free(root: Path, freed: list[Freed]) -> int:
         # Scratch belongs to whoever makes its artifact anew, and that artifact's lock.
         directory = directory.with_name(directory.name.removeprefix(SCRATCH))
         with store.exclusive(directory, "clean"):
-            if item.kind == "model":
+            if item.kind in ("model", "file"):
                 store.remove(directory)
                 continue
             if item.asset is not None:

@@ -26,6 +26,8 @@ from compression_assets.study.names import DATASETS, model_key, relative_directo
 from compression_assets.study.orderings import Node
 from compression_assets.takeaway.gguf_export import loaded_back, write_for_serving
 from compression_assets.takeaway.model_card import model_card
+from compression_assets.weights.checkpoints import FREED
+from compression_assets.weights.files import NAMED_TEMPLATES
 from compression_assets.weights.formats.gguf_types import EXACT, GgufForm, gguf_form, second_rounding
 from compression_assets.weights.formats.grouped_integer import EVERY_LAYER, Int4
 from compression_assets.weights.formats.layout import format_of
@@ -201,8 +203,10 @@ def _copy(directory: Path, work: Path, card: str) -> None:
     """Everything that a loader reads; float32 masters and the manifest are the study's own business."""
     work.mkdir()
     for file in directory.iterdir():
-        if file.is_file() and file.name != "manifest.json":
+        if file.is_file() and file.name not in ("manifest.json", FREED):
             shutil.copyfile(file, work / file.name)
+    if (directory / NAMED_TEMPLATES).is_dir():
+        shutil.copytree(directory / NAMED_TEMPLATES, work / NAMED_TEMPLATES)
     (work / "README.md").write_text(card)
 
 

@@ -56,6 +56,11 @@ def write_gguf(
             f"{directory} is a {config.model_type} model; GGUF is written for {', '.join(ARCHITECTURES)} only: "
             "use --format hf"
         )
+    if config.hidden_act != "silu" or getattr(config, "use_sliding_window", False):
+        raise StudyError(
+            f"a {config.model_type} with hidden_act {config.hidden_act!r} or a sliding window is another model to "
+            "llama.cpp, which computes silu over all positions: use --format hf"
+        )
     content = read_tokenizer_json(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]

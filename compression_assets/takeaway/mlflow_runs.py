@@ -60,7 +60,7 @@ def track(study: Study, root: Path, results: Results) -> Tracked:
     with _told(study.tracking.mlflow), locked(root / ".locks" / "tracking", "tracking", lambda holder: None):
         client = MlflowClient(tracking_uri=study.tracking.mlflow)
         experiment = _experiment(client, study.name)
-        runs: dict[str, str] = {}
+        runs: dict[Path, str] = {}
         new = 0
         for asset, key in _models(study).items():
             directory = relative_directory(asset)
@@ -68,12 +68,13 @@ def track(study: Study, root: Path, results: Results) -> Tracked:
                 continue
             found = _finished_run(client, experiment, _identity(manifest))
             if found is None:
-                parent = runs.get(manifest.parent or "")
+                # By directory: a model that an ordering has come to end in since has another name.
+                parent = runs.get(relative_directory(manifest.parent)) if manifest.parent else None
                 found = _new_run(
                     client, experiment, key, manifest, root / directory, results.name(key), parent
                 )
                 new += 1
-            runs[asset] = found
+            runs[directory] = found
             _log_figures(client, found, results.metrics.get(key, {}))
         return Tracked(study.name, len(runs), new)
 

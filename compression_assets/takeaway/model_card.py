@@ -1,6 +1,7 @@
 """The model card of an exported model, written from its lineage and its metrics. No files are read in here."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,10 +33,9 @@ def model_card(
     metrics: rows of the table metrics.<model>. confidence: of their intervals. judge: that of the study.
     served: what it does in engines. library: by the hub's name, what reads the files.
     """
-    licence = str(about.get("license", "not stated")).lower()
     front = [
         "---",
-        f"license: {licence if licence != 'not stated' else 'other'}",
+        *_license(str(about.get("license", "not stated"))),
         *([f"base_model: {json.dumps(base)}"] if (base := _hub_name(about)) else []),
         f"library_name: {library}",
         "tags: [compression, pruning, distillation, quantization]",
@@ -77,6 +77,13 @@ def _hub_name(about: Mapping[str, Any]) -> str | None:
 
 def _steps(lineage: Lineage) -> list[str]:
     return [str(step["technique"] or "base") for step in lineage]
+
+
+def _license(stated: str) -> list[str]:
+    """Identifiers stand as they are; what somebody wrote in words is a name that the hub shows."""
+    if re.fullmatch(r"[A-Za-z0-9.+-]+", stated):
+        return [f"license: {stated.lower()}"]
+    return ["license: other", *([f"license_name: {json.dumps(stated)}"] if stated != "not stated" else [])]
 
 
 def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> str:

@@ -82,10 +82,18 @@ def _around_messages(
         system = text([Message("system", MARK), Message("user", MARK)])
     except StudyError:
         system = ""
+    if system and not system.endswith(user):
+        raise StudyError("a system message changes how the user's is put")
     if system.endswith(user) and MARK in system.removesuffix(user):
         before, after = _parts(system.removesuffix(user))
         around["system"] = before.removeprefix(tokenizer.bos_token or ""), after
     reply = _rest(text(conversation[:1], reply=True), one)
+    if tokenizer.bos_token and tokenizer.bos_token in "".join(
+        part for pair in around.values() for part in pair
+    ):
+        raise StudyError(
+            "the token that begins a text, which llama.cpp puts, is written before other messages too"
+        )
     texts = [one, three, system, reply]
     if any("{{" in part or "}}" in part or '"""' in part for part in texts):
         raise StudyError("the template's text would be read as Go's")

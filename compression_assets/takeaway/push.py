@@ -72,7 +72,7 @@ def dry_run(path: Path, card: str, repo: str) -> str:
 def files(path: Path, card: str) -> Mapping[str, Path | bytes]:
     """Name in the repository -> content: a directory's files, or a GGUF file, its Modelfile and the card."""
     if path.is_dir():
-        return {file.name: file for file in sorted(path.iterdir())}
+        return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     beside = path.with_suffix(".Modelfile")
     return {path.name: path, beside.name: beside, CARD: card.encode()}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from compression_assets.text.datasets import TokenDataset
 
 TIMEOUT = 1800.0
-"""Seconds for loading a file and its forward passes."""
+"""Seconds for loading a file and one forward pass. A measurement takes as long as its data: it has no limit."""
 INSTALL = "pip install 'compression-assets[llama-cpp]'"
 
 
@@ -51,7 +51,8 @@ def ask(file: Path, texts: Sequence[str], ids: Sequence[int]) -> tuple[list[list
 
     with tempfile.TemporaryDirectory() as folder:
         logits = Path(folder) / "logits.npy"
-        tokens = _asked(file, {"texts": list(texts), "ids": list(ids), "logits": str(logits)})
+        question = {"texts": list(texts), "ids": list(ids), "logits": str(logits)}
+        tokens = _asked(file, question, TIMEOUT)
         return tokens, np.load(logits)
 
 
@@ -80,16 +81,19 @@ def measure(file: Path, dataset: "TokenDataset") -> Served:
     )
 
 
-def _asked(file: Path, question: dict[str, Any]) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", llama_process.__name__],
-        input=json.dumps({"file": str(file), **question}),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=TIMEOUT,
-        check=False,
-    )
+def _asked(file: Path, question: dict[str, Any], timeout: float | None = None) -> Any:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", llama_process.__name__],
+            input=json.dumps({"file": str(file), **question}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StudyError(f"llama.cpp did not answer about {file} within {timeout:,.0f} s") from None
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise StudyError(f"llama.cpp cannot use {file}: {' / '.join(said[-2:])[:300] or 'it said nothing'}")
