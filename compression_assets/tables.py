@@ -17,6 +17,8 @@ def shortened(value: Any) -> str:
 
 def significant(value: float, digits: int = 3) -> str:
     """A number with that many significant digits; whole numbers as they are, powers of ten only below 0.0001."""
+    if not math.isfinite(value):
+        return str(value)
     if float(value).is_integer():
         return f"{value:,.0f}"
     if abs(value) < 1e-4:
@@ -29,7 +31,7 @@ def decimals(values: Iterable[float | None], digits: int = 3, ends: Iterable[flo
 
     None for whole numbers. ends: of their intervals, which have the same decimals.
     """
-    known = sorted(abs(value) for value in values if value)
+    known = sorted(abs(value) for value in values if value and math.isfinite(value))
     if not known or all(float(value).is_integer() for value in (*known, *ends)):
         return 0
     middle = known[(len(known) - 1) // 2]
@@ -38,6 +40,8 @@ def decimals(values: Iterable[float | None], digits: int = 3, ends: Iterable[flo
 
 def fixed(value: float, places: int) -> str:
     """A number with so many decimals; one that would be written as 0 has two significant digits instead."""
+    if not math.isfinite(value):
+        return str(value)
     if value == 0:
         return f"{0:.{places}f}"  # never "-0"
     text = f"{value:,.{places}f}"

@@ -61,5 +61,12 @@ def test_any_model_of_a_study_is_exported(tmp_path: Path) -> None:
     code, output = project.compression("export", "p_q_int4", "--format", "w4a16")
     assert code == 0 and (project.root / "exports" / "p_q_int4" / "model.safetensors").is_file(), output
 
+    code, output = project.compression("run", "--select", "*final_p_q", "--ordering", "P-Q")
+    assert code != 0 and "--select and --ordering both say what is run" in output
+    study["techniques"]["P"] |= {"ratio": 0.25}
+    project.write({**study, "base_model": base, "orderings": ["P-Q", "P-Q:int4"]})
+    code, output = project.compression("export", "p_q")
+    assert code != 0 and "p_q is of an earlier state of the study: P was made by another recipe" in output
+
     code, output = project.compression("export", "pq")
     assert code != 0 and "no model 'pq'" in output and "p_q" in output

@@ -117,7 +117,19 @@ def test_the_papers_card_does_not_hold_full_adamw_and_the_plan_says_so(tmp_path:
     plan = planned(tmp_path, techniques=raw)
     assert any("final_kd" in sentence and "AdamW are 46 GiB" in sentence for sentence in plan.misfits)
     assert "does not fit: " in as_text(plan)
+    assert any("optimizer: adamw_8bit" in sentence for sentence in plan.misfits)
     assert not planned(tmp_path, techniques=raw, card="h100").misfits
+    # What the recipe has already is not advised.
+    for name in ("KD", "P"):
+        recipe = raw[name] if name == "KD" else raw[name]["finetune"]
+        recipe |= {"optimizer": "adamw_8bit", "gradient_checkpointing": True}
+    planned(tmp_path, techniques=raw)
+    tight = make_plan(
+        load_study(tmp_path / "changed.yaml"), replace(device("a6000"), memory=24 * 2**30), tmp_path
+    )
+    said = " ".join(tight.misfits)
+    assert "final_kd" in said and "of adamw_8bit are 29 GiB" in said
+    assert "write optimizer" not in said and "checkpointing" not in said
 
 
 def test_the_paper_preset_fits_the_papers_card(tmp_path: Path) -> None:

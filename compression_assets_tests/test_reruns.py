@@ -13,7 +13,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from compression_assets.graph.run import _with_freed_parents
+from compression_assets.study.files import load_study
 from compression_assets.study.places import CLAIM
+from compression_assets.weights.checkpoints import FREED
 from compression_assets_tests.project import Project, changed
 
 pytestmark = pytest.mark.timeout(700)
@@ -274,3 +277,17 @@ def test_histories_of_two_studies_do_not_mix(finished: Project) -> None:
     assert code != 0
     assert "whose history is kept in" in output
     assert "use_study smoke" in output
+
+
+def test_a_model_is_rebuilt_with_those_above_it_whose_masters_were_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPRESSION_STORAGE", str(tmp_path))
+    study = load_study("smoke")
+    study = study.model_copy(update={"orderings": ("P-KD-P-Q",)})
+    for key, freed in (("p", True), ("p_kd", False), ("base", False)):
+        (tmp_path / study.name / "models" / key).mkdir(parents=True)
+        if freed:
+            (tmp_path / study.name / "models" / key / FREED).write_text(f"model_{key}")
+    assert _with_freed_parents(study, ("model_p_kd",)) == ("model_p_kd", "model_p")
+    assert _with_freed_parents(study, ("model_p_kd_p", "metrics_base")) == ("model_p_kd_p", "metrics_base")

@@ -62,3 +62,11 @@ def test_tables_are_even_and_right_aligned() -> None:
         "| P | 1.250 |",
         "| KD | 100.500 |",
     ]
+
+
+def test_what_is_not_finite_is_written_as_it_is() -> None:
+    rows = [("a", math.inf), ("b", math.nan), ("c", 1.5), ("d", -math.inf)]
+    assert [line.split()[-1] for line in plain(("name", "value"), rows).splitlines()[2:]] == [
+        *("inf", "nan", "1.500", "-inf")
+    ]
+    assert "inf" in markdown(("value",), [(math.inf,)]) and shown(math.nan) == "nan"

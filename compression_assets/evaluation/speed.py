@@ -54,7 +54,7 @@ class Speed:
     def conditions(self) -> str:
         """What was timed, in a few words."""
         return (
-            f"median of {len(self.prompt_seconds)} runs, fastest to slowest in lo and hi; batch 1, "
+            f"median of {len(self.prompt_seconds)} runs, the least and the most in lo and hi; batch 1, "
             f"{self.prompt_tokens} prompt tokens, {self.new_tokens} new ones; {self.weights}; attention "
             f"{self.attention}; {self.device}, {self.threads} threads"
         )

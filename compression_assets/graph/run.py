@@ -27,7 +27,7 @@ from compression_assets.store.fingerprints import fingerprint, library_versions
 from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
-from compression_assets.study.names import DATASETS, DATASETS_OP, POOL, TABLES
+from compression_assets.study.names import DATASETS, DATASETS_OP, POOL, TABLES, model_key, relative_directory
 from compression_assets.study.places import (
     DEFAULT_STUDY,
     current_study,
@@ -35,6 +35,7 @@ from compression_assets.study.places import (
     storage_root,
     study_root,
 )
+from compression_assets.weights.checkpoints import masters_freed
 
 POLL_SECONDS = 0.5
 INTERRUPTS = (DagsterExecutionInterruptedError, KeyboardInterrupt)
@@ -68,6 +69,7 @@ def run_study(
     refuse_unfit(study, storage_root() / ".downloads", study_root(study))
     refuse_silent_head()
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
+    rebuild = _with_freed_parents(study, rebuild)
     chosen = _chosen(study, selection, ordering, rebuild)
     costs = expected_seconds(study)
     expected = {key.to_user_string(): costs[key.to_user_string()] for key in chosen}
@@ -172,6 +174,8 @@ def _chosen(
 ) -> AbstractSet[dg.AssetKey]:
     from compression_assets.graph.definitions import defs
 
+    if selection is not None and ordering is not None:
+        raise StudyError("--select and --ordering both say what is run: give one of them")
     graph = defs.resolve_asset_graph()
     names = [key.to_user_string() for key in graph.get_all_asset_keys()]
     for asset in rebuild:
@@ -191,6 +195,20 @@ def _chosen(
             f"the selection {selection!r} names no asset of study {study.name}; see: dg list defs"
         )
     return chosen
+
+
+def _with_freed_parents(study: Study, assets: tuple[str, ...]) -> tuple[str, ...]:
+    """The assets, and the models above them whose float32 masters `compression clean` has freed."""
+    nodes = {model_key(node): node for node in study.nodes.values()}
+    found = list(assets)
+    for asset in found:
+        node = nodes.get(asset)
+        if node is None or node.parent is None:
+            continue
+        parent = model_key(study.nodes[node.parent])
+        if masters_freed(study_root(study) / relative_directory(parent)) and parent not in found:
+            found.append(parent)
+    return tuple(found)
 
 
 def _selected(selection: str | None, rebuild: tuple[str, ...]) -> dg.AssetSelection:

@@ -28,6 +28,8 @@ from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
 from compression_assets.techniques.prediction import StepContext
 from compression_assets.techniques.registry import technique
+from compression_assets.training.memory import optimizer_bytes
+from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
 from compression_assets.weights.architectures import standard
@@ -296,11 +298,33 @@ class _Planner:
             found += f" (training.{key}: {more[0]} takes {more[1] / GIB:.1f} GiB of each)"
         if not rows[0].tokens or rows[0].parameters is None:
             return found
-        state = 16 * rows[0].parameters / GIB
-        return (
-            f"{found}; masters, gradients and moments of fp32 AdamW are {state:.0f} GiB: write optimizer: adamw_8bit "
-            "(10 bytes a parameter for 16) and gradient_checkpointing: true, or a smaller batch_size"
-        )
+        training = self._training_of(rows[0].asset)
+        if training is None:
+            return found
+        state = optimizer_bytes(training) * rows[0].parameters / GIB
+        name = "fp32 AdamW" if training.optimizer == "adamw" else training.optimizer
+        ways = [
+            *(
+                ["optimizer: adamw_8bit (10 bytes a parameter for 16)"]
+                if training.optimizer == "adamw"
+                else []
+            ),
+            *([] if training.gradient_checkpointing else ["gradient_checkpointing: true"]),
+            *(["a smaller batch_size"] if training.batch_size > 1 else []),
+        ]
+        found += f"; masters, gradients and moments of {name} are {state:.0f} GiB"
+        return f"{found}: write {', or '.join(ways)}" if ways else found
+
+    def _training_of(self, asset: str) -> TrainingRecipe | None:
+        """By what a model is trained; None of a step that trains nothing."""
+        if asset == TEACHER_MODEL:
+            return self.study.teacher.finetune if isinstance(self.study.teacher, CorrectedTeacher) else None
+        node = next((node for node in self.study.nodes.values() if model_key(node) == asset), None)
+        recipe = None if node is None or node.step is None else self.study.recipe(node.step)
+        for one in (recipe, getattr(recipe, "finetune", None)):
+            if isinstance(one, TrainingRecipe):
+                return one
+        return None
 
     def _memory_of(self, asset: str, gpus: int) -> int | None:
         """Peak bytes of a step on each of so many GPUs; None where that is not known or it cannot have them."""

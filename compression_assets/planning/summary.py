@@ -31,12 +31,12 @@ def _shown(plan: Plan, row: Row) -> tuple[Any, ...]:
         row.asset,
         row.technique,
         row.parameters,
-        round(row.size / MIB, 2),
-        round(plan.base_size / row.size, 2) if row.parameters else None,
-        round(row.disk / GIB, 2),
-        None if row.memory is None else round(row.memory / GIB, 1),
+        row.size / MIB,
+        plan.base_size / row.size if row.parameters else None,
+        row.disk / GIB,
+        None if row.memory is None else row.memory / GIB,
         row.tokens,
-        round(row.flops / 1e12, 1),
+        row.flops / 1e12,
         duration(row.seconds),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.metrics import metric as metric_of
 from compression_assets.strict import near_match
 from compression_assets.study.goal import Goal
@@ -102,7 +102,9 @@ def choose(rows: Sequence[Row], limits: Limits, best: str = PERPLEXITY) -> Choic
     """
     known = [row for row in rows if row.get(SIZE) is not None and row.get(best) is not None]
     if not known:
-        raise StudyError("nothing has been measured yet that could be recommended; run: compression run")
+        raise StudyError(
+            f"nothing has been measured yet that could be recommended; run: {next_command('run')}"
+        )
     measured = {name for row in rows for name in row if name not in NAMES}
     for name in limits.metrics:
         if name not in measured:

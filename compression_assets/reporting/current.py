@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compression_assets.store.artifact_store import Manifest
-from compression_assets.study.leaderboard_models import LeaderboardModel, measured
+from compression_assets.study.leaderboard_models import measured
 from compression_assets.study.model import ModelTeacher, Study
 from compression_assets.study.names import (
     BASE_MODEL,
@@ -18,6 +18,7 @@ from compression_assets.study.names import (
     model_key,
     relative_directory,
 )
+from compression_assets.study.orderings import StepPath
 
 HARNESS = "harness"
 Manifests = Mapping[str, Manifest]
@@ -31,7 +32,7 @@ def outdated(study: Study, manifests: Manifests) -> dict[tuple[str, str], str]:
     for model, part in measured(study):
         directory = str(relative_directory(model.asset(part)))
         why = (
-            _another_recipe(study, model, manifests)
+            another_recipe(study, model.path, manifests)
             or _other_settings(asked, manifests.get(directory))
             or _other_harness(study, manifests.get(directory), part)
             or _other_inputs(directory, manifests, sources)
@@ -41,10 +42,10 @@ def outdated(study: Study, manifests: Manifests) -> dict[tuple[str, str], str]:
     return found
 
 
-def _another_recipe(study: Study, model: LeaderboardModel, manifests: Manifests) -> str | None:
-    """Whether a step on the way to the model was made by another recipe or seed than the study now has for it."""
-    for length in range(1, len(model.path) + 1):
-        node = study.nodes[model.path[:length]]
+def another_recipe(study: Study, path: StepPath, manifests: Manifests) -> str | None:
+    """Whether a step of `path` was made by another recipe or seed than the study now has for it, and which."""
+    for length in range(1, len(path) + 1):
+        node = study.nodes[path[:length]]
         manifest = manifests.get(str(relative_directory(model_key(node))))
         if manifest is None or node.step is None:
             continue

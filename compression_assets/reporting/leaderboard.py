@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from compression_assets.errors import next_command
 from compression_assets.evaluation.metrics import ANSWERS, GROUPS, JUDGE, JUDGED, in_order, metric
 from compression_assets.reporting.judged_by import introduced
 from compression_assets.reporting.read import Results
@@ -98,7 +99,8 @@ def remarks(results: Results) -> list[str]:
 def left_out(results: Results) -> list[str]:
     """A sentence for each model whose figures are of an earlier state of the study."""
     return [
-        f"{results.study.name} has earlier figures of {model}, which are left out: {why}; run: compression run"
+        f"{results.study.name} has earlier figures of {model}, which are left out: {why}; "
+        f"run: {next_command('run')}"
         for model, why in results.outdated.items()
     ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.judging.judges import judge_name
 from compression_assets.evaluation.metrics import Metric
 from compression_assets.reporting.current import outdated
@@ -258,8 +258,10 @@ def _results(study: Study, root: Path, tables: _Tables) -> Results:
 def _why_nothing(study: Study, reasons: Sequence[str]) -> str:
     if reasons:
         return (
-            f"no figure of study {study.name} can be shown as it stands ({reasons[0]}); run: compression run"
+            f"no figure of study {study.name} can be shown as it stands ({reasons[0]}); "
+            f"run: {next_command('run')}"
         )
     return (
-        f"study {study.name} has no measured model yet, so there is nothing to report; run: compression run"
+        f"study {study.name} has no measured model yet, so there is nothing to report; "
+        f"run: {next_command('run')}"
     )

@@ -47,6 +47,8 @@ def sentence(error: ValidationError, raw: Any, validate: Callable[[Any], Any]) -
     errors = sorted(error.errors(include_url=False), key=lambda details: details["type"] != "unknown_key")
     details = errors[0]
     path, value = _locate(raw, details["loc"])
+    if value is None and details["type"] not in ("study", "missing"):
+        value = details.get("input")  # what a sweep was written out to is not in the file
     if details["type"] == "union_tag_not_found":
         details = _with_allowed_tags(details, path, raw, validate)
     return " ".join(_phrase(details, path, value).split())

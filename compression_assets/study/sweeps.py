@@ -29,8 +29,11 @@ class Sweep(Strict):
         return {f"{self.technique}:{self._name(value)}": self._settings(value) for value in self.values}
 
     def texts(self) -> list[str]:
-        """The orderings with each variant in the technique's place. An ordering without it comes out unchanged."""
+        """The orderings with each variant in the technique's place. Raises ValueError for one that is without it."""
         plain = re.compile(rf"(?i)(?<![A-Za-z0-9:]){re.escape(self.technique)}(?![A-Za-z0-9:])")
+        for text in self.orderings:
+            if not plain.search(text):
+                raise ValueError(f"sweep: the ordering {text!r} has no {self.technique} to be swept")
         found = [plain.sub(token, text) for token in self.variants() for text in self.orderings]
         return list(dict.fromkeys(found))
 
@@ -54,7 +57,7 @@ def expanded(study: Any) -> Any:
     """A study as read, with its sweeps written out in `techniques` and `orderings`.
 
     What is wrong in it is left for the study's validation to name, which knows where it stands in the file. Raises
-    ValueError for a variant that is there already with another recipe.
+    ValueError for a variant that is there already with another recipe, and for an ordering without the technique.
     """
     if not (isinstance(study, dict) and isinstance(study.get("sweep"), list)):
         return study

@@ -91,6 +91,12 @@ def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> s
     ]
     if choice.model is not None:
         lines += how_to_take(choice.model, models / choice.model)
+        manifest = results.manifests.get(f"{models.name}/{choice.model}")
+        if manifest is not None and (reason := manifest.metadata.get("answers_on_reason")):
+            others = (
+                " or ".join(manifest.metadata.get("answers_on", ())) or "no device that transformers runs on"
+            )
+            lines.append(f"note:      it answers on {others} only: {reason}")
     return "\n".join(lines)
 
 

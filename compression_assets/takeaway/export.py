@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.evaluation.engines.settings import DIRECTORIES, FORMATS
+from compression_assets.reporting.current import another_recipe
 from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.read import NothingMeasured, Results, read_results
 from compression_assets.reporting.serving import served_table
@@ -81,6 +82,8 @@ def export(
     store = artifacts_of(root)
     node = _node(study, model)
     lineage = _lineage(study, store, node)
+    if why := another_recipe(study, node.path, {str(relative_directory(one.asset)): one for one in lineage}):
+        raise StudyError(f"{model} is of an earlier state of the study: {why}; run: {next_command('run')}")
     directory = root / relative_directory(model_key(node))
     _refuse_format(study, node, directory, form, file_form)
     name = node.key if file_form is None else gguf_name(node.key, file_form)
@@ -135,8 +138,9 @@ def _refuse_format(study: Study, node: Node, directory: Path, form: str, gguf: G
     """StudyError if a model's number format does not go into what was asked for."""
     stored = format_of(directory)
     if form == "w4a16" and not (isinstance(stored, Int4) and stored.targets == (EVERY_LAYER,)):
+        what = "in a mixture of formats" if isinstance(stored, Int4) else f"in {stored.title}"
         raise StudyError(
-            f"{node.key} is in {stored.title}, not all in int4, which w4a16 means: add a Q with kind: int4, or use hf"
+            f"{node.key} is {what}, not all in int4, which w4a16 means: add a Q with kind: int4, or use hf"
         )
     if gguf is not None:
         parent = study.nodes[node.path[:-1]].key if node.path else ""

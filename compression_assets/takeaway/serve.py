@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compression_assets.errors import StudyError
+from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.study.names import EXPORTED
 from compression_assets.takeaway.export import EXPORTS
@@ -32,9 +32,8 @@ def exported_file(root: Path, model: str, kind: str | None = None) -> Path:
     wanted = [kind] if kind else list(there)
     if not there or wanted[0] not in there:
         example = kind or "q8_0"
-        raise StudyError(
-            f"{model} is not exported; do that first: compression export {model} --format gguf:{example}"
-        )
+        export = next_command("export", model, "--format", f"gguf:{example}")
+        raise StudyError(f"{model} is not exported; do that first: {export}")
     if len(wanted) > 1:
         raise StudyError(f"{model} is exported in {', '.join(there)}: say which with --type")
     return there[wanted[0]]

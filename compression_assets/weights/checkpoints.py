@@ -44,12 +44,17 @@ def has_masters(directory: Path) -> bool:
     return (directory / MASTERS).is_dir()
 
 
+def masters_freed(directory: Path) -> bool:
+    """Whether a model was made with masters, and they were removed since."""
+    return (directory / FREED).is_file() and not has_masters(directory)
+
+
 def masters_or_published(directory: Path) -> Path:
     """Where the most precise weights of a full-precision model directory are.
 
     Raises StudyError where they were freed: published weights in their place would make another model.
     """
-    if (directory / FREED).is_file() and not has_masters(directory):
+    if masters_freed(directory):
         asset = (directory / FREED).read_text().strip()
         raise StudyError(
             f"the float32 masters of {directory} were freed, and this starts from them; make them again with: "

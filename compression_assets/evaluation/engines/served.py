@@ -96,7 +96,7 @@ class Served:
 
 def _median(name: str, runs: Sequence[float], unit: str, work: Work, *, better: bool) -> MetricRow:
     note = (
-        f"median of {len(runs)} runs, fastest to slowest in lo and hi; batch {work.batch}, {work.prompt} prompt "
+        f"median of {len(runs)} runs, the least and the most in lo and hi; batch {work.batch}, {work.prompt} prompt "
         f"tokens, {work.generated} new ones"
     )
     return MetricRow(
