@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -144,13 +143,11 @@ class _Steps:
     ) -> None:
         import torch
 
-        from compression_assets.training.attention import short_row_attention
-        from compression_assets.training.fused import fused_layers
+        from compression_assets.training.fused import cpu_kernels
         from compression_assets.training.loop import _Run
 
-        self.layers = ExitStack()
-        self.layers.enter_context(short_row_attention(model, "cpu", 512, torch.bfloat16))
-        self.layers.enter_context(fused_layers(model, "cpu", torch.bfloat16))
+        self.kernels = cpu_kernels(model, "cpu", 512, torch.bfloat16)
+        self.kernels.__enter__()
         steps = plan(dataset, recipe, 0)
         run = _Run(model, dataset, recipe, None, "cpu", 1_000)
         self.live = {
@@ -170,7 +167,7 @@ class _Steps:
         }
 
     def end(self) -> None:
-        self.layers.close()
+        self.kernels.__exit__(None, None, None)
 
 
 def _forward(live: Any) -> None:

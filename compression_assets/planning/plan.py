@@ -319,12 +319,15 @@ class _Planner:
         """By what a model is trained; None of a step that trains nothing."""
         if asset == TEACHER_MODEL:
             return self.study.teacher.finetune if isinstance(self.study.teacher, CorrectedTeacher) else None
-        node = next((node for node in self.study.nodes.values() if model_key(node) == asset), None)
+        node = self._node(asset)
         recipe = None if node is None or node.step is None else self.study.recipe(node.step)
         for one in (recipe, getattr(recipe, "finetune", None)):
             if isinstance(one, TrainingRecipe):
                 return one
         return None
+
+    def _node(self, asset: str) -> Node | None:
+        return next((node for node in self.study.nodes.values() if model_key(node) == asset), None)
 
     def _memory_of(self, asset: str, gpus: int) -> int | None:
         """Peak bytes of a step on each of so many GPUs; None where that is not known or it cannot have them."""
@@ -336,7 +339,8 @@ class _Planner:
         if asset == TEACHER_MODEL:
             assert isinstance(study.teacher, CorrectedTeacher)
             return predict_finetuning(self.base, study.teacher.finetune, context, DATASETS["teacher"]).memory
-        node = next(node for node in study.nodes.values() if model_key(node) == asset)
+        node = self._node(asset)
+        assert node is not None
         try:
             if technique(node.technique or "").gpus(study.recipe(node.step or ""), gpus) == gpus:
                 return Predictions(study, self.base, context).of(node).memory

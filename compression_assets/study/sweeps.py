@@ -34,8 +34,7 @@ class Sweep(Strict):
         for text in self.orderings:
             if not plain.search(text):
                 raise ValueError(f"sweep: the ordering {text!r} has no {self.technique} to be swept")
-        found = [plain.sub(token, text) for token in self.variants() for text in self.orderings]
-        return list(dict.fromkeys(found))
+        return [plain.sub(token, text) for token in self.variants() for text in self.orderings]
 
     def _name(self, value: Any) -> str:
         """ratio, 0.1 -> ratio0p1: variants are letters and digits."""

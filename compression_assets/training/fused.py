@@ -11,12 +11,21 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from compression_assets.training.attention import short_row_attention
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 ROTATE = "apply_rotary_pos_emb"
 """In transformers, a function of each family's module, which its attention looks up there."""
+
+
+@contextmanager
+def cpu_kernels(model: "PreTrainedModel", device: str, longest: int, dtype: "torch.dtype") -> Iterator[None]:
+    """All that makes training faster on a CPU: `short_row_attention`, and `fused_layers`."""
+    with short_row_attention(model, device, longest, dtype), fused_layers(model, device, dtype):
+        yield
 
 
 @contextmanager
@@ -84,13 +93,12 @@ def _rotates_as_llama_does(file: Any) -> bool:
 
 def _same(one: Callable[..., Any] | None, other: Callable[..., Any]) -> bool:
     """Whether two functions do the same, names and constants included; their documentation may differ."""
-    ours, theirs = (getattr(function, "__code__", None) for function in (one, other))
-    if ours is None or theirs is None:
-        return False
-    constants = ([one for one in code.co_consts if not isinstance(one, str)] for code in (ours, theirs))
-    return (ours.co_code, ours.co_names) == (theirs.co_code, theirs.co_names) and next(constants) == next(
-        constants
-    )
+    return hasattr(one, "__code__") and _instructions(one) == _instructions(other)
+
+
+def _instructions(function: Any) -> tuple[Any, ...]:
+    code = function.__code__
+    return code.co_code, code.co_names, [one for one in code.co_consts if not isinstance(one, str)]
 
 
 @cache

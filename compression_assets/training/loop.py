@@ -19,8 +19,7 @@ from compression_assets.machine.precision import compute_dtype
 from compression_assets.store.reports import Report, no_report
 from compression_assets.text.batches import collate
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.attention import short_row_attention
-from compression_assets.training.fused import fused_layers
+from compression_assets.training.fused import cpu_kernels
 from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
 from compression_assets.training.masters import AsStored, MasterWeights
 from compression_assets.training.resuming import Checkpoints
@@ -109,8 +108,7 @@ def train(
     longest = max(len(row.input_ids) for row in dataset)
     with (
         torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]),
-        short_row_attention(model, device, longest, compute_dtype(device)),
-        fused_layers(model, device, compute_dtype(device)),
+        cpu_kernels(model, device, longest, compute_dtype(device)),
     ):
         torch.manual_seed(seed)
         first = run.resume(checkpoints)
