@@ -13,7 +13,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from compression_assets.evaluation.generation import generate
 from compression_assets.evaluation.perplexity import load_scored, measure_perplexity
 from compression_assets.machine.devices import compute_bytes
 from compression_assets.machine.lease import lease
+from compression_assets.machine.runtime import prepare_process
 from compression_assets.planning.devices import Device
 from compression_assets.planning.memory import logits_memory, scoring_memory
 from compression_assets.planning.plan import make_plan
@@ -35,6 +37,7 @@ from compression_assets.techniques.distillation.apply import distill
 from compression_assets.techniques.prediction import Prediction, StepContext
 from compression_assets.techniques.registry import technique
 from compression_assets.techniques.step import StepInputs
+from compression_assets.training import kernels
 from compression_assets.training.teacher.teacher_forward import LiveTeacher, load_teacher
 from compression_assets.training.teacher.teacher_logits import write_teacher_logits
 from compression_assets.training.work import Volume, scoring_flops
@@ -42,6 +45,9 @@ from compression_assets.weights import checkpoints
 from compression_assets.weights.first_answer import load_as_user
 
 RESULT = Path(__file__).parent / "results" / "gpu.md"
+ON_80_GB = {"gradient_checkpointing": False, "optimizer": "adamw"}
+"""What the paper's recipe for KD can do without where there are 80 GB."""
+
 GOAL = 0.45
 """Share of the card's bfloat16 peak that a KD step is to reach."""
 
@@ -50,9 +56,19 @@ class Benchmark:
     """All steps, one after another, on one device. folder: for models; emptied as soon as a model is of no more use."""
 
     def __init__(
-        self, shapes: Shapes, device: str, card: Device, folder: Path, publish: Callable[[str], None]
+        self,
+        shapes: Shapes,
+        device: str,
+        card: Device,
+        folder: Path,
+        publish: Callable[[str], None],
+        only: Sequence[str] = (),
     ) -> None:
-        """publish: given the whole text after every step, so that a run that is cut short leaves what it has."""
+        """publish: given the whole text after every step, so that a run that is cut short leaves what it has.
+
+        only: the beginnings of the steps to measure; all of them when empty.
+        """
+        self.only = only
         self.shapes, self.device, self.card, self.folder = shapes, device, card, folder
         self.publish = publish
         self.started, self.peak = time.perf_counter(), matmul(device)
@@ -84,23 +100,37 @@ class Benchmark:
         """Every row; few models lie on the disk at once, and what works on files for minutes comes last."""
         base, teacher = self.folder / "base", self.folder / "teacher"
         write_model(self.shapes.student, base, self.device)
-        write_model(self.shapes.teacher, teacher, self.device)
+        if not self.left_out("teacher"):
+            write_model(self.shapes.teacher, teacher, self.device)
         self.measure("teacher's answers (8 bit)", self.teacher_logits)
-        self.apply("KD, from the store", "KD", base)
+        with self.compiling():
+            self.apply("KD, from the store", "KD", base)
+            self.apply("KD, nothing recomputed, moments in 32 bits", "KD", base, **ON_80_GB)
         self.measure("KD, teacher beside it (8 bit)", self.live_teacher)
-        shutil.rmtree(teacher)
+        shutil.rmtree(teacher, ignore_errors=True)
         self.measure("perplexity", self.perplexity)
         self.measure("answers (bf16)", lambda row: self.answers(row, load_scored(base, self.device)))
         self.apply("P (importance, cut, fine-tuning)", "P", base)
         quantized = self.folder / "nf4"
         self.apply("Q (nf4)", "Q", base, keep="nf4")
         self.measure("answers (nf4)", lambda row: self.answers(row, load_as_user(quantized, self.device)))
-        self.apply("QAD", "QAD", quantized, **self.training_settings())
         self.apply("D", "D", quantized)
+        self.apply("QAD", "QAD", quantized, **self.training_settings())
         self.apply("Q (nf4, gptq)", "Q", base, rounding="gptq")
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Compile layers however short the training: the study's are long enough for it."""
+        before, kernels.WORTH_COMPILING = kernels.WORTH_COMPILING, 0
+        try:
+            yield
+        finally:
+            kernels.WORTH_COMPILING = before
 
     def measure(self, step: str, work: Callable[[Row], None]) -> None:
         """Run a step under a lease. What fails becomes its note, so that one card's trouble costs one line."""
+        if self.left_out(step):
+            return
         row = Row(step)
         self.rows.append(row)
         started = time.perf_counter()
@@ -114,6 +144,9 @@ class Benchmark:
         row.seconds = row.seconds or time.perf_counter() - started
         print(" | ".join(row.shown()), flush=True)
         self.publish(self.text())
+
+    def left_out(self, step: str) -> bool:
+        return bool(self.only) and not any(step.startswith(one) for one in self.only)
 
     def apply(self, step: str, token: str, parent: Path, keep: str | None = None, **changes: Any) -> None:
         """A technique with the paper's recipe for one epoch, from directory to directory, and its prediction."""
@@ -198,7 +231,7 @@ class Benchmark:
         teacher, notes = load_teacher(self.folder / "teacher", self.study.teacher_logits, self.device)
         dataset, pace = self.data["distillation_set"], Pace()
         distill(model, dataset, LiveTeacher(teacher, dataset, self.device), recipe, 0, self.device, pace)
-        stored = next(one.speed for one in self.rows if one.step.startswith("KD"))
+        stored = next((one.speed for one in self.rows if one.step == "KD, from the store"), None)
         row.speed = pace.speed
         if stored and pace.speed:
             notes = [*notes, f"a step takes {stored / pace.speed:.2f} times as long as from the store"]
@@ -267,7 +300,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--scratch", type=Path, help="folder for models, 50 GB of them (default: the system's)"
     )
     parser.add_argument("--output", type=Path, help=f"file to write (default: {RESULT})")
+    parser.add_argument(
+        "--only", action="append", default=[], help="beginning of a step's name; several times"
+    )
     options = parser.parse_args(arguments)
+    if any(one.startswith(("KD", "QAD")) for one in options.only):
+        options.only.append("teacher")  # whose answers they learn from
+    if any(one.startswith(("answers (nf4", "D", "QAD")) for one in options.only):
+        options.only.append("Q (nf4)")  # whose model they take
+    prepare_process()
     import torch
 
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -281,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         shapes = tiny() if options.small else paper()
-        made = Benchmark(shapes, device, card_of(device), Path(folder), publish)
+        made = Benchmark(shapes, device, card_of(device), Path(folder), publish, options.only)
         made.run()
     print("\n" + made.text())
     return int(made.failed > 0)

@@ -143,10 +143,10 @@ class _Steps:
     ) -> None:
         import torch
 
-        from compression_assets.training.fused import cpu_kernels
+        from compression_assets.training.kernels import fast_kernels
         from compression_assets.training.loop import _Run
 
-        self.kernels = cpu_kernels(model, "cpu", 512, torch.bfloat16)
+        self.kernels = fast_kernels(model, "cpu", 512, torch.bfloat16)
         self.kernels.__enter__()
         steps = plan(dataset, recipe, 0)
         run = _Run(model, dataset, recipe, None, "cpu", 1_000)

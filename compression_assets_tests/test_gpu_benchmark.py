@@ -10,6 +10,7 @@ from benchmarks.gpu_rows import COLUMNS, Pace, Row
 STEPS = {
     "teacher's answers (8 bit)",
     "KD, from the store",
+    "KD, nothing recomputed, moments in 32 bits",
     "KD, teacher beside it (8 bit)",
     "P (importance, cut, fine-tuning)",
     "perplexity",

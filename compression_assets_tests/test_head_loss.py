@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from compression_assets.training import head_loss as losses
 from compression_assets.training.head_loss import (
     DenseTargets,
     LossWeights,
     SparseTargets,
+    gradient_of_logits,
     head_loss,
     logits_to_gradient,
 )
@@ -91,6 +93,24 @@ def test_cross_entropy(bias: bool, chunk_rows: int | None) -> None:
 @pytest.mark.parametrize("vocabulary", [V, V + 5, V - 5])
 def test_distillation_with_dense_teacher(vocabulary: int, alpha: float, temperature: float) -> None:
     _compare(True, _teacher(vocabulary), LossWeights(17, alpha, temperature), chunk_rows=4)
+
+
+@pytest.mark.parametrize("vocabulary", [None, V, V + 5, V - 5])
+def test_the_loss_that_is_compiled_is_the_same(
+    vocabulary: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "_compiled", lambda: gradient_of_logits)
+    (hidden, weight), ids = (t.detach().float() for t in _inputs()), _ids()
+    teacher = None if vocabulary is None else _dense(_teacher(vocabulary).float())
+    weights = LossWeights(7) if teacher is None else LossWeights(7, 0.3, 2.0)
+    found = []
+    for compiled in (False, True):
+        d_weight = torch.zeros_like(weight)
+        done = head_loss(
+            *(hidden, weight, None, ids, weights, teacher, d_weight), chunk_rows=4, compiled=compiled
+        )
+        found.append([done.loss, done.ce_sum, done.kl_sum, done.d_hidden, d_weight])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_alpha_zero_is_cross_entropy() -> None:

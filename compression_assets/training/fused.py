@@ -11,21 +11,12 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from compression_assets.training.attention import short_row_attention
-
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 ROTATE = "apply_rotary_pos_emb"
 """In transformers, a function of each family's module, which its attention looks up there."""
-
-
-@contextmanager
-def cpu_kernels(model: "PreTrainedModel", device: str, longest: int, dtype: "torch.dtype") -> Iterator[None]:
-    """All that makes training faster on a CPU: `short_row_attention`, and `fused_layers`."""
-    with short_row_attention(model, device, longest, dtype), fused_layers(model, device, dtype):
-        yield
 
 
 @contextmanager

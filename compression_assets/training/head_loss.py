@@ -10,13 +10,15 @@ Gradients are returned rather than left to autograd: the weight's can then be su
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK_BYTES = 128 << 20
-"""Upper bound on the chunk of logits held at once, in the model's format."""
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}
+"""Upper bound on the chunk of logits held at once, in the model's format. On CUDA each chunk costs a walk through the
+float32 gradient of the whole output layer."""
 
 BLOCK_BYTES = 1 << 20
 """On a CPU the softmax of a chunk is computed in blocks of rows (float32 bytes). A block and what is made of it stay
@@ -110,6 +112,7 @@ def head_loss(
     d_weight: "torch.Tensor | None" = None,
     d_bias: "torch.Tensor | None" = None,
     chunk_rows: int | None = None,
+    compiled: bool = False,
 ) -> HeadLoss:
     """Loss and gradients of n tokens: hidden states [n, d], output weight [V, d], bias [V] or None, ids [n] to predict.
 
@@ -123,13 +126,15 @@ def head_loss(
     gradient is exact on the k entries and biased on the others: there it keeps the student's own shape, s_j (1 - r/S)
     with the teacher's rest r and the student's S, where the true one is s_j - p_j; the two differ by p_j - r s_j/S,
     which sums to zero.
+
+    compiled: each chunk's loss by torch.compile, where the teacher is dense or there is none.
     """
     import torch
 
     if (weights.alpha > 0) != (teacher is not None):
         raise ValueError("a teacher is needed exactly when alpha is above 0")
     n, vocabulary = hidden.shape[0], weight.shape[0]
-    rows = chunk_rows or max(1, CHUNK_BYTES // (vocabulary * hidden.element_size()))
+    rows = chunk_rows or max(1, CHUNK_BYTES[hidden.device.type] // (vocabulary * hidden.element_size()))
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     sums = torch.zeros(2, dtype=wide, device=hidden.device)
     d_hidden = torch.empty_like(hidden)
@@ -140,9 +145,12 @@ def head_loss(
             logits = torch.mm(hidden[start:stop], weight.T, out=buffer[: stop - start])
             if bias is not None:
                 logits += bias
-            sums += logits_to_gradient(
-                logits, ids[start:stop], weights, None if teacher is None else teacher.chunk(start, stop)
-            )
+            theirs = None if teacher is None else teacher.chunk(start, stop)
+            if compiled and not isinstance(theirs, SparseTargets):
+                logits, one = _compiled_gradient(logits, ids[start:stop], weights, theirs)
+                sums += one
+            else:
+                sums += logits_to_gradient(logits, ids[start:stop], weights, theirs)
             torch.mm(logits, weight, out=d_hidden[start:stop])
             if d_weight is not None:
                 _add_weight_gradient(d_weight, logits, hidden[start:stop])
@@ -172,6 +180,61 @@ def logits_to_gradient(
             sums += _distillation(z, ids[start:stop, None], weights, teacher.chunk(start, stop))
         logits[start:stop] = z
     return sums
+
+
+def _compiled_gradient(
+    logits: "torch.Tensor", ids: "torch.Tensor", weights: LossWeights, teacher: DenseTargets | None
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The gradient of `logits_to_gradient` and its sums, by kernels that walk through the logits three times.
+
+    Written as it is above, the loss is some thirty walks through float32 copies.
+    """
+    import torch
+
+    theirs = None if teacher is None else teacher.read(0, logits.shape[0])
+    # Tensors, for a number would be part of the kernel, and they are others in every step.
+    scales = torch.tensor(
+        [(1 - weights.alpha) / weights.tokens, weights.alpha * weights.temperature / weights.tokens]
+    ).to(logits.device, non_blocking=True)
+    return _compiled()(logits, ids, theirs, scales, float(weights.temperature))
+
+
+@cache
+def _compiled() -> Callable[..., "tuple[torch.Tensor, torch.Tensor]"]:
+    import torch
+
+    return torch.compile(gradient_of_logits)
+
+
+def gradient_of_logits(
+    logits: "torch.Tensor",
+    ids: "torch.Tensor",
+    theirs: "torch.Tensor | None",
+    scales: "torch.Tensor",
+    temperature: float,
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Gradient [n, V] of logits [n, V], and [sum of CE, sum of KL], as formulas without anything in place.
+
+    theirs: the teacher's logits [n, S]. scales [2]: of the gradients of CE and of KL.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    z, vocabulary = logits.float(), logits.shape[1]
+    log_q = z.log_softmax(1)
+    ce = -log_q.gather(1, ids[:, None]).sum()
+    chosen = torch.arange(vocabulary, device=z.device) == ids[:, None]
+    gradient = scales[0] * (log_q.exp() - chosen.float())
+    if theirs is None:
+        return gradient.to(logits.dtype), torch.stack((ce, torch.zeros_like(ce)))
+    shared = min(vocabulary, theirs.shape[1])
+    log_p = (theirs[:, :shared].float() / temperature).log_softmax(1)
+    log_q = (z[:, :shared] / temperature).log_softmax(1)
+    p = log_p.exp()
+    kl = (p * (log_p - log_q)).sum()
+    d_kl = scales[1] * (log_q.exp() - p)
+    gradient = gradient + (pad(d_kl, (0, vocabulary - shared)) if shared < vocabulary else d_kl)
+    return gradient.to(logits.dtype), torch.stack((ce, kl))
 
 
 def _add_weight_gradient(total: "torch.Tensor", d_logits: "torch.Tensor", hidden: "torch.Tensor") -> None:

@@ -19,8 +19,8 @@ from compression_assets.machine.precision import compute_dtype
 from compression_assets.store.reports import Report, no_report
 from compression_assets.text.batches import collate
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.fused import cpu_kernels
 from compression_assets.training.head_loss import LossWeights, Teacher, head_loss
+from compression_assets.training.kernels import fast_kernels
 from compression_assets.training.masters import AsStored, MasterWeights
 from compression_assets.training.resuming import Checkpoints
 from compression_assets.training.schedule import TrainingRecipe, learning_rate, plan
@@ -108,7 +108,7 @@ def train(
     longest = max(len(row.input_ids) for row in dataset)
     with (
         torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]),
-        cpu_kernels(model, device, longest, compute_dtype(device)),
+        fast_kernels(model, device, longest, compute_dtype(device), total) as run.compiled,
     ):
         torch.manual_seed(seed)
         first = run.resume(checkpoints)
@@ -197,6 +197,7 @@ class _Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.curve: list[dict[str, float]] = []
         self.tokens_seen = self.computed = self.real = 0
+        self.compiled = False
         self.rows_at_once, self.notes = recipe.batch_size, list[str]()
         self.started, self.earlier = time.perf_counter(), 0.0
 
@@ -267,6 +268,7 @@ class _Run:
             targets,
             self.masters.gradient(self.head.weight),
             None if self.head.bias is None else self.masters.gradient(self.head.bias),
+            compiled=self.compiled,
         )
         hidden.backward(result.d_hidden)
         return float(result.loss), float(result.ce_sum), float(result.kl_sum)

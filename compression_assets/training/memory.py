@@ -112,6 +112,9 @@ def training_memory(
         activations = layer + shapes.layers * rows * max_length * shapes.hidden * compute_bytes
     else:
         activations = shapes.layers * layer
+    if kind == "cuda" and gpus == 1 and recipe.gradient_accumulation == 1:
+        # Of a step in one pass, gradients come as activations go. A CPU's allocator does not give back as exactly.
+        activations = max(layer, activations - 4 * shapes.parameters)
     return state + activations + _loss(shapes, rows * max_length, kind, compute_bytes)
 
 
@@ -162,7 +165,7 @@ def forward_memory(shapes: Shapes, tokens: int, length: int, compute_bytes: int)
 
 def _loss(shapes: Shapes, tokens: int, kind: str, compute_bytes: int) -> int:
     """Bytes of the chunked output projection: student's and teacher's logits, and their float32 working copies."""
-    chunk = min(CHUNK_BYTES, tokens * shapes.vocabulary * compute_bytes)
+    chunk = min(CHUNK_BYTES[kind], tokens * shapes.vocabulary * compute_bytes)
     working = 5 * BLOCK_BYTES if kind == "cpu" else 5 * (4 // compute_bytes) * chunk
     teacher_head = compute_bytes * shapes.vocabulary * shapes.hidden
     return 2 * chunk + working + teacher_head

@@ -39,9 +39,12 @@ def test_codes_are_those_of_the_cpu(device: str, kind: str, dtype: torch.dtype) 
     here, there = form.quantize(weight), form.quantize(weight.to(device))
     assert here.keys() == there.keys()
     assert all(tensor.device.type == "cpu" for tensor in there.values())
-    one, other = form.dequantize(here), form.dequantize(there)
-    # Sums in another order move scales of scales by a step, and near ties of codes with them.
-    assert (one - other).norm() <= 0.01 * one.norm()
+    exact, one, other = weight.float(), form.dequantize(here), form.dequantize(there)
+    # Sums in another order move scales of scales by a step, and a weight in the middle of two codes may take either:
+    # of weights in bfloat16 quite a few are. What is written is as near to the weight, wherever it was made.
+    assert (exact - other).norm() == pytest.approx(float((exact - one).norm()), rel=1e-3)
+    assert ((exact - other).abs() - (exact - one).abs()).abs().max() <= 0.01 * exact.abs().max()
+    assert (one - other).norm() <= 0.03 * one.norm()
     if isinstance(form, GridFormat):
         assert (form.codes(here) == form.codes(there)).double().mean() > 0.999
 
@@ -51,7 +54,8 @@ def test_stored_parts_mean_the_same_on_the_gpu_and_to_its_kernels(device: str, k
     form = form_of(kind)
     stored = form.quantize(torch.randn(64, 256, generator=torch.Generator().manual_seed(2)))
     meant = form.dequantize(stored)
-    assert torch.equal(form.dequantize(moved(stored, device)).cpu(), meant)
+    # CUDA divides by a number as it multiplies by its inverse: the last bit of a scale may be another.
+    torch.testing.assert_close(form.dequantize(moved(stored, device)).cpu(), meant, rtol=3e-7, atol=0)
     kernel = form.reference(moved(stored, device)).float().cpu()
     assert (kernel - meant).norm() <= 1e-5 * meant.norm()
 

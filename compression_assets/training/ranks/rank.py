@@ -21,8 +21,8 @@ from compression_assets.machine.lease import computing_on
 from compression_assets.machine.runtime import prepare_process
 from compression_assets.text.batches import collate
 from compression_assets.text.datasets import TokenDataset
-from compression_assets.training.fused import cpu_kernels
 from compression_assets.training.head_loss import LossWeights
+from compression_assets.training.kernels import fast_kernels
 from compression_assets.training.ranks import checkpoints
 from compression_assets.training.ranks.job import DATASET, FAILURE, MODEL, REPORT, TRAINED, Job
 from compression_assets.training.ranks.sharding import sharded_student, whole
@@ -106,7 +106,7 @@ class _Rank:
         longest = max(len(row.input_ids) for row in self.dataset)
         kept = self.job.saved.checkpoints() if self.job.saved else None
         first = self._resume(kept)
-        with cpu_kernels(self.model, self.device, longest, self.dtype):
+        with fast_kernels(self.model, self.device, longest, self.dtype):
             for index in range(first, len(steps)):
                 # Dropout of a step is another on each rank, and the same after a resumption.
                 torch.manual_seed((self.job.seed * 1_000_003 + index) * self.world + self.rank)
