@@ -9,7 +9,7 @@ import yaml
 
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.engines import llama_cpp
-from compression_assets.planning import work
+from compression_assets.planning import costs, devices, work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.plan import Plan, make_plan
@@ -195,6 +195,27 @@ def test_the_demo_takes_about_as_long_as_it_was_measured_to_take(tmp_path: Path)
     assert 0.5 < (kd.seconds / kd.tokens) / (1 / 146) < 2
     assert 0.5 < (p.seconds / p.tokens) / (1 / 135) < 2
     assert 3 < q.seconds < 16
+
+
+def test_time_left_begins_with_the_studys_own_model_and_this_machines_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, smoke = (
+        sum(costs.costs_here(load_study(name), tmp_path, tmp_path).values()) for name in ("demo", "smoke")
+    )
+    assert 30 * 60 < demo < 50 * 60  # in two processes: half of it
+    assert 30 < smoke < 120
+    about = tmp_path / "0000:01:00.0" / "information"
+    about.parent.mkdir()
+    about.write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 0\n")
+    assert devices.this_card(tmp_path) == devices.CARDS["h100"]
+    about.write_text("Model: \t\t NVIDIA L4\n")
+    assert devices.this_card(tmp_path) is None
+    monkeypatch.setattr(costs, "this_card", lambda: devices.CARDS["h100"])
+    monkeypatch.setattr(costs, "cuda_devices", lambda: 1)
+    paper = costs.costs_here(load_study("paper"), tmp_path, tmp_path)
+    assert 15 * 60 < paper["final_kd"] < 60 * 60
+    assert paper["leaderboard"] == costs.LEAST["cuda"]
 
 
 def test_an_unknown_model_and_an_unknown_device_are_named(tmp_path: Path) -> None:

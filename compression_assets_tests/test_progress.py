@@ -25,6 +25,14 @@ def test_time_left_is_scaled_by_how_long_finished_work_took() -> None:
     assert line.endswith("0:20 · about 1:43 left in all")
 
 
+def test_before_anything_is_finished_steps_at_once_share_the_time() -> None:
+    log = ProgressView({"a": 10.0, "b": 30.0, "c": 60.0}, at_once=2)
+    log.line({"asset": "a", "kind": "started", "time": 0.0})
+    line = log.line({"asset": "a", "kind": "finished", "time": 10.0})
+    # 90 s are left of costs; 60 s of two at once and 10 s of one alone have been 40 s for 70.
+    assert line is not None and line.endswith("about 0:51 left in all")
+
+
 def test_unchanged_steps_do_not_make_the_rest_look_fast() -> None:
     shown = view()
     shown.line(event("a", "started", 0.0))

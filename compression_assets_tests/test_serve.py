@@ -1,6 +1,7 @@
 """`compression serve`: llama.cpp answers over OpenAI's API, and the curl that is printed works."""
 
 import json
+import os
 import shlex
 import subprocess
 import threading
@@ -38,6 +39,18 @@ def test_the_file_is_the_one_that_was_exported(tmp_path: Path) -> None:
     assert exported_file(tmp_path, "p", "q4_0").name == "p.q4_0.gguf"
     with pytest.raises(StudyError, match="compression export p --format gguf:q5_0"):
         exported_file(tmp_path, "p", "q5_0")
+
+
+def test_a_file_of_a_model_that_was_made_again_is_not_served(tmp_path: Path) -> None:
+    exported(tmp_path, "p.q8_0.gguf")
+    manifest = tmp_path / "models" / "p" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    os.utime(tmp_path / "exports" / "p.q8_0.gguf", (1, 1))
+    with pytest.raises(StudyError, match="made again since: compression export p --format gguf:q8_0"):
+        exported_file(tmp_path, "p")
+    os.utime(manifest, (0, 0))
+    assert exported_file(tmp_path, "p").name == "p.q8_0.gguf"
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed: pip install --group test")

@@ -21,13 +21,21 @@ from compression_assets.machine.cluster import cluster, refuse_silent_head
 from compression_assets.machine.progress import ProgressFiles, ProgressView
 from compression_assets.machine.shared_progress import ProgressRows
 from compression_assets.machine.workers import workers
-from compression_assets.planning.costs import expected_seconds
+from compression_assets.planning.costs import costs_here
 from compression_assets.planning.fit import refuse_unfit
 from compression_assets.store.fingerprints import fingerprint, library_versions
 from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.strict import near_match
 from compression_assets.study.model import Study
-from compression_assets.study.names import DATASETS, DATASETS_OP, POOL, TABLES, model_key, relative_directory
+from compression_assets.study.names import (
+    BASE_MODEL,
+    DATASETS,
+    DATASETS_OP,
+    POOL,
+    TABLES,
+    model_key,
+    relative_directory,
+)
 from compression_assets.study.places import (
     DEFAULT_STUDY,
     current_study,
@@ -71,7 +79,9 @@ def run_study(
     os.environ["DAGSTER_HOME"] = str(dagster_home(study))
     rebuild = _with_freed_parents(study, rebuild)
     chosen = _chosen(study, selection, ordering, rebuild)
-    costs = expected_seconds(study)
+    costs = costs_here(
+        study, storage_root() / ".downloads", study_root(study) / relative_directory(BASE_MODEL)
+    )
     expected = {key.to_user_string(): costs[key.to_user_string()] for key in chosen}
     print(f"study {study.name}: {len(chosen)} assets, into {study_root(study)}")
     stamp = _Stamp(study, chosen)
@@ -81,7 +91,7 @@ def run_study(
         close_abandoned_runs(instance)
         if cluster() is None:
             instance.event_log_storage.set_concurrency_slots(POOL, workers().count)
-        with _Watcher(study, ProgressView(expected)), interrupts_kept():
+        with _Watcher(study, ProgressView(expected, workers().count)), interrupts_kept():
             result = launch(instance, chosen, QUIET | _rebuild_config(rebuild))
         if result.success:
             stamp.leave()

@@ -74,9 +74,11 @@ class ProgressView:
     costs: asset -> expected seconds on some machine; only their proportions matter once work has been
     done, because what is left is scaled by how long the finished work really took: the run's own time, in which
     steps overlap, without that of steps found unchanged. (The first steps are short and say little, hence TRUST.)
+    at_once: steps that work at the same time.
     """
 
     costs: dict[str, float]
+    at_once: int = 1
     every: float = 10.0
     finished: set[str] = field(default_factory=set)
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -138,7 +140,7 @@ class ProgressView:
     def _left(self) -> str:
         part = sum(step.share * self.costs[asset] for asset, step in self._running.items())
         waiting = sum(cost for asset, cost in self.costs.items() if asset not in self.finished) - part
-        scale = (self._busy + TRUST) / (self._worked_off + part + TRUST)
+        scale = (self._busy + TRUST / self.at_once) / (self._worked_off + part + TRUST)
         return f"about {_clock(waiting * scale)}"
 
 

@@ -3,10 +3,13 @@
 Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every number alike.
 """
 
+from pathlib import Path
+
 from compression_assets.errors import StudyError
 from compression_assets.evaluation.judging.settings import LanguageModelJudge
-from compression_assets.planning.devices import DEFAULT_CPU_FLOPS
-from compression_assets.planning.models import known_models
+from compression_assets.machine.workers import cuda_devices
+from compression_assets.planning.devices import DEFAULT_CPU_FLOPS, this_card
+from compression_assets.planning.models import config_of, known_models
 from compression_assets.planning.steps import Predictions, data_volumes
 from compression_assets.planning.work import volumes
 from compression_assets.study.diagnosed import diagnosed
@@ -35,6 +38,7 @@ from compression_assets.study.names import (
 from compression_assets.study.orderings import Node
 from compression_assets.techniques.prediction import StepContext
 from compression_assets.text.splits import SplitSize
+from compression_assets.training.memory import Shapes
 
 REFERENCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TRAINED_PER_SECOND = 180.0
@@ -43,26 +47,28 @@ TOKENS_A_CONVERSATION = 350
 SAVING = 5.0
 PLANTED_ANSWERS = 11
 """Answers to a planted question."""
-JUDGED = 1.0
+JUDGED = 0.4
 """Seconds for the three questions to a judge about one answer."""
-ANSWER = 0.3
+ANSWER = 0.17
 """Seconds for a model's answer to one question."""
 TIMED = 4.0
 """Seconds for the runs that time a model, of which the first warms up."""
 ROUNDING = 20.0
 """Of a model to K-quants."""
-IN_ENGINE = 15.0
+IN_ENGINE = 45.0
 """For the runs that time a model in its engine, one text and eight at once."""
 TEXT_TOKENS = 290_000
 """Of WikiText-2's test set, where a study does not say how much of a text is scored."""
 
 LIGHT = 0.5
+LEAST = {"cpu": LIGHT, "cuda": 8.0}
+"""Of any asset: on CUDA each is a process of its own, which imports torch."""
 
 
 def expected_seconds(study: Study) -> dict[str, float]:
     """Asset key -> expected seconds, for every asset of the study."""
     costs = {DATASETS[split]: 2.0 for split in study.data.splits.sizes()}
-    costs[BASE_MODEL] = 30.0
+    costs[BASE_MODEL] = 10.0
     if study.data.questions is not None:
         costs[QUESTION_SET] = 2.0
     if study.distils:
@@ -83,7 +89,7 @@ def expected_seconds(study: Study) -> dict[str, float]:
         if study.evaluation.answers is not None and study.data.questions is not None:
             asked = study.evaluation.answers.questions or study.data.questions.count
             costs[entry.asset("answers")] = SAVING + TIMED + asked * ANSWER
-            costs[entry.asset("quality")] = 8.0
+            costs[entry.asset("quality")] = 5.0
         if study.evaluation.harness is not None:
             costs[entry.asset("harness")] = 60.0
         if (text := study.evaluation.text) is not None:
@@ -118,6 +124,24 @@ def expected_seconds(study: Study) -> dict[str, float]:
         PLAN: LIGHT,
         RECOMMENDATION: LIGHT,
     }
+
+
+def costs_here(study: Study, downloads: Path, built: Path) -> dict[str, float]:
+    """`expected_seconds`, in proportion to the study's own base model and to this machine's card, where it has one.
+
+    What is not known is taken to be as there. downloads, built: as `config_of`.
+    """
+    costs = expected_seconds(study)
+    try:
+        own = Shapes.of(config_of(study.base_model, downloads, built))
+    except StudyError:
+        own = None
+    reference = Shapes.of(known_models()[REFERENCE])
+    card = this_card()
+    larger = own.linear_parameters / reference.linear_parameters if own and reference else 1.0
+    faster = card.flops * card.training / (DEFAULT_CPU_FLOPS * 0.5) if card else 1.0
+    least = LEAST["cuda" if cuda_devices() else "cpu"]
+    return {asset: max(least, seconds * larger / faster) for asset, seconds in costs.items()}
 
 
 def reference_predictions(study: Study) -> Predictions:

@@ -1,9 +1,11 @@
 """What a device can do: memory, arithmetic, and the share of it that training reaches. No study in here."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from compression_assets.errors import StudyError
 from compression_assets.strict import near_match
@@ -60,6 +62,16 @@ def device(name: str, measure: bool = False) -> Device:
     if lower == CPU:
         return this_cpu(measure)
     raise StudyError(f"no figures are known for the device {name!r}: {near_match(name, NAMES)}")
+
+
+def this_card(about: Path = Path("/proc/driver/nvidia/gpus")) -> Device | None:
+    """The first NVIDIA device of this machine if its figures are known, told without importing torch."""
+    for file in sorted(about.glob("*/information")):
+        name = re.search(r"^Model:\s*(.*)$", file.read_text(), re.MULTILINE)
+        return next(
+            (card for short, card in CARDS.items() if name and short.upper() in name[1].upper()), None
+        )
+    return None
 
 
 def this_cpu(measure: bool = False) -> Device:

@@ -8,7 +8,8 @@ from typing import Any
 
 from compression_assets.errors import StudyError, next_command
 from compression_assets.evaluation.engines import llama_cpp
-from compression_assets.study.names import EXPORTED
+from compression_assets.store.manifests import MANIFEST
+from compression_assets.study.names import EXPORTED, relative_directory
 from compression_assets.takeaway.export import EXPORTS
 
 LOOPBACK = "127.0.0.1"
@@ -36,7 +37,21 @@ def exported_file(root: Path, model: str, kind: str | None = None) -> Path:
         raise StudyError(f"{model} is not exported; do that first: {export}")
     if len(wanted) > 1:
         raise StudyError(f"{model} is exported in {', '.join(there)}: say which with --type")
-    return there[wanted[0]]
+    _refuse_older(found := there[wanted[0]], root, model, wanted[0])
+    return found
+
+
+def _refuse_older(file: Path, root: Path, model: str, form: str) -> None:
+    """StudyError if the model was made again after the file."""
+    made = root / relative_directory(f"model_{model}") / MANIFEST
+    if not made.is_file() or file.stat().st_mtime >= made.stat().st_mtime:
+        return
+    kept = root / EXPORTED in file.parents
+    again = "run" if kept else "export"
+    arguments = () if kept else (model, "--format", "gguf" if form == "bf16" else f"gguf:{form}")
+    raise StudyError(
+        f"{file.name} is older than the model {model}, made again since: {next_command(again, *arguments)}"
+    )
 
 
 def serve(

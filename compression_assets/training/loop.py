@@ -126,7 +126,9 @@ def train(
         steps=len(steps),
         seconds=run.seconds(),
         padding=run.padding(),
-        notes=_notes(recipe, len(steps), first, device) + run.notes,
+        notes=_notes(recipe, len(steps), first, device)
+        + (["layers and loss by torch.compile"] if run.compiled else [])
+        + run.notes,
     )
 
 
