@@ -136,6 +136,16 @@ def test_the_paper_preset_fits_the_papers_card(tmp_path: Path) -> None:
     assert not planned(tmp_path).misfits
 
 
+def test_rows_that_could_go_in_one_pass_are_named_on_a_gpu(tmp_path: Path) -> None:
+    said = "FT, KD, KD:matched, KD:readme, P: batch_size 8 with gradient_accumulation 1 is the same training"
+    study = load_study("paper_scripts")
+    assert any(note.startswith(said) for note in make_plan(study, device("h100"), tmp_path).notes)
+    assert not any("same training" in note for note in make_plan(study, device("cpu"), tmp_path).notes)
+    assert not any(
+        "same training" in note for note in make_plan(load_study("paper"), device("h100"), tmp_path).notes
+    )
+
+
 def test_a_shared_prefix_is_paid_once(tmp_path: Path) -> None:
     alone, both = (planned(tmp_path, orderings=listed) for listed in (["P-KD-Q"], ["P-KD-Q", "P-KD"]))
     assert [row.technique for row in both.rows] == ["fetched", "fetched", "logits", "P", "KD", "Q"]

@@ -363,7 +363,29 @@ class _Planner:
             notes.append(
                 f"the arithmetic of {', '.join(untold)} is not in the hours: its technique cannot tell it"
             )
-        return [*notes, *self._width_notes(), *self.study.warnings, "downloads are not in the hours"]
+        return [
+            *notes,
+            *self._pass_notes(),
+            *self._width_notes(),
+            *self.study.warnings,
+            "downloads are not in the hours",
+        ]
+
+    def _pass_notes(self) -> list[str]:
+        """Which steps take their rows in several passes, on a GPU."""
+        if self.device.kind != "cuda":
+            return []
+        split: dict[int, list[str]] = {}
+        for node in self.study.nodes.values():
+            training = None if node.step is None else self._training_of(model_key(node))
+            if training is not None and training.gradient_accumulation > 1:
+                rows = training.batch_size * training.gradient_accumulation
+                split.setdefault(rows, []).append(str(node.step))
+        return [
+            f"{', '.join(sorted(set(steps)))}: batch_size {rows} with gradient_accumulation 1 is the same training, "
+            "and faster on a GPU where it fits (benchmarks/results/gpu.md)"
+            for rows, steps in split.items()
+        ]
 
     def _width_notes(self) -> list[str]:
         configs = {path: self.predictions.of(node).config for path, node in self.study.nodes.items()}
