@@ -291,3 +291,4 @@ def test_config_and_parts_of_a_format_agree_with_what_it_writes(name: str) -> No
     assert (restored - weight).norm() / weight.norm() < form.max_relative_error
     torch.testing.assert_close(form.reference(stored), restored, rtol=1e-6, atol=0)
     assert form.kept_codes(restored, stored) == (1.0, 0)
+    assert torch.equal(form.round_trip(weight), restored)

@@ -139,9 +139,20 @@ def test_memory_taken_by_others_on_a_device_is_an_error_with_the_figure(
     tmp_path: Path, two_gpus: list[CudaDevice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_lease, "free_bytes", lambda device: 3 * GIB)
+    monkeypatch.setattr(device_lease, "LETTING_GO", 0.0)
     with pytest.raises(StudyError, match=r"6.0 GiB of memory, but cuda:. \(\w+\) has 3.0 GiB free"):
         Gpu(locks=str(tmp_path)).lease("final_q", needing(6 * GIB)).__enter__()
     monkeypatch.setenv("COMPRESSION_MEMORY_CHECK", "off")
+    with Gpu(locks=str(tmp_path)).lease("final_q", needing(6 * GIB)) as lease:
+        assert lease.device == "cuda:0"
+
+
+def test_memory_that_a_process_is_about_to_give_back_is_waited_for(
+    tmp_path: Path, two_gpus: list[CudaDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([3 * GIB, 3 * GIB, 7 * GIB])
+    monkeypatch.setattr(device_lease, "free_bytes", lambda device: next(free))
+    monkeypatch.setattr(device_lease, "POLL_SECONDS", 0.01)
     with Gpu(locks=str(tmp_path)).lease("final_q", needing(6 * GIB)) as lease:
         assert lease.device == "cuda:0"
 

@@ -51,13 +51,29 @@ def test_layers_are_compiled_for_long_trainings_of_whole_models_on_cuda(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = random_model("Llama")
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(kernels, "compiles", lambda device: True)
     assert worth_compiling(model, "cuda:0", MANY)
     assert not worth_compiling(model, "cpu", MANY)
     assert not worth_compiling(model, "cuda:0", 1000)
     assert not worth_compiling(random_model("Mixtral"), "cuda:0", MANY)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(kernels, "compiles", lambda device: False)
     assert not worth_compiling(model, "cuda:0", MANY)
-    monkeypatch.undo()
+    monkeypatch.setattr(kernels, "compiles", lambda device: True)
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert not worth_compiling(model, "cuda:0", MANY)
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     next(model.parameters()).requires_grad_(False)
     assert not worth_compiling(model, "cuda:0", MANY)
+
+
+def test_a_compiler_that_is_missing_is_said_and_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: Any) -> Any:
+        raise RuntimeError("fatal error: Python.h: No such file or directory\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert not kernels.compiles("cpu")
+    assert "training goes on without torch.compile: fatal error: Python.h" in caplog.text
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    assert kernels.compiles("cpu")

@@ -57,6 +57,28 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(weight, weights_of(resumed)[name])
 
 
+def test_checkpoints_that_take_long_are_made_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(resuming.time, "monotonic", lambda: clock[0])
+
+    def slow(tensors: object, file: Path) -> None:
+        clock[0] += seconds
+        file.touch()
+
+    monkeypatch.setattr(resuming, "save_tensors", slow)
+    kept = checkpoints_in(tmp_path)
+    seconds = 1.0
+    kept.save(2, {}, {})
+    assert kept.due(4, 100)
+    seconds = 30.0
+    kept.save(4, {}, {})
+    assert not kept.due(6, 100)
+    clock[0] += 20 * 30.0
+    assert kept.due(8, 100) and not kept.due(9, 100) and not kept.due(100, 100)
+
+
 @pytest.mark.parametrize(("name", "kept"), [("progress.json", 0), ("state.safetensors", 2_000)])
 def test_a_checkpoint_that_power_failure_cut_short_is_as_none(tmp_path: Path, name: str, kept: int) -> None:
     def kill(done: int, total: int, note: str) -> None:

@@ -59,7 +59,16 @@ CPU_ERROR = RuntimeError(
 )
 
 
-@pytest.mark.parametrize("error", [CPU_ERROR, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(CPU_ERROR, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()),
+        *(
+            RuntimeError("Triton Error [CUDA]: out of memory"),
+            RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling x"),
+        ),
+    ],
+)
 def test_out_of_memory_halves_the_rows_and_keeps_the_gradient(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ from compression_assets.machine.workers import cuda_devices
 
 CHECK_VARIABLE = "COMPRESSION_MEMORY_CHECK"
 POLL_SECONDS = 0.5
+LETTING_GO = 20.0
+"""Seconds that a process may take to end, its lock already free."""
 GIB = 2**30
 
 LOCKS = Path("/tmp/compression_assets_locks")
@@ -54,11 +56,11 @@ class Lease:
     waited: float = 0.0
 
     def so_far(self) -> dict[str, str | float | int]:
-        """device, seconds and peak_memory_bytes of the step until now."""
+        """device, seconds and peak_memory_bytes of the step until now, of several devices the largest."""
         return {
             "device": self.device,
             "seconds": time.monotonic() - self.started,
-            "peak_memory_bytes": peak_bytes(self.device),
+            "peak_memory_bytes": max(peak_bytes(device) for device in self.devices or (self.device,)),
         }
 
     def about(self) -> dict[str, str | float | int]:
@@ -106,7 +108,8 @@ def lease(
         _cuda(devices, locks, holder, memory, tell, gpus) if devices else _memory(locks, holder, memory, tell)
     )
     with take as (names, expected), computing_on(name := names[0]):
-        reset_peak(name)
+        for one in names:
+            reset_peak(one)
         held = resident_bytes()
         started = time.monotonic()
         try:
@@ -184,9 +187,11 @@ def _first_free(
 ) -> list[str]:
     """Names of `gpus` devices, whose locks `held` keeps.
 
-    StudyError when programs of others leave too little memory on all but fewer of them, whatever steps hold.
+    StudyError when programs of others leave too little memory on all but fewer of them, whatever steps hold; not at
+    once, for a step that failed holds its memory until its process is gone.
     """
     said = -SAY_EVERY
+    short_since: float | None = None
     names: list[str] = []
     while True:
         short = {}
@@ -201,7 +206,11 @@ def _first_free(
                     continue
                 handle.close()
                 short[f"{name} ({device.name})"] = free
-        if need is not None and len(short) + gpus > len(devices):
+        if need is None or len(short) + gpus <= len(devices):
+            short_since = None
+        elif short_since is None:
+            short_since = time.monotonic()
+        elif time.monotonic() - short_since >= LETTING_GO:
             most = max(short, key=lambda name: short[name])
             raise _too_small(holder, need, short[most], most, "free")
         if time.monotonic() - said >= SAY_EVERY:

@@ -1,6 +1,7 @@
 """What makes training faster on a device: the one place that switches it on and off again."""
 
-import shutil
+import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,18 +37,32 @@ def fast_kernels(
 
 
 def worth_compiling(model: "PreTrainedModel", device: str, tokens: int) -> bool:
-    """Whether a training is long enough, on CUDA, with a C compiler for Triton; all weights trained, and no experts.
+    """Whether a training on CUDA is long enough, has all weights trained and no experts, and torch.compile works.
 
     Adapters and experts compute other layers each time, and would be compiled again and again.
     """
     if (
         not device.startswith("cuda")
         or tokens < WORTH_COMPILING
-        or not (shutil.which("cc") or shutil.which("gcc"))
+        or os.environ.get("TORCHDYNAMO_DISABLE") == "1"
     ):
         return False
     named = list(model.named_parameters())
-    return all(parameter.requires_grad and ".experts." not in name for name, parameter in named)
+    whole = all(parameter.requires_grad and ".experts." not in name for name, parameter in named)
+    return whole and compiles(device)
+
+
+def compiles(device: str) -> bool:
+    """Whether torch.compile makes kernels here, which takes a C compiler and Python's headers; said once if not."""
+    import torch
+
+    try:
+        torch.compile(torch.nn.functional.silu)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 (a chain of compilers may raise anything)
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logging.getLogger("compression_assets").warning("training goes on without torch.compile: %s", why)
+        return False
+    return True
 
 
 @contextmanager

@@ -254,18 +254,21 @@ class _Run:
         batch = collate([self.dataset[row] for row in rows], pad_id=0, trained=True)
         self.computed += batch.input_ids.numel()
         self.real += int(batch.attention_mask.sum())
-        batch = batch.to(self.device)
+        # Both here, where nothing has to wait for a GPU to count what is true.
+        places, ids = batch.predicts.flatten().nonzero()[:, 0], batch.targets()
         # No attention mask: rows are padded on the right, so causal attention never lets a real token see padding.
-        hidden = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+        states = self.body(input_ids=batch.input_ids.to(self.device), use_cache=False).last_hidden_state
         targets = None
         if self.distil is not None and self.distil.alpha > 0:
             vocabulary = self.head.weight.shape[0]
+            # Read while a GPU computes the states.
             targets = self.distil.teacher.batch(rows, self.distil.temperature, vocabulary, self.device)
+        hidden = states.flatten(0, 1)[places.to(self.device)]
         result = head_loss(
             hidden.detach(),
             self.head.weight.detach(),
             None if self.head.bias is None else self.head.bias.detach(),
-            batch.targets(),
+            ids.to(self.device),
             weights,
             targets,
             self.masters.gradient(self.head.weight),
@@ -289,7 +292,7 @@ class _Run:
 
     def resume(self, checkpoints: Checkpoints | None) -> int:
         """Take over the newest checkpoint, if there is one; returns how many steps are done."""
-        saved = None if checkpoints is None else checkpoints.load(self.device)
+        saved = None if checkpoints is None else checkpoints.load()
         if saved is None:
             return 0
         self.masters.load_state(saved.tensors)

@@ -189,9 +189,25 @@ class MasterWeights:
                 moments = {key: value.to(master.device) for key, value in found.items()}
                 self.optimizer.state[master] = {"step": step, **moments}
             elif found:
-                moments = {key: value.to(master.device) for key, value in found.items() if key != "step"}
-                self.optimizer.state[master] = {"step": int(found["step"]), **moments}
+                self._load_8_bit(master, found)
         self.round_into_model()
+
+    def _load_8_bit(self, master: "torch.Tensor", found: "dict[str, torch.Tensor]") -> None:
+        """Into moments as bitsandbytes makes them: those that it pages stay paged."""
+        import torch
+
+        optimizer: Any = self.optimizer
+        places = (
+            (g, p) for g, group in enumerate(optimizer.param_groups) for p in range(len(group["params"]))
+        )
+        group, place = next((g, p) for g, p in places if optimizer.param_groups[g]["params"][p] is master)
+        optimizer.init_state(optimizer.param_groups[group], master, group, place)
+        state = optimizer.state[master]
+        for key, value in found.items():
+            if torch.is_tensor(state[key]):
+                state[key].copy_(value)
+            else:
+                state[key] = int(value)
 
 
 def _optimizer(

@@ -95,12 +95,14 @@ def training_memory(
     compute_bytes: int = 2,
     rounded: bool = False,
     gpus: int = 1,
+    teacher_hidden: int = 0,
 ) -> int:
     """Bytes of a training run without libraries: weights, masters, gradients, moments, activations and the loss.
 
     A step holds float32 masters and gradients (8 bytes a parameter), AdamW's two moments (8, or 2 in 8 bits), and the
     weights that it computes with where these are not the masters themselves: narrower ones, and those that are
     `rounded` as they will be stored. rows: in a forward pass. gpus: that share it; the bytes are those of one.
+    teacher_hidden: width of the teacher whose output layer is there, 0 without one.
     """
     apart = compute_bytes < 4 or rounded
     if gpus == 1:
@@ -115,7 +117,7 @@ def training_memory(
     if kind == "cuda" and gpus == 1 and recipe.gradient_accumulation == 1:
         # Of a step in one pass, gradients come as activations go. A CPU's allocator does not give back as exactly.
         activations = max(layer, activations - 4 * shapes.parameters)
-    return state + activations + _loss(shapes, rows * max_length, kind, compute_bytes)
+    return state + activations + _loss(shapes, rows * max_length, kind, compute_bytes, teacher_hidden)
 
 
 def _gathered(shapes: Shapes, compute_bytes: int) -> int:
@@ -163,9 +165,9 @@ def forward_memory(shapes: Shapes, tokens: int, length: int, compute_bytes: int)
     return tokens * (compute_bytes * width + 8 * shapes.hidden) + probabilities
 
 
-def _loss(shapes: Shapes, tokens: int, kind: str, compute_bytes: int) -> int:
+def _loss(shapes: Shapes, tokens: int, kind: str, compute_bytes: int, teacher_hidden: int) -> int:
     """Bytes of the chunked output projection: student's and teacher's logits, and their float32 working copies."""
     chunk = min(CHUNK_BYTES[kind], tokens * shapes.vocabulary * compute_bytes)
     working = 5 * BLOCK_BYTES if kind == "cpu" else 5 * (4 // compute_bytes) * chunk
-    teacher_head = compute_bytes * shapes.vocabulary * shapes.hidden
+    teacher_head = compute_bytes * shapes.vocabulary * teacher_hidden
     return 2 * chunk + working + teacher_head

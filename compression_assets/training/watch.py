@@ -16,6 +16,9 @@ from compression_assets.errors import StudyError
 if TYPE_CHECKING:
     from compression_assets.training.schedule import TrainingRecipe
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In the messages of a CPU's allocator, of CUDA and Triton, and of cuBLAS's handles."""
+
 EXPLOSION_FACTOR = 3.0
 EXPLOSION_MARGIN = 1.0
 EXPLOSION_STEPS = 5
@@ -65,11 +68,9 @@ def out_of_memory() -> Iterator[Failure]:
     try:
         yield failure
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # A CPU's allocator raises a plain RuntimeError.
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
-            error
-        )
-        if not known:
+        # What takes memory outside of torch's CUDA allocator raises a plain RuntimeError.
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
         failure.reason = (str(error).strip() or "out of memory").splitlines()[0][:200]
     if failure.reason:

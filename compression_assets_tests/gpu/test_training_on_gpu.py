@@ -25,6 +25,7 @@ from compression_assets.text.datasets import TokenDataset, TokenRow
 from compression_assets.training import kernels
 from compression_assets.training.finetuning import FinetuneRecipe, finetune
 from compression_assets.training.loop import TrainingReport
+from compression_assets.training.masters import MasterWeights
 from compression_assets.training.ranks.launch import train_on_ranks
 from compression_assets.training.resuming import Checkpoints
 from compression_assets.training.teacher.teacher_forward import LiveTeacher, load_teacher
@@ -87,6 +88,7 @@ def test_what_is_compiled_trains_as_what_is_not(
     recipe, weights, losses = recipe_of(gradient_checkpointing=distilled), [], []
     directory = tiny_directory(tmp_path / "teacher", "qwen2", seed=4)
     teacher = LiveTeacher(load_teacher(directory, TeacherLogitsRecipe(), device)[0], dataset, device)
+    torch._dynamo.utils.counters.clear()
     for worth in (10**9, 0):
         monkeypatch.setattr(kernels, "WORTH_COMPILING", worth)
         model = tiny_model("qwen2", **WIDE)
@@ -102,7 +104,7 @@ def test_what_is_compiled_trains_as_what_is_not(
     # Two trainings that differ by rounding drift apart: of 16 steps the first ten are compared.
     assert losses[1][:30] == pytest.approx(losses[0][:30], rel=0.02)
     assert torch.cosine_similarity(plain, compiled, dim=0) > 0.9
-    assert not torch.equal(plain, compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -123,13 +125,33 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, device: s
     assert torch.equal(straight, resumed)
 
 
+def test_moments_that_are_paged_stay_paged_when_a_training_goes_on(device: str) -> None:
+    def masters() -> MasterWeights:
+        model = tiny_model("qwen2", **WIDE).to(device)
+        return MasterWeights(model, torch.bfloat16, 1e-3, 0.0, "paged_adamw_8bit")
+
+    first, second = masters(), masters()
+    for master in first.masters:
+        master.grad = torch.randn_like(master)
+    first.step(1e-3, 1.0)
+    second.load_state({name: tensor.cpu() for name, tensor in first.state().items()})
+    paged = 0
+    for one, other in zip(first.masters, second.masters, strict=True):
+        state, again = first.optimizer.state[one], second.optimizer.state[other]
+        assert torch.equal(state["state1"].cpu(), again["state1"].cpu()) and state["step"] == again["step"]
+        assert getattr(again["state1"], "is_paged", False) == getattr(state["state1"], "is_paged", False)
+        paged += getattr(again["state1"], "is_paged", False)
+    assert paged
+
+
 def test_the_same_training_twice(device: str) -> None:
     """Bit for bit but for the backward pass of fused attention, which torch lets sum in any order here."""
     with sdpa_kernel(SDPBackend.MATH):
         (one, _), (other, _) = trained(device, recipe_of()), trained(device, recipe_of())
     assert torch.equal(one, other)
     (one, _), (other, _) = trained(device, recipe_of()), trained(device, recipe_of())
-    assert (one - other).norm() <= 1e-2 * one.norm()
+    begun = torch.cat([p.detach().flatten() for p in tiny_model("qwen2", **WIDE).parameters()])
+    assert torch.cosine_similarity(one - begun, other - begun, dim=0) > 0.9
 
 
 def test_when_memory_runs_out_there_are_fewer_rows_at_once(device: str) -> None:

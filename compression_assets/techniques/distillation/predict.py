@@ -31,6 +31,7 @@ def predict_distillation(
         context.compute_bytes,
         rounded=rounded,
         gpus=context.gpus,
+        teacher_hidden=int((context.teacher or config)["hidden_size"]) if scoring else 0,
     )
     return Prediction(
         config,

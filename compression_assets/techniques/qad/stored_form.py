@@ -37,7 +37,7 @@ class StoredForm:
             return published(master).float()
         form = self._weights[name].format
         if name not in self._grids:
-            return form.dequantize(form.quantize(master)).to(master.device)
+            return form.round_trip(master)
         assert isinstance(form, GridFormat)
         scales = form.scales(self._grid(name, form, master))
         codes = form.nearest(divided(master, scales))

@@ -73,7 +73,7 @@ def stored_as(model: "PreTrainedModel", forms: Mapping[str, Format]) -> Iterator
                 continue
             weight = model.get_parameter(name)
             before[name] = weight.detach().clone()
-            weight.copy_(form.dequantize(form.quantize(weight)))
+            weight.copy_(form.round_trip(weight))
     try:
         yield
     finally:

@@ -93,6 +93,10 @@ class Format(ABC):
     def quantize(self, weight: "torch.Tensor") -> Stored:
         """The parts of a weight fp32 or bf16 [out, in], by nearest rounding, computed on the weight's device."""
 
+    def round_trip(self, weight: "torch.Tensor") -> "torch.Tensor":
+        """`dequantize(quantize(weight))`, on the weight's device: where training does it in every step."""
+        return self.dequantize(self.quantize(weight)).to(weight.device)
+
     @abstractmethod
     def dequantize(self, stored: Stored) -> "torch.Tensor":
         """The exact weight of stored parts: fp32 [out, in]."""

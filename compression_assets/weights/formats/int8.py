@@ -43,11 +43,21 @@ class Int8(BitsAndBytes):
     def quantize(self, weight: "torch.Tensor") -> Stored:
         import torch
 
+        # Format 0 is "row", the only one that current versions of bitsandbytes write.
+        parts = self._parts_of(weight) | {FORMAT: torch.tensor(0, dtype=torch.uint8)}
+        return {part: tensor.cpu() for part, tensor in parts.items()}
+
+    def _parts_of(self, weight: "torch.Tensor") -> Stored:
+        """Codes and scales, on the weight's device."""
+        import torch
+
         weight = weight.float()
         scale = weight.abs().amax(1)
         codes = (weight * (LEVELS / scale.clamp(min=1e-30))[:, None]).round().to(torch.int8)
-        # Format 0 is "row", the only one that current versions of bitsandbytes write.
-        return {"": codes.cpu(), SCALE: scale.cpu(), FORMAT: torch.tensor(0, dtype=torch.uint8)}
+        return {"": codes, SCALE: scale}
+
+    def round_trip(self, weight: "torch.Tensor") -> "torch.Tensor":
+        return self.dequantize(self._parts_of(weight))
 
     def dequantize(self, stored: Stored) -> "torch.Tensor":
         """The exact fp32 weight [out, in]: code × scale of its row / 127."""

@@ -60,8 +60,14 @@ def store(
 
     The descriptor says bf16 whatever the codes were computed from, so that it loads as any NF4 model does.
     """
-    grid = {part: tensor.cpu() for part, tensor in _scale_parts(absmax, shape, double_quant, kind).items()}
-    return {"": pack_codes(codes).cpu(), **grid}
+    parts = {"": pack_codes(codes), **_scale_parts(absmax, shape, double_quant, kind)}
+    return {part: tensor.cpu() for part, tensor in parts.items()}
+
+
+def round_trip(weight: "torch.Tensor", double_quant: bool, kind: str) -> "torch.Tensor":
+    """`dequantize(quantize(...))` on the weight's device."""
+    codes, absmax = nearest_codes(weight, kind)
+    return dequantize({"": pack_codes(codes), **_scale_parts(absmax, weight.shape, double_quant, kind)})
 
 
 def _scale_parts(absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool, kind: str) -> Stored:
@@ -201,6 +207,9 @@ class FourBit(BitsAndBytes):
 
     def quantize(self, weight: "torch.Tensor") -> Stored:
         return quantize(weight, self.double_quant, self.name)
+
+    def round_trip(self, weight: "torch.Tensor") -> "torch.Tensor":
+        return round_trip(weight, self.double_quant, self.name)
 
     def dequantize(self, stored: Stored) -> "torch.Tensor":
         return dequantize(stored)
