@@ -75,6 +75,7 @@ def test_rows_of_answers_are_the_means_of_their_samples() -> None:
     assert values == {
         "exact_match": 0.5,
         "f1": 0.5,
+        "answers_empty": 0.5,
         "answer_words": 1.0,
         "answer_tokens": 7.0,
         "repeated_4_grams": 0.0,

@@ -71,6 +71,12 @@ def test_the_choice_under_limits(limits: Limits, model: str | None, why: str) ->
     assert choice.model == model and why in choice.why
 
 
+def test_of_models_equally_far_from_a_limit_the_best_is_named_and_why_in_digits_that_differ() -> None:
+    rows = [row("worse", 95.265_001, 247), row("best", 95.265_002, 104), row("base", 256, 50)]
+    why = choose(rows, Limits({"size_mib": 95.265}, {})).why
+    assert why.endswith("nearest is best: its size_mib is 95.265002, above 95.265")
+
+
 def test_a_goal_of_another_metric_is_followed_its_own_way() -> None:
     limits = Limits.of(Goal(best="f1", max={"size_mib": 100}))
     assert choose(ROWS, limits, "f1").model == "base"

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from compression_assets.evaluation.comparisons import (
     compare,
     holm,
     randomisation_test,
+    ratio_intervals,
 )
 from compression_assets.evaluation.rows import MetricRow, Sample, mean_row
 from compression_assets.evaluation.settings import StatisticsSettings
@@ -159,6 +161,42 @@ def test_models_that_cut_the_text_differently_or_share_nothing_are_not_compared(
         ("a", "c"): (NO_ITEMS, None),
         ("b", "c"): (NO_ITEMS, None),
     }
+
+
+def test_models_that_differ_are_told_apart_however_many_there_are() -> None:
+    rng = np.random.default_rng(0)
+    models = {
+        f"m{number}": Measured(
+            MetricRow("f1", number / 50, "0..1", 12, True),
+            scores("f1", (number / 50 + rng.normal(0, 1e-3, 12)).tolist()),
+        )
+        for number in range(40)
+    }
+    settings = StatisticsSettings(permutations=99, significance=0.4, resamples=100)
+    rows = compare("f1", models, settings, 0)
+    assert len(rows) == 780
+    furthest = next(row for row in rows if (row.model_a, row.model_b) == ("m0", "m39"))
+    assert furthest.significant and furthest.better == "m39"
+    assert furthest.p_holm is not None and furthest.p_holm < 0.4
+
+
+def test_the_interval_of_a_ratio_of_perplexities_is_that_of_paired_draws() -> None:
+    base, other = conversations(1, 40), conversations(1, 40, shift=0.3)
+    odd = [
+        replace(sample, value=(sample.value or 0.0) * (1 + 0.1 * (index % 3)))
+        for index, sample in enumerate(other)
+    ]
+    models = {
+        name: Measured(perplexity_row(own), own)
+        for name, own in (("base", base), ("even", other), ("odd", odd))
+    }
+    found = ratio_intervals(models, "base", StatisticsSettings(), 0)
+    values = [np.array([sample.value for sample in own]) for own in (odd, base)]
+    weights = np.array([sample.weight for sample in base])
+    draws = np.random.default_rng(5).integers(0, 40, (20_000, 40))
+    ratios = np.exp((values[0] - values[1])[draws].sum(1) / weights[draws].sum(1))
+    assert "base" not in found
+    assert found["odd"] == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), rel=0.02)
 
 
 def test_equal_models_are_never_told_apart() -> None:

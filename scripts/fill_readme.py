@@ -17,11 +17,14 @@ from compression_assets.reporting.read import ReportData, read_report_data
 from compression_assets.reporting.serving import not_faster, served_table
 from compression_assets.study.files import load_study
 from compression_assets.study.places import study_root
-from compression_assets.tables import markdown
+from compression_assets.tables import markdown, shown
 
 ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
-BETWEEN = re.compile(r"(<!-- leaderboard -->\n).*?(<!-- /leaderboard -->)", re.DOTALL)
+MARKED = r"(<!-- {0} -->\n).*?(<!-- /{0} -->)"
+BETWEEN = re.compile(MARKED.format("leaderboard"), re.DOTALL)
+ANSWERS = re.compile(MARKED.format("answers"), re.DOTALL)
+"""Where a file has it: whether models still answer and end their answers."""
 
 
 def text(data: ReportData) -> str:
@@ -37,6 +40,15 @@ def text(data: ReportData) -> str:
         f"What these figures cannot say:\n\n{limits}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def answers(data: ReportData) -> str:
+    """What perplexity does not see, of every model."""
+    columns = ("end_of_turn", "answers_finished", "answers_empty", "f1", "repeated_4_grams")
+    rows = [
+        [data.name(model), *(shown(data.value(model, name)) for name in columns)] for model in data.models
+    ]
+    return markdown(("model", *(f"`{name}`" for name in columns)), rows) + "\n"
 
 
 def _written(table: Table) -> str:
@@ -58,7 +70,8 @@ def main() -> None:
         before = file.read_text()
         if not BETWEEN.search(before):
             sys.exit(f"{file} has no <!-- leaderboard --> … <!-- /leaderboard --> to write between")
-        file.write_text(BETWEEN.sub(lambda found: found[1] + new + found[2], before))
+        after = BETWEEN.sub(lambda found: found[1] + new + found[2], before)
+        file.write_text(ANSWERS.sub(lambda found: found[1] + answers(data) + found[2], after))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ PARTS = ("clarity", "fluency", "coherence", "readability")
 
 
 def measure_answers(answers: Sequence[Answer]) -> tuple[list[MetricRow], list[Sample]]:
-    """exact_match and f1 (SQuAD v1), answer_words (white-space separated) and answer_tokens (the end included),
-    repeated_4_grams and distinct_2 (`repetition`)."""
+    """exact_match and f1 (SQuAD v1), answers_empty (without a word), answer_words (white-space separated) and
+    answer_tokens (the end included), repeated_4_grams and distinct_2 (`repetition`)."""
     samples = []
     for answer in answers:
         values = {
             "exact_match": exact_match(answer.answer, answer.expected),
             "f1": f1(answer.answer, answer.expected),
+            "answers_empty": float(not answer.answer.strip()),
             "answer_words": float(len(answer.answer.split())),
             "answer_tokens": float(answer.n_tokens),
             "repeated_4_grams": repeated_4_grams(answer.answer),
@@ -32,6 +33,7 @@ def measure_answers(answers: Sequence[Answer]) -> tuple[list[MetricRow], list[Sa
     rows = [
         mean_row("exact_match", samples, higher_is_better=True),
         mean_row("f1", samples, higher_is_better=True),
+        mean_row("answers_empty", samples, higher_is_better=False),
         mean_row("answer_words", samples, higher_is_better=None, unit="words"),
         mean_row("answer_tokens", samples, higher_is_better=None, unit="tokens"),
         mean_row("repeated_4_grams", samples, higher_is_better=False),

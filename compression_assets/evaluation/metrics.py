@@ -61,6 +61,7 @@ METRICS = {
         Metric("exact_match", "exact match", ANSWERS, True),
         Metric("f1", "F1", ANSWERS, True),
         Metric("answers_finished", "finished", ANSWERS, True),
+        Metric("answers_empty", "empty", ANSWERS, False),
         Metric("answer_words", "length", ANSWERS, None, "words"),
         Metric("answer_tokens", "tokens", ANSWERS, None, "tokens"),
         Metric("clarity", "clarity", CLARITY, True, in_paper=True),

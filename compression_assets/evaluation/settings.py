@@ -22,8 +22,9 @@ class PerplexitySettings(Strict):
 class StatisticsSettings(Strict):
     """Bootstrap over items. confidence: of every interval. resamples: draws of all items, with replacement.
 
-    permutations: random exchanges of two models' results, for the p-value of their difference; a p-value is at least
-    1 / (permutations + 1). significance: of a difference, after the correction for the number of pairs.
+    permutations: random exchanges of two models' results, for the p-value of their difference, which is at least
+    1 / (permutations + 1); more are drawn where there are so many pairs that none could be significant.
+    significance: of a difference, after the correction for the number of pairs.
     """
 
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

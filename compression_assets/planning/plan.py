@@ -5,7 +5,7 @@ from pathlib import Path
 
 from compression_assets.errors import StudyError
 from compression_assets.planning import memory, work
-from compression_assets.planning.costs import REFERENCE, expected_seconds
+from compression_assets.planning.costs import LEAST, REFERENCE, expected_seconds
 from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
 from compression_assets.planning.exported import gguf_bytes
 from compression_assets.planning.fit import refuse_unfit
@@ -266,16 +266,18 @@ class _Planner:
     def _measuring(self, rows: tuple[Row, ...]) -> float:
         """What `costs` expects of everything that is no model, scaled to this model and device."""
         made = {row.asset for row in rows}
-        others = sum(seconds for asset, seconds in expected_seconds(self.study).items() if asset not in made)
         larger = shapes.linear_parameters(self.base) / shapes.linear_parameters(known_models()[REFERENCE])
-        return others * larger * DEFAULT_CPU_FLOPS * 0.5 / (self.device.flops * self.device.scoring)
+        scale = larger * DEFAULT_CPU_FLOPS * 0.5 / (self.device.flops * self.device.scoring)
+        others = (seconds for asset, seconds in expected_seconds(self.study).items() if asset not in made)
+        return sum(max(LEAST[self.device.kind], seconds * scale) for seconds in others)
 
     def _separate(self, steps: dict[StepPath, Row], teaching: list[Row]) -> float:
         """Seconds of building each ordering from the base by itself, with the teacher run for each of its KD steps."""
         total = 0.0
-        for ordering in self.study.parsed_orderings:
-            for length in range(1, len(ordering.path) + 1):
-                row = steps[ordering.path[:length]]
+        paths = dict.fromkeys(ordering.path for ordering in self.study.parsed_orderings)
+        for path in paths | dict.fromkeys(ordering.path for _, ordering in self.study.served):
+            for length in range(1, len(path) + 1):
+                row = steps[path[:length]]
                 total += row.seconds
                 if TEACHER_LOGITS in self.study.inputs_of(row.technique):
                     total += teaching[-1].seconds

@@ -126,7 +126,16 @@ def _best(results: Results, choice: Choice) -> str:
     among = len(choice.rivals)
     of = f"of {among} models" if SIZE in limits.most else f"of {among} equally small models"
     where = f" with {_limits(results, limits)}" if limits.metrics else ""
-    what = f"has the best {title} {of}" if among > 1 else "is the smallest model"
+    admitted = sum(not limits.misses(row) for row in results.rows)
+    value = results.value(model, best)
+    alike = sum(results.value(rival, best) == value for rival in choice.rivals) - 1
+    what = (
+        f"has the best {title} {of}"
+        if among > 1
+        else f"is the {'smallest' if admitted > 1 else 'only'} model"
+    )
+    if alike > 0:
+        what = f"is the first of {alike + 1} with the best {title} {of}"
     return (
         f"{results.name(model)} {what}{where}: {title} {figure(results, model, best)}"
         f"{_dagger(results, best)} at {significant(results.metrics[model][SIZE]['value'], 4)} MiB."
@@ -200,7 +209,7 @@ def comparison(results: Results, name: str, one: str, other: str) -> Row | None:
 
 def _unfinished(results: Results) -> str:
     listed = [ordering.key for ordering in results.study.parsed_orderings]
-    measured = [key for key in listed if results.value(key, results.study.goal.best) is not None]
+    measured = [key for key in listed if key in results.metrics]
     if len(measured) == len(listed):
         return ""
     return f"So far {len(measured)} of {len(listed)} orders have been measured."

@@ -13,6 +13,9 @@ from compression_assets.tables import significant
 FEW = 100
 """Items under which a mean is called small."""
 
+SILENT = 0.05
+"""Share of empty answers from which a model is named."""
+
 NAMED = 6
 """Pairs of models that a sentence names before it counts the rest."""
 
@@ -33,6 +36,7 @@ def caveats(data: Results) -> list[str]:
         *_unfinished(data),
         *_judge(data),
         *_intervals(data),
+        *_silent(data),
         *_clear_but_wrong(data),
         *_few_items(data),
         *_failures(data),
@@ -115,6 +119,16 @@ def _sharper(data: Results) -> str:
 def _named(data: Results, pairs: list[tuple[str, str]]) -> str:
     named = "; ".join(f"{data.name(one)} and {data.name(other)}" for one, other in pairs[:NAMED])
     return named + (f"; and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")
+
+
+def _silent(data: Results) -> Iterator[str]:
+    shares = {model: data.value(model, "answers_empty") or 0.0 for model in data.models}
+    silent = [f"{data.name(model)} {share:.0%}" for model, share in shares.items() if share >= SILENT]
+    if silent:
+        yield (
+            f"Some models give empty answers ({', '.join(silent)} of the questions), which count as finished and "
+            "repeat nothing."
+        )
 
 
 def _clear_but_wrong(data: Results) -> Iterator[str]:

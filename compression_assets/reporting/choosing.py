@@ -44,7 +44,8 @@ class Limits:
                 if value is None:
                     clauses.append(f"its {name} is not measured")
                 elif sign * (value - limit) > 0:
-                    clauses.append(f"its {name} is {value:.4g}, {side} {limit:g}")
+                    digits = next(n for n in range(4, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
+                    clauses.append(f"its {name} is {value:.{digits}g}, {side} {limit:.{digits}g}")
         return clauses
 
     def distance(self, row: Row) -> float:
@@ -112,7 +113,9 @@ def choose(rows: Sequence[Row], limits: Limits, best: str = PERPLEXITY) -> Choic
     front = tuple(row["model"] for row in front_of(known, best))
     admitted = [row for row in known if not limits.misses(row)]
     if not admitted:
-        nearest = min(known, key=limits.distance)
+        order = -1 if metric_of(best).higher_is_better else 1
+        # Files of as many weights differ by printed digits: of those equally far the best one is named.
+        nearest = min(known, key=lambda row: (round(limits.distance(row), 4), order * row[best]))
         why = f"no model is within these limits; nearest is {nearest['model']}: {'; '.join(limits.misses(nearest))}"
         return Choice(None, why, front)
     sign = -1 if metric_of(best).higher_is_better else 1

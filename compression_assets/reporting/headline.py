@@ -85,13 +85,14 @@ def _chart(data: ReportData, found: Answer) -> Chart:
     for model in found.ranked:
         paper = paper_to_base(data, model) if relative else data.paper.get(model, {}).get(best)
         rows.append((model, data.name(model), data.metrics[model][best]["value"] / unit, paper))
-        if interval := data.interval(model, best):
-            intervals[model] = (interval[0] / unit, interval[1] / unit)
+        if interval := data.to_base.get(model) if relative else data.interval(model, best):
+            intervals[model] = interval
     what = "perplexity as a multiple of the base's" if relative else title(data, best)
     known = metric(best)
+    over = "test items, of this multiple" if relative else "test items"
     caption = (
         f"Every order, the best first: {what}, {known.direction}. Filled circles: this study, with the "
-        f"{data.confidence} interval over test items; open diamonds: the paper. {rests_on(data, best)}"
+        f"{data.confidence} interval over {over}; open diamonds: the paper. {rests_on(data, best)}"
     )
     return drawn(
         "answer",

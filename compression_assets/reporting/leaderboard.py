@@ -114,21 +114,25 @@ def _about_judged(results: Results) -> list[str]:
 
 
 def leaderboard_csv(results: Results) -> str:
-    """Every metric of every model with lo, hi and n, in full precision, as CSV."""
-    names = in_order(results.measured)
-    ends = ("", "_lo", "_hi", "_n")
+    """Every metric of every model with lo, hi, n and note, in full precision, as CSV; models as served come last."""
+    figures_of = {**results.metrics, **results.served}
+    names = in_order(
+        {name for rows in figures_of.values() for name, row in rows.items() if row["value"] is not None}
+    )
+    keys = ("value", "lo", "hi", "n", "note")
+    ends = ("", "_lo", "_hi", "_n", "_note")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "ordering", *(name + end for name in names for end in ends)])
-    for model in results.models:
-        rows = [results.metrics[model].get(name, {}) for name in names]
-        figures = [row.get(key) for row in rows for key in ("value", "lo", "hi", "n")]
+    for model, known in figures_of.items():
+        figures = [known.get(name, {}).get(key) for name in names for key in keys]
         writer.writerow([model, results.name(model), *figures])
     return text.getvalue().rstrip("\n")
 
 
 def leaderboard_json(results: Results) -> str:
-    """A list of models, each with its metrics: value, lo, hi, n, n_failed, unit, note; the judge; what was left out."""
+    """A list of models, those as served last, each with its metrics: value, lo, hi, n, n_failed, unit, note; the judge;
+    what was left out."""
     kept = ("value", "lo", "hi", "n", "n_failed", "unit", "note")
     models = [
         {
@@ -136,7 +140,7 @@ def leaderboard_json(results: Results) -> str:
             "ordering": results.name(model),
             "metrics": {name: {key: rows[name].get(key) for key in kept} for name in in_order(set(rows))},
         }
-        for model, rows in results.metrics.items()
+        for model, rows in {**results.metrics, **results.served}.items()
     ]
     return json.dumps(
         {"models": models, "judge": results.judge, "left_out": results.outdated}, indent=1, allow_nan=False

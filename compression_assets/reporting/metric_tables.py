@@ -107,7 +107,11 @@ def _relative(data: ReportData, model: str, *, paper: bool) -> Cell:
 def _caption(data: ReportData, names: Sequence[str]) -> str:
     intervals = any(data.interval(model, name) for model in data.models for name in names)
     speed = all(metric(name).group == SPEED for name in names)
-    said = "the fastest and the slowest run" if speed else f"the {data.confidence} interval over test items"
+    said = (
+        "the lowest and the highest of the runs"
+        if speed
+        else f"the {data.confidence} interval over test items"
+    )
     theirs = data.paper and any(metric(name).in_paper for name in names)
     untrusted = data.untrusted.keys() & set(names)
     judged = any(metric(name).group == JUDGED for name in names)

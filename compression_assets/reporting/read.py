@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError, next_command
+from compression_assets.evaluation.comparisons import Measured, ratio_intervals
 from compression_assets.evaluation.judging.judges import judge_name
 from compression_assets.evaluation.metrics import Metric
+from compression_assets.evaluation.rows import MetricRow, Sample
 from compression_assets.reporting.current import outdated
 from compression_assets.reporting.judged_by import judge_of, shown_metric, weaknesses
 from compression_assets.store.artifact_store import Manifest
@@ -143,10 +145,12 @@ class ReportData(Results):
 
     tables: name -> rows, for every table in OPTIONAL_TABLES.
     answers: model -> rows of its answers.parquet, for the questions that are shown.
+    to_base: model -> interval of its perplexity over the base's, item by item.
     """
 
     tables: dict[str, list[Row]]
     answers: dict[str, list[Row]] = field(repr=False)
+    to_base: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def is_untrusted(row: Mapping[str, Any]) -> bool:
@@ -176,7 +180,22 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
         **{name: getattr(results, name) for name in Results.__dataclass_fields__},
         tables=optional,
         answers=read_answers_of(root, results.models, questions),
+        to_base=_to_base(results, tables),
     )
+
+
+def _to_base(results: Results, tables: "_Tables") -> dict[str, tuple[float, float]]:
+    samples: dict[str, list[Sample]] = {}
+    for row in tables.rows("all_samples", "model, item, value, weight", "WHERE metric = 'perplexity'"):
+        if "perplexity" in results.metrics.get(row["model"], {}):
+            samples.setdefault(row["model"], []).append(
+                Sample("perplexity", row["item"], row["value"], row["weight"])
+            )
+    if (base := "base") not in samples:
+        return {}
+    whole = MetricRow("perplexity", 1.0, "", 0, False, aggregate="exp_mean")
+    models = {model: Measured(whole, own) for model, own in samples.items()}
+    return ratio_intervals(models, base, results.study.evaluation.statistics, results.study.seed)
 
 
 def _agreement(results: Results, rows: list[Row]) -> list[Row]:

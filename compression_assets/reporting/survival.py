@@ -92,7 +92,7 @@ def _survival_by_layer(data: ReportData) -> list[Chart]:
             for name, curve in curves.items()
         ],
     )
-    caption = "The same by decoder layer: mean share over a layer's linear weights; dimensionless."
+    caption = "The same by decoder layer: mean share of its matrices, small ones counting as large ones; dimensionless."
     return [
         drawn(
             "survival_layers",

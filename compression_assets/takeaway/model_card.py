@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compression_assets.evaluation.judging.settings import JudgeSettings
-from compression_assets.evaluation.metrics import in_order
+from compression_assets.evaluation.metrics import SPEED, in_order, metric
 from compression_assets.reporting.judged_by import introduced, judge_of, shown_metric, weaknesses
 from compression_assets.reporting.parts import Table
 from compression_assets.reporting.read import is_untrusted
@@ -93,6 +93,7 @@ def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> 
         return "Nothing yet."
     names = in_order(set(known))
     titles = {name: shown_metric(name, judge).title for name in names}
+    groups = {metric(name).group for name in names}
     doubted = [name for name in names if is_untrusted(known[name])]
     rows = [
         (
@@ -108,6 +109,12 @@ def _metrics(metrics: Lineage, confidence: str, judge: JudgeSettings | None) -> 
     who = introduced(judge_of(known), judge)
     remarks = [
         *([f"Judge: {who}."] if who else []),
+        *(["Of speed: the slowest and the fastest run instead of an interval."] if SPEED in groups else []),
+        *(
+            f"{titles[name]}: {known[name]['note']}."
+            for name in names
+            if metric(name).group == SPEED and known[name]["note"]
+        ),
         *(f"† {titles[name]} is {known[name]['note']}." for name in doubted),
         *(f"{titles[name]}: its judge is {note}." for name, note in weaknesses(known).items()),
     ]
