@@ -108,7 +108,7 @@ def init(model: str, chats: str, output: Path) -> None:
     """Write a commented study for your own MODEL and CHATS.
 
     MODEL is a hub id (owner/name or owner/name@revision), a directory or a GGUF file. CHATS is a JSONL file or a split
-    of a hub data set (owner/name:split or owner/name:split@revision); each row has
+    of a hub data set (owner/name, :split for another than train, @revision for another than main); each row has
     {"messages": [{"role": …, "content": …}]}.
     """
     from compression_assets.study.new_study import write_study
@@ -405,7 +405,9 @@ def export(
 @click.option(
     "--type", "kind", metavar="TYPE", help="Of the tensors, such as q4_0, where there are several files."
 )
-@click.option("--port", type=int, default=8080, show_default=True, help="0 for a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for a free one."
+)
 def serve(model: str, kind: str | None, port: int) -> None:
     """Run an exported MODEL in llama.cpp, as OpenAI's API on this machine.
 

@@ -33,6 +33,7 @@ from compression_assets.training.refusal import refusal as refusal_of_training
 from compression_assets.training.teacher.teacher_logits import TeacherLogitsRecipe, write_teacher_logits
 from compression_assets.weights import architectures as known
 from compression_assets.weights.checkpoints import load_for_scoring, load_full_precision, read_config
+from compression_assets.weights.layers import linear_layers
 from compression_assets.weights.logits import head_makes_logits
 from compression_assets_tests import architectures
 from compression_assets_tests.architectures import config_of
@@ -294,3 +295,30 @@ def test_fluency_is_that_of_the_models_own_logits(tmp_path: Path) -> None:
         loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
     assert tokenizer.convert_ids_to_tokens(256) == "<|endoftext|>"
     assert found == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_what_mamba_multiplies_by_itself_is_no_linear_layer() -> None:
+    config = {
+        **architectures.IDS,
+        "model_type": "mamba",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+    }
+    names = linear_layers(known.empty(config))
+    assert len(names) == 6 and not any(name.endswith("dt_proj") for name in names)
+
+
+def test_a_number_that_json_cannot_write_is_read_as_transformers_wrote_it() -> None:
+    limit = {"time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    read = known.as_transformers(
+        {
+            **architectures.IDS,
+            "model_type": "mamba2",
+            "hidden_size": 64,
+            "num_heads": 8,
+            "head_dim": 16,
+            **limit,
+        }
+    )
+    assert tuple(read.time_step_limit) == (0.0, float("inf"))

@@ -77,3 +77,10 @@ def test_the_log_keeps_the_last_report_of_a_step(tmp_path: Path) -> None:
     events = [json.loads(line) for line in log.file.read_text().splitlines()]
     assert events[-1]["done"] == 100
     assert len(events) < 10
+
+
+def test_a_run_takes_no_less_than_the_step_at_work() -> None:
+    log = ProgressView({"a": 0.5})
+    log.line({"asset": "a", "kind": "started", "time": 0.0})
+    line = log.line({"asset": "a", "kind": "working", "time": 60.0, "done": 1, "total": 3, "note": ""})
+    assert line is not None and line.endswith("2:00 left in this step, about 2:00 in all")

@@ -39,6 +39,8 @@ def test_the_file_is_the_one_that_was_exported(tmp_path: Path) -> None:
     assert exported_file(tmp_path, "p", "q4_0").name == "p.q4_0.gguf"
     with pytest.raises(StudyError, match="compression export p --format gguf:q5_0"):
         exported_file(tmp_path, "p", "q5_0")
+    with pytest.raises(StudyError, match="unknown GGUF type 'q8_1': did you mean 'q8_0'"):
+        exported_file(tmp_path, "p", "q8_1")
 
 
 def test_a_file_of_a_model_that_was_made_again_is_not_served(tmp_path: Path) -> None:

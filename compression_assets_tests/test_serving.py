@@ -133,6 +133,14 @@ def test_what_cannot_be_served_is_told_at_once(tmp_path: Path, entry: dict[str, 
             {"model": "base", "format": "gguf:q4_0"},
             "rows of 80 weights are no multiple",
         ),
+        ({"num_attention_heads": 2, "head_dim": 16}, {"model": "base"}, "those of this one are 32 in 64"),
+        ({"architecture": "qwen3", "attention_bias": True}, {"model": "base"}, "no biases in its attention"),
+        ({"hidden_act": "gelu"}, {"model": "base"}, "hidden_act 'gelu': serve it as hf"),
+        (
+            {"architecture": "llama", "num_attention_heads": 4, "head_dim": 20},
+            {"model": "base", "format": "gguf:q4_0"},
+            "rows of 80 weights are no multiple",
+        ),
     ],
 )
 def test_what_gguf_cannot_hold_is_told_before_any_work(
@@ -146,7 +154,8 @@ def test_what_gguf_cannot_hold_is_told_before_any_work(
     }
     form = ServedSettings(**served).gguf
     assert form is not None and said in str(_no_gguf(form, config))
-    assert _no_gguf(GgufForm("q4_k_m"), {**config, "model_type": "llama"}) is None
+    plain = {"hidden_act": "silu", "attention_bias": False}
+    assert _no_gguf(GgufForm("q4_k_m"), {**config, **plain, "model_type": "llama"}) is None
 
 
 def test_the_same_form_is_served_once(tmp_path: Path) -> None:

@@ -429,3 +429,11 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         in refusal("dmeo")
     )
     assert "presets: demo, paper, paper_scripts, rescue, smoke, survival" in refusal("")
+
+
+def test_two_external_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    raw = yaml.safe_load((PRESETS / "smoke.yaml").read_text())
+    raw["external_models"] = [{"name": "a", "source": {"kind": "random", "seed": seed}} for seed in (1, 2)]
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(StudyError, match="two models are called 'a'"):
+        load_study(tmp_path / "x.yaml")

@@ -127,7 +127,7 @@ class ProgressView:
         note = f" · {event['note']}" if event["note"] else ""
         return (
             f"{self._position(1)} {asset:<24} {event['done']:,} of {event['total']:,}{note} · "
-            f"{_clock(step_left)} left in this step, {self._left()} in all"
+            f"{_clock(step_left)} left in this step, {self._left(step_left)} in all"
         )
 
     def _was_busy(self, start: float, end: float) -> None:
@@ -137,11 +137,11 @@ class ProgressView:
     def _position(self, ahead: int = 0) -> str:
         return f"[{len(self.finished) + ahead:>2}/{len(self.costs)}]"
 
-    def _left(self) -> str:
+    def _left(self, at_least: float = 0.0) -> str:
         part = sum(step.share * self.costs[asset] for asset, step in self._running.items())
         waiting = sum(cost for asset, cost in self.costs.items() if asset not in self.finished) - part
         scale = (self._busy + TRUST / self.at_once) / (self._worked_off + part + TRUST)
-        return f"about {_clock(waiting * scale)}"
+        return f"about {_clock(max(waiting * scale, at_least))}"
 
 
 def _clock(seconds: float) -> str:

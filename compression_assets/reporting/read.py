@@ -13,7 +13,7 @@ from compression_assets.evaluation.comparisons import Measured, ratio_intervals
 from compression_assets.evaluation.judging.judges import judge_name
 from compression_assets.evaluation.metrics import Metric
 from compression_assets.evaluation.rows import MetricRow, Sample
-from compression_assets.reporting.current import outdated
+from compression_assets.reporting.current import another_recipe, outdated
 from compression_assets.reporting.judged_by import judge_of, shown_metric, weaknesses
 from compression_assets.store.artifact_store import Manifest
 from compression_assets.store.metrics_db import MetricsDatabase
@@ -173,7 +173,9 @@ def read_report_data(study: Study, root: Path, database: MetricsDatabase, questi
     optional = {name: tables.rows(name) for name in OPTIONAL_TABLES}
     optional["comparisons"] = results.comparisons
     optional["judge_agreement"] = _agreement(results, optional["judge_agreement"])
-    known = {node.key for node in study.nodes.values()}
+    known = {
+        node.key for node in study.nodes.values() if not another_recipe(study, node.path, results.manifests)
+    }
     for name in ("step_diagnostics", "layer_diagnostics"):
         optional[name] = [row for row in optional[name] if row["model"] in known]
     return ReportData(

@@ -10,6 +10,8 @@ _ADVICE = {
     errno.EROFS: "mount it writable, or set COMPRESSION_STORAGE to another directory",
     errno.EACCES: "make it writable for you, or set COMPRESSION_STORAGE to another directory",
     errno.EPERM: "make it writable for you, or set COMPRESSION_STORAGE to another directory",
+    errno.ENOTDIR: "move away the file that lies where a folder belongs",
+    errno.EISDIR: "move away the folder that lies where a file belongs",
 }
 _DATABASE_ADVICE = {
     "SQLITE_FULL": "make room",

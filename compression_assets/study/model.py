@@ -127,6 +127,14 @@ class Study(Strict):
     def _write_sweeps_out(cls, data: Any) -> Any:
         return expanded(data)
 
+    @field_validator("external_models")
+    @classmethod
+    def _names_of_their_own(cls, models: tuple[ExternalModel, ...]) -> tuple[ExternalModel, ...]:
+        names = [model.name for model in models]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two models are called {twice!r}: give each a name of its own")
+        return models
+
     @model_validator(mode="after")
     def _seeds_repeat_the_seed(self) -> Self:
         if self.seeds and self.seed not in self.seeds:

@@ -19,7 +19,7 @@ def write_study(model: str, chats: str, output: Path) -> Study:
     """Write a study file that loads, and return it as read.
 
     model: hub id (owner/name[@revision]), directory or GGUF file. chats: JSONL file or hub data set
-    (owner/name:split[@revision]). Local paths are written relative to the file.
+    (owner/name[:split][@revision]; train, main). Local paths are written relative to the file.
     Raises StudyError when the file is there already, its name cannot name a study, or a source cannot be used.
     """
     if output.suffix not in (".yaml", ".yml"):
@@ -65,7 +65,9 @@ def _chats(text: str, folder: Path) -> dict[str, str]:
     data, _, revision = text.partition("@")
     found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", data)
     if found is None:
-        raise StudyError(f"{text} is no .jsonl file and no data set of the hub (owner/name:split[@revision])")
+        raise StudyError(
+            f"{text} is no .jsonl file and no data set of the hub (owner/name[:split][@revision])"
+        )
     return {"kind": "hub", "dataset": found[1], "revision": revision or BRANCH, "split": found[2] or "train"}
 
 

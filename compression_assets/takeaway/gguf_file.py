@@ -19,6 +19,7 @@ from compression_assets.weights.formats.gguf_types import (
     EXACT,
     GgufForm,
     ggml_type,
+    refusal,
     types_as_stored,
 )
 from compression_assets.weights.formats.grouped_integer import GroupedInteger
@@ -51,16 +52,8 @@ def write_gguf(
 
     form = form or GgufForm()
     config = read_config(directory)
-    if config.model_type not in ARCHITECTURES:
-        raise StudyError(
-            f"{directory} is a {config.model_type} model; GGUF is written for {', '.join(ARCHITECTURES)} only: "
-            "use --format hf"
-        )
-    if config.hidden_act != "silu" or getattr(config, "use_sliding_window", False):
-        raise StudyError(
-            f"a {config.model_type} with hidden_act {config.hidden_act!r} or a sliding window is another model to "
-            "llama.cpp, which computes silu over all positions: use --format hf"
-        )
+    if reason := refusal(config.to_dict()):
+        raise StudyError(f"{directory}: {reason}")
     content = read_tokenizer_json(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]

@@ -59,7 +59,9 @@ def scoring_flops(config: Config, volume: Volume) -> float:
 
 
 def attention_width(config: Config) -> int:
-    """Heads times the size of one."""
+    """Heads times the size of one; 0 where nothing attends."""
+    if not config.get("num_attention_heads"):
+        return 0
     heads = int(config["num_attention_heads"])
     head: Any = config.get("head_dim") or config["hidden_size"] // heads
     return heads * int(head)

@@ -69,13 +69,26 @@ def as_transformers(config: Config) -> "PretrainedConfig":
     from compression_assets.weights.checkpoints import without_requests
 
     settings = {
-        name: value for name, value in config.items() if name not in ("model_type", "attn_implementation")
+        name: _numbers(value)
+        for name, value in config.items()
+        if name not in ("model_type", "attn_implementation")
     }
     try:
         return without_requests(AutoConfig.for_model(kind(config), **settings))
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StudyError(f"transformers cannot read a config of type {kind(config)!r}: {reason}") from error
+
+
+def _numbers(value: Any) -> Any:
+    """A value of config.json with its floats that JSON cannot write, as transformers writes and reads them."""
+    if isinstance(value, dict):
+        return (
+            float(value["__float__"])
+            if value.keys() == {"__float__"}
+            else {k: _numbers(v) for k, v in value.items()}
+        )
+    return [_numbers(one) for one in value] if isinstance(value, list) else value
 
 
 def empty(config: Config) -> "PreTrainedModel":

@@ -8,13 +8,22 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
+MAMBA = ("mamba", "falcon_mamba")
+"""Families whose code multiplies by `dt_proj.weight` itself: neither quantized storage nor adapters reach it."""
+
 
 def linear_layers(model: "PreTrainedModel") -> list[str]:
-    """Names of every nn.Linear except the output embedding."""
+    """Names of every nn.Linear that is called as one, except the output embedding."""
     from torch.nn import Linear
 
-    output = model.get_output_embeddings()
-    return [name for name, module in model.named_modules() if type(module) is Linear and module is not output]
+    output, kind = model.get_output_embeddings(), model.config.model_type
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is Linear
+        and module is not output
+        and not (kind in MAMBA and name.endswith(".dt_proj"))
+    ]
 
 
 def linear_weights(model: "PreTrainedModel") -> set[str]:
