@@ -16,7 +16,7 @@ from compression_assets.evaluation.judging.settings import JudgeSettings
 from compression_assets.evaluation.rows import Sample
 from compression_assets.reporting.answer import answer_of, ranked_table
 from compression_assets.reporting.caveats import PAPER_PARAMETERS, PAPER_TOKENS, caveats
-from compression_assets.reporting.choosing import Choice, Limits
+from compression_assets.reporting.choosing import Choice, Limits, choose
 from compression_assets.reporting.current import outdated
 from compression_assets.reporting.database import up_to_date
 from compression_assets.reporting.leaderboard import leaderboard_csv, leaderboard_json, leaderboard_text
@@ -145,6 +145,18 @@ def test_the_judge_and_its_kind_stand_beside_its_scores(
     assert json.loads(leaderboard_json(judged))["judge"] == "tiny"
     assert "judge: " not in as_text(Choice(None, "", ()), Limits(), judged, Path())
     assert f"judge: {said}" in as_text(Choice(None, "", ()), Limits(least={"g_eval": 0.1}), judged, Path())
+
+
+def test_served_models_that_beat_the_choice_are_named(study: Study) -> None:
+    results = made_results(study)
+    small, large = ({"size_mib": {"value": size}, "perplexity": {"value": 10.0}} for size in (0.001, 1e6))
+    results = replace(results, served={"p__q4_0": small, "p__q8_0": large})
+    rows = results.rows
+    for limits, model in ((Limits({"size_mib": 0.01}, {}), None), (Limits(), "some")):
+        text = as_text(choose(rows, limits), limits, results, Path())
+        said = "smaller and better in perplexity" if model else "within these limits"
+        assert f"so no candidates, but {said}: p__q4_0 (0.001 MiB, perplexity 10)." in text
+    assert "p__q4_0" in leaderboard_csv(results) and "p__q8_0" in leaderboard_json(results)
 
 
 def test_the_leaderboard_as_data_is_exact(study: Study) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from compression_assets.errors import next_command
 from compression_assets.evaluation.metrics import JUDGED, metric
-from compression_assets.reporting.choosing import Choice, Limits, choose, size_of
+from compression_assets.reporting.choosing import PERPLEXITY, SIZE, Choice, Limits, choose, size_of
 from compression_assets.reporting.judged_by import introduced
 from compression_assets.reporting.read import Results, read_results
 from compression_assets.store.metrics_db import MetricsDatabase
@@ -77,6 +77,26 @@ def left_out(reasons: Mapping[str, str]) -> list[str]:
     return [f"left out: {what} ({why}); run: {next_command('run')}" for what, why in reasons.items()]
 
 
+def served_too(choice: Choice, limits: Limits, results: Results) -> list[str]:
+    """Models as engines serve them are no candidates: a sentence names those within the limits that beat the choice."""
+    found = []
+    for key, rows in results.served.items():
+        row = {name: one["value"] for name, one in rows.items() if one["value"] is not None}
+        if {SIZE, PERPLEXITY} <= row.keys() and not limits.misses(row) and _beats(row, choice.model, results):
+            found.append(f"{results.name(key)} ({row[SIZE]:,.4g} MiB, perplexity {row[PERPLEXITY]:.4g})")
+    if not found:
+        return []
+    what = "smaller and better in perplexity" if choice.model else "within these limits"
+    return [f"Served by an engine and not by transformers, so no candidates, but {what}: {', '.join(found)}."]
+
+
+def _beats(row: Mapping[str, Any], model: str | None, results: Results) -> bool:
+    if model is None:
+        return True
+    size, perplexity = (results.value(model, name) for name in (SIZE, PERPLEXITY))
+    return size is not None and row[SIZE] <= size and perplexity is not None and row[PERPLEXITY] < perplexity
+
+
 def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> str:
     """The table, the choice, and how to take it. models: directory of the study's models.
 
@@ -86,6 +106,7 @@ def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> s
         plain(*table(choice, limits, results)),
         "",
         choice.why,
+        *served_too(choice, limits, results),
         *doubts(limits, results),
         *left_out(results.outdated),
     ]
@@ -101,5 +122,10 @@ def as_text(choice: Choice, limits: Limits, results: Results, models: Path) -> s
 
 
 def as_markdown(choice: Choice, limits: Limits, results: Results) -> str:
-    sentences = [choice.why, *doubts(limits, results), *left_out({**results.outdated, **results.damaged})]
+    sentences = [
+        choice.why,
+        *served_too(choice, limits, results),
+        *doubts(limits, results),
+        *left_out({**results.outdated, **results.damaged}),
+    ]
     return "\n\n".join([markdown(*table(choice, limits, results)), *sentences])
