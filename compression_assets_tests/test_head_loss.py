@@ -73,7 +73,7 @@ def _compare(bias: bool, teacher: torch.Tensor | None, weights: LossWeights, chu
         None if teacher is None else _dense(teacher),
         d_weight,
         d_bias if bias else None,
-        chunk_rows,
+        chunk_rows=chunk_rows,
     )
     torch.testing.assert_close(result.loss, expected.detach())
     torch.testing.assert_close(result.d_hidden, gradients[0])

@@ -186,11 +186,7 @@ def test_the_interval_of_a_ratio_of_perplexities_is_that_of_paired_draws() -> No
         replace(sample, value=(sample.value or 0.0) * (1 + 0.1 * (index % 3)))
         for index, sample in enumerate(other)
     ]
-    models = {
-        name: Measured(perplexity_row(own), own)
-        for name, own in (("base", base), ("even", other), ("odd", odd))
-    }
-    found = ratio_intervals(models, "base", StatisticsSettings(), 0)
+    found = ratio_intervals({"base": base, "even": other, "odd": odd}, "base", StatisticsSettings(), 0)
     values = [np.array([sample.value for sample in own]) for own in (odd, base)]
     weights = np.array([sample.weight for sample in base])
     draws = np.random.default_rng(5).integers(0, 40, (20_000, 40))

@@ -63,8 +63,7 @@ def compare(
     """A row for each pair of models, in their order. Those that agree in their items are resampled together."""
     import numpy as np
 
-    items = sorted({sample.item for one in models.values() for sample in one.samples})
-    values, weights = _tables(models, items)
+    values, weights = _tables({name: one.samples for name, one in models.items()})
     there = ~np.isnan(values)
     names = list(models)
     groups: dict[bytes, list[tuple[int, int]]] = {}
@@ -178,7 +177,7 @@ def _compare_group(
 
 
 def ratio_intervals(
-    models: Mapping[str, Measured], base: str, settings: StatisticsSettings, seed: int
+    models: Mapping[str, Sequence[Sample]], base: str, settings: StatisticsSettings, seed: int
 ) -> dict[str, tuple[float, float]]:
     """Model -> interval of exp(mean) over the base's, over the items that both have: the same draws for both.
 
@@ -187,35 +186,32 @@ def ratio_intervals(
     """
     import numpy as np
 
-    items = sorted({sample.item for one in models.values() for sample in one.samples})
-    values, weights = _tables(models, items)
-    place = {name: index for index, name in enumerate(models)}
-    found = {}
-    for name, index in place.items():
-        shared = ~np.isnan(values[index]) & ~np.isnan(values[place[base]])
-        a, b = values[index][shared], values[place[base]][shared]
-        weight = weights[index][shared]
-        if len(a) < 2 or (weight != weights[place[base]][shared]).any() or np.ptp((a - b) / weight) == 0:
-            continue
+    def ratio(difference: "np.ndarray", weight: "np.ndarray", axis: int) -> "np.ndarray":
+        found: np.ndarray = np.exp(difference.sum(axis) / weight.sum(axis))
+        return found
 
-        def statistic(a: "np.ndarray", b: "np.ndarray", weight: "np.ndarray", axis: int) -> "np.ndarray":
-            ratio: np.ndarray = np.exp((a - b).sum(axis) / weight.sum(axis))
-            return ratio
-
-        lo, hi = bootstrap((a[None], b[None], weight), statistic, settings, seed)
-        found[name] = (float(lo[0]), float(hi[0]))
+    values, weights = _tables(models)
+    names = list(models)
+    differences, found = values - values[names.index(base)], {}
+    for name, difference, weight in zip(names, differences, weights, strict=True):
+        shared = ~np.isnan(difference)
+        same_units = (weight == weights[names.index(base)])[shared].all()
+        if shared.sum() > 1 and same_units and np.ptp((difference / weight)[shared]) > 0:
+            lo, hi = bootstrap((difference[shared], weight[shared]), ratio, settings, seed)
+            found[name] = (float(lo), float(hi))
     return found
 
 
-def _tables(models: Mapping[str, Measured], items: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
-    """Values and weights, [models, items]; NaN where a model has no value."""
+def _tables(models: Mapping[str, Sequence[Sample]]) -> "tuple[np.ndarray, np.ndarray]":
+    """Values and weights, [models, items in their order]; NaN where a model has no value."""
     import numpy as np
 
+    items = sorted({sample.item for samples in models.values() for sample in samples})
     column = {item: index for index, item in enumerate(items)}
     values = np.full((len(models), len(items)), np.nan)
     weights = np.full((len(models), len(items)), np.nan)
-    for row, one in enumerate(models.values()):
-        for sample in one.samples:
+    for row, samples in enumerate(models.values()):
+        for sample in samples:
             if sample.value is not None:
                 values[row, column[sample.item]] = sample.value
                 weights[row, column[sample.item]] = sample.weight

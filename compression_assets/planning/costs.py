@@ -3,6 +3,7 @@
 Measured on 2 CPU cores with SmolLM2-135M; other models and machines scale every number alike.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from compression_assets.errors import StudyError
@@ -41,6 +42,8 @@ from compression_assets.text.splits import SplitSize
 from compression_assets.training.memory import Shapes
 
 REFERENCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+REFERENCE_RATE = DEFAULT_CPU_FLOPS * 0.5
+"""FLOP/s that steps reach on the machine that the seconds here are stated for."""
 TRAINED_PER_SECOND = 180.0
 SCORED_PER_SECOND = 750.0
 TOKENS_A_CONVERSATION = 350
@@ -137,22 +140,26 @@ def costs_here(study: Study, downloads: Path, built: Path) -> dict[str, float]:
     except StudyError:
         own = None
     reference = Shapes.of(known_models()[REFERENCE])
-    card = this_card()
     larger = own.linear_parameters / reference.linear_parameters if own and reference else 1.0
-    faster = card.flops * card.training / (DEFAULT_CPU_FLOPS * 0.5) if card else 1.0
-    least = LEAST["cuda" if cuda_devices() else "cpu"]
-    return {asset: max(least, seconds * larger / faster) for asset, seconds in costs.items()}
+    card = this_card()
+    rate = card.flops * card.training if card else REFERENCE_RATE
+    return scaled(costs, larger, rate, "cuda" if cuda_devices() else "cpu")
+
+
+def scaled(costs: Mapping[str, float], larger: float, rate: float, kind: str) -> dict[str, float]:
+    """Costs of a model so many times as large as the reference, on a device of so many FLOP/s, "cpu" or "cuda"."""
+    factor = larger * REFERENCE_RATE / rate
+    return {asset: max(LEAST[kind], seconds * factor) for asset, seconds in costs.items()}
 
 
 def reference_predictions(study: Study) -> Predictions:
     """The study's steps as if its base model, teacher and machine were those that the seconds here are stated for."""
     reference = known_models()[REFERENCE]
-    rate = DEFAULT_CPU_FLOPS * 0.5
     context = StepContext(
         max_length=study.data.max_length,
         data=data_volumes(volumes(study)),
-        training=rate,
-        scoring=rate,
+        training=REFERENCE_RATE,
+        scoring=REFERENCE_RATE,
         teacher=reference,
         teacher_logits=study.teacher_logits,
     )

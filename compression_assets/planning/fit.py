@@ -23,7 +23,7 @@ from compression_assets.training.sharing import unshared
 from compression_assets.weights import architectures, shapes
 from compression_assets.weights.architectures import LLAMA_LIKE, Config
 from compression_assets.weights.files import tensor_headers
-from compression_assets.weights.formats.gguf_types import GgufForm, attended_width, misfit, refusal
+from compression_assets.weights.formats.gguf_types import GgufForm, misfit, refusal
 
 
 def refuse_unfit(study: Study, downloads: Path, root: Path | None = None) -> list[str]:
@@ -102,9 +102,9 @@ def _of_base(study: Study, config: Config) -> Iterator[str | None]:
 def _no_gguf(form: GgufForm, config: Config) -> str | None:
     """Why a model is not written to GGUF in a form, or None."""
     if reason := refusal(config):
-        return reason.replace("use --format hf", "serve it as hf")
+        return f"{reason}: serve it as hf"
     hidden = config["hidden_size"]
-    return misfit(form, hidden, (hidden, config["intermediate_size"], attended_width(config))) or None
+    return misfit(form, hidden, (hidden, config["intermediate_size"], shapes.attention_width(config))) or None
 
 
 def _models(study: Study) -> Iterator[tuple[str, ModelSource, str | None]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from compression_assets.errors import StudyError
 from compression_assets.planning import memory, work
-from compression_assets.planning.costs import LEAST, REFERENCE, expected_seconds
-from compression_assets.planning.devices import CPU, DEFAULT_CPU_FLOPS, GIB, Device
+from compression_assets.planning.costs import REFERENCE, expected_seconds, scaled
+from compression_assets.planning.devices import CPU, GIB, Device
 from compression_assets.planning.exported import gguf_bytes
 from compression_assets.planning.fit import refuse_unfit
 from compression_assets.planning.gpus import enough
@@ -267,9 +267,10 @@ class _Planner:
         """What `costs` expects of everything that is no model, scaled to this model and device."""
         made = {row.asset for row in rows}
         larger = shapes.linear_parameters(self.base) / shapes.linear_parameters(known_models()[REFERENCE])
-        scale = larger * DEFAULT_CPU_FLOPS * 0.5 / (self.device.flops * self.device.scoring)
-        others = (seconds for asset, seconds in expected_seconds(self.study).items() if asset not in made)
-        return sum(max(LEAST[self.device.kind], seconds * scale) for seconds in others)
+        others = {
+            asset: seconds for asset, seconds in expected_seconds(self.study).items() if asset not in made
+        }
+        return sum(scaled(others, larger, self.context.scoring, self.device.kind).values())
 
     def _separate(self, steps: dict[StepPath, Row], teaching: list[Row]) -> float:
         """Seconds of building each ordering from the base by itself, with the teacher run for each of its KD steps."""
@@ -322,7 +323,10 @@ class _Planner:
         if asset == TEACHER_MODEL:
             return self.study.teacher.finetune if isinstance(self.study.teacher, CorrectedTeacher) else None
         node = self._node(asset)
-        recipe = None if node is None or node.step is None else self.study.recipe(node.step)
+        return None if node is None else self._training_in(node)
+
+    def _training_in(self, node: Node) -> TrainingRecipe | None:
+        recipe = None if node.step is None else self.study.recipe(node.step)
         for one in (recipe, getattr(recipe, "finetune", None)):
             if isinstance(one, TrainingRecipe):
                 return one
@@ -379,7 +383,7 @@ class _Planner:
             return []
         split: dict[int, list[str]] = {}
         for node in self.study.nodes.values():
-            training = None if node.step is None else self._training_of(model_key(node))
+            training = self._training_in(node)
             if training is not None and training.gradient_accumulation > 1:
                 rows = training.batch_size * training.gradient_accumulation
                 split.setdefault(rows, []).append(str(node.step))

@@ -126,16 +126,16 @@ def _best(results: Results, choice: Choice) -> str:
     among = len(choice.rivals)
     of = f"of {among} models" if SIZE in limits.most else f"of {among} equally small models"
     where = f" with {_limits(results, limits)}" if limits.metrics else ""
-    admitted = sum(not limits.misses(row) for row in results.rows)
-    value = results.value(model, best)
-    alike = sum(results.value(rival, best) == value for rival in choice.rivals) - 1
-    what = (
-        f"has the best {title} {of}"
-        if among > 1
-        else f"is the {'smallest' if admitted > 1 else 'only'} model"
-    )
-    if alike > 0:
-        what = f"is the first of {alike + 1} with the best {title} {of}"
+    best_of = sum(results.value(rival, best) == results.value(model, best) for rival in choice.rivals)
+    if among == 1:
+        admitted = sum(not limits.misses(row) for row in results.rows)
+        what = f"is the {'smallest' if admitted > 1 else 'only'} model"
+    else:
+        what = (
+            f"has the best {title} {of}"
+            if best_of == 1
+            else f"is the first of {best_of} with the best {title} {of}"
+        )
     return (
         f"{results.name(model)} {what}{where}: {title} {figure(results, model, best)}"
         f"{_dagger(results, best)} at {significant(results.metrics[model][SIZE]['value'], 4)} MiB."

@@ -112,13 +112,12 @@ def choose(rows: Sequence[Row], limits: Limits, best: str = PERPLEXITY) -> Choic
             raise StudyError(f"no model has a metric {name!r}: {near_match(name, sorted(measured))}")
     front = tuple(row["model"] for row in front_of(known, best))
     admitted = [row for row in known if not limits.misses(row)]
+    sign = -1 if metric_of(best).higher_is_better else 1
     if not admitted:
-        order = -1 if metric_of(best).higher_is_better else 1
         # Files of as many weights differ by printed digits: of those equally far the best one is named.
-        nearest = min(known, key=lambda row: (round(limits.distance(row), 4), order * row[best]))
+        nearest = min(known, key=lambda row: (round(limits.distance(row), 4), sign * row[best]))
         why = f"no model is within these limits; nearest is {nearest['model']}: {'; '.join(limits.misses(nearest))}"
         return Choice(None, why, front)
-    sign = -1 if metric_of(best).higher_is_better else 1
     least = min(map(size_of, admitted))
     rivals = admitted if SIZE in limits.most else [row for row in admitted if size_of(row) == least]
     ranked = sorted(rivals, key=lambda row: (sign * row[best], size_of(row)))

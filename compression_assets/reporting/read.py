@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compression_assets.errors import StudyError, next_command
-from compression_assets.evaluation.comparisons import Measured, ratio_intervals
+from compression_assets.evaluation.comparisons import ratio_intervals
 from compression_assets.evaluation.judging.judges import judge_name
 from compression_assets.evaluation.metrics import Metric
-from compression_assets.evaluation.rows import MetricRow, Sample
+from compression_assets.evaluation.rows import Sample
 from compression_assets.reporting.current import another_recipe, outdated
 from compression_assets.reporting.judged_by import judge_of, shown_metric, weaknesses
 from compression_assets.store.artifact_store import Manifest
@@ -21,7 +21,7 @@ from compression_assets.store.shared_artifacts import artifacts_of
 from compression_assets.study.leaderboard_models import leaderboard_models, measured, served_models
 from compression_assets.study.model import Study
 from compression_assets.study.names import model_key, relative_directory
-from compression_assets.study.orderings import Node
+from compression_assets.study.orderings import BASE, Node
 
 Row = dict[str, Any]
 
@@ -193,11 +193,9 @@ def _to_base(results: Results, tables: "_Tables") -> dict[str, tuple[float, floa
             samples.setdefault(row["model"], []).append(
                 Sample("perplexity", row["item"], row["value"], row["weight"])
             )
-    if (base := "base") not in samples:
+    if BASE not in samples:
         return {}
-    whole = MetricRow("perplexity", 1.0, "", 0, False, aggregate="exp_mean")
-    models = {model: Measured(whole, own) for model, own in samples.items()}
-    return ratio_intervals(models, base, results.study.evaluation.statistics, results.study.seed)
+    return ratio_intervals(samples, BASE, results.study.evaluation.statistics, results.study.seed)
 
 
 def _agreement(results: Results, rows: list[Row]) -> list[Row]:

@@ -53,7 +53,7 @@ def write_gguf(
     form = form or GgufForm()
     config = read_config(directory)
     if reason := refusal(config.to_dict()):
-        raise StudyError(f"{directory}: {reason}")
+        raise StudyError(f"{directory}: {reason}: use --format hf")
     content = read_tokenizer_json(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]

@@ -11,7 +11,7 @@ from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.store.manifests import MANIFEST
 from compression_assets.study.names import EXPORTED, relative_directory
 from compression_assets.takeaway.export import EXPORTS
-from compression_assets.weights.formats.gguf_types import gguf_form
+from compression_assets.weights.formats.gguf_types import TYPES, gguf_form
 
 LOOPBACK = "127.0.0.1"
 ERRORS_ONLY = 1
@@ -32,10 +32,8 @@ def exported_file(root: Path, model: str, kind: str | None = None) -> Path:
         file.name.removeprefix(f"{model}.").removesuffix("gguf").rstrip(".") or "bf16": file for file in files
     }
     wanted = [kind] if kind else list(there)
-    if kind and kind not in there:
-        gguf_form(
-            f"gguf:{kind.partition('_embeddings')[0].removesuffix('_imatrix')}"
-        )  # which there is, or it says so
+    if kind and not kind.startswith(TYPES):
+        gguf_form(f"gguf:{kind}")  # says so
     if not there or wanted[0] not in there:
         example = kind or "q8_0"
         export = next_command("export", model, "--format", f"gguf:{example}")

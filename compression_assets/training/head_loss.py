@@ -91,6 +91,11 @@ class LossWeights:
     alpha: float = 0.0
     temperature: float = 1.0
 
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Of the gradients with respect to logits, summed over tokens: of CE, and of KL at the temperature."""
+        return (1 - self.alpha) / self.tokens, self.alpha * self.temperature / self.tokens
+
 
 @dataclass(frozen=True)
 class HeadLoss:
@@ -111,6 +116,7 @@ def head_loss(
     teacher: Targets | None = None,
     d_weight: "torch.Tensor | None" = None,
     d_bias: "torch.Tensor | None" = None,
+    *,
     chunk_rows: int | None = None,
     compiled: bool = False,
 ) -> HeadLoss:
@@ -193,9 +199,7 @@ def _compiled_gradient(
 
     theirs = None if teacher is None else teacher.read(0, logits.shape[0])
     # Tensors, for a number would be part of the kernel, and they are others in every step.
-    scales = torch.tensor(
-        [(1 - weights.alpha) / weights.tokens, weights.alpha * weights.temperature / weights.tokens]
-    ).to(logits.device, non_blocking=True)
+    scales = torch.tensor(weights.scales).to(logits.device, non_blocking=True)
     return _compiled()(logits, ids, theirs, scales, float(weights.temperature))
 
 
@@ -260,8 +264,7 @@ def _distillation(
     """[sum of CE, sum of KL] of logits z [n, V]; z becomes the gradient of the weighted loss."""
     import torch
 
-    a, t = weights.alpha, weights.temperature
-    ce_scale, kl_scale = (1 - a) / weights.tokens, a * t / weights.tokens
+    t, (ce_scale, kl_scale) = weights.temperature, weights.scales
     shared = min(z.shape[1], teacher.vocabulary)
     z -= z.amax(1, keepdim=True)
     chosen = z.gather(1, ids)

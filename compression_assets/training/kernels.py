@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from compression_assets.training.attention import short_row_attention
@@ -28,12 +28,13 @@ def fast_kernels(
     On a CPU by `short_row_attention` and `fused_layers`, on CUDA by `compiled_layers` where it is worth it. longest: of
     the rows, in tokens. tokens: of the whole training.
     """
-    with short_row_attention(model, device, longest, dtype), fused_layers(model, device, dtype):
-        if compiling := worth_compiling(model, device, tokens):
-            with compiled_layers(model):
-                yield compiling
-        else:
-            yield compiling
+    compiling = worth_compiling(model, device, tokens)
+    with (
+        short_row_attention(model, device, longest, dtype),
+        fused_layers(model, device, dtype),
+        compiled_layers(model) if compiling else nullcontext(),
+    ):
+        yield compiling
 
 
 def worth_compiling(model: "PreTrainedModel", device: str, tokens: int) -> bool:

@@ -197,11 +197,10 @@ class MasterWeights:
         import torch
 
         optimizer: Any = self.optimizer
-        places = (
-            (g, p) for g, group in enumerate(optimizer.param_groups) for p in range(len(group["params"]))
-        )
-        group, place = next((g, p) for g, p in places if optimizer.param_groups[g]["params"][p] is master)
-        optimizer.init_state(optimizer.param_groups[group], master, group, place)
+        for number, group in enumerate(optimizer.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if parameter is master:
+                    optimizer.init_state(group, master, number, place)
         state = optimizer.state[master]
         for key, value in found.items():
             if torch.is_tensor(state[key]):

@@ -1,10 +1,9 @@
 """Floating-point operations of forward passes and of training, from the numbers of a config.json and of the data."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from compression_assets.training.schedule import TrainingRecipe
-from compression_assets.weights.shapes import Config, linear_parameters
+from compression_assets.weights.shapes import Config, attention_width, linear_parameters
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,3 @@ def training_flops(config: Config, recipe: TrainingRecipe, volume: Volume) -> fl
 
 def scoring_flops(config: Config, volume: Volume) -> float:
     return forward_flops(config, volume) + head_flops(config, volume)
-
-
-def attention_width(config: Config) -> int:
-    """Heads times the size of one; 0 where nothing attends."""
-    if not config.get("num_attention_heads"):
-        return 0
-    heads = int(config["num_attention_heads"])
-    head: Any = config.get("head_dim") or config["hidden_size"] // heads
-    return heads * int(head)

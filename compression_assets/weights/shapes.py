@@ -36,6 +36,15 @@ def parameters(config: Config) -> int:
     return sum(tensor.size for tensor in tensors(config))
 
 
+def attention_width(config: Config) -> int:
+    """Heads times the size of one; 0 where nothing attends."""
+    if not config.get("num_attention_heads"):
+        return 0
+    heads = int(config["num_attention_heads"])
+    head: Any = config.get("head_dim") or config["hidden_size"] // heads
+    return heads * int(head)
+
+
 def linear_parameters(config: Config) -> int:
     """Weights of the linear layers that quantization covers: all but embeddings and the output layer."""
     return sum(tensor.size for tensor in tensors(config) if tensor.linear)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from compression_assets.techniques.qad.recipe import Scales
 from compression_assets.weights.checkpoints import published
 from compression_assets.weights.formats.format import Stored
-from compression_assets.weights.formats.grid import GridFormat, divided
+from compression_assets.weights.formats.grid import GridFormat
 from compression_assets.weights.stored import StoredWeight
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ class StoredForm:
         if name not in self._grids:
             return form.round_trip(master)
         assert isinstance(form, GridFormat)
-        scales = form.scales(self._grid(name, form, master))
-        codes = form.nearest(divided(master, scales))
-        return form.levels(master.device)[codes.int()] * scales
+        return form.rounded(master, form.scales(self._grid(name, form, master)))
 
     def tensors(self, name: str, master: "torch.Tensor") -> "dict[str, torch.Tensor]":
         """What a file holds of a parameter: name -> tensor, on the CPU where it is quantized."""
@@ -74,9 +72,8 @@ def within_bins(weight: "torch.Tensor", stored: StoredWeight) -> "torch.Tensor":
     form = stored.format
     if not isinstance(form, GridFormat):
         return weight.float()
-    levels, codes = form.levels(), form.codes(stored.parts).long()
-    outer = torch.full((1,), math.inf)
-    edges = torch.cat([-outer, (levels[1:] + levels[:-1]) / 2, outer])
-    hair = 1e-3 * levels.diff().min()
+    codes, outer = form.codes(stored.parts).long(), torch.full((1,), math.inf)
+    edges = torch.cat([-outer, form.middles(), outer])
+    hair = 1e-3 * form.levels().diff().min()
     inside = form.scaled(weight, stored.parts).clamp(edges[codes] + hair, edges[codes + 1] - hair)
     return inside * form.scales(stored.parts)

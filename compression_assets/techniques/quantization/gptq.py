@@ -65,7 +65,7 @@ def _round_columns(
     import torch
 
     levels = form.levels(weight.device)
-    between = (levels[1:] + levels[:-1]) / 2  # as form.nearest, once instead of for every column
+    middles = form.middles(weight.device)  # made once: form.nearest would for every column
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     width = weight.shape[1]
     for start in range(0, width, COLUMNS_AT_ONCE):
@@ -73,7 +73,7 @@ def _round_columns(
         errors = torch.empty_like(weight[:, start:end])
         for column in range(start, end):
             scale, wanted = scales[:, column], weight[:, column]
-            codes[:, column] = torch.bucketize(divided(wanted, scale).clamp(levels[0], levels[-1]), between)
+            codes[:, column] = torch.bucketize(divided(wanted, scale).clamp(levels[0], levels[-1]), middles)
             rounded = levels[codes[:, column].int()] * scale
             error = (wanted - rounded) / upper[column, column]
             weight[:, column:end] -= error[:, None] * upper[column, column:end]

@@ -4,8 +4,8 @@ from compression_assets.techniques.prediction import Prediction, StepContext, in
 from compression_assets.techniques.quantization import mixture
 from compression_assets.techniques.quantization.recipe import CALIBRATION_SET, QuantizationRecipe
 from compression_assets.training.memory import LIBRARIES, Shapes, forward_memory, stored_bytes
-from compression_assets.training.work import Volume, attention_width, forward_flops, scoring_flops
-from compression_assets.weights.shapes import Config, tensors
+from compression_assets.training.work import Volume, forward_flops, scoring_flops
+from compression_assets.weights.shapes import Config, attention_width, tensors
 
 BY_OUTPUT_IDLE = 3.5
 """Quantizing column by column is thousands of small operations a matrix: measured 104 to 135 s where FLOPs say 33."""

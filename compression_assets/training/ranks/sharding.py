@@ -89,11 +89,11 @@ def _loss_function() -> Any:
             weights: LossWeights,
             targets: Targets | None,
         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            sums = d_weight, d_bias = [
+            sums = [
                 None if tensor is None else torch.zeros_like(tensor, dtype=torch.float32)
                 for tensor in (weight, bias)
             ]
-            result = head_loss(hidden, weight, bias, ids, weights, targets, d_weight, d_bias)
+            result = head_loss(hidden, weight, bias, ids, weights, targets, *sums)
             d_weight, d_bias = (
                 None if total is None else total.to(tensor.dtype)
                 for total, tensor in zip(sums, (weight, bias), strict=True)

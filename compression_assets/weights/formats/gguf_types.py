@@ -12,6 +12,7 @@ from compression_assets.errors import StudyError
 from compression_assets.strict import near_match
 from compression_assets.weights.formats.format import Format
 from compression_assets.weights.formats.grouped_integer import GroupedInteger
+from compression_assets.weights.shapes import attention_width
 
 if TYPE_CHECKING:
     import gguf
@@ -96,28 +97,23 @@ def block_of(kind: str) -> int:
     return gguf.GGML_QUANT_SIZES[ggml_type(kind)][0]
 
 
-def attended_width(config: Mapping[str, Any]) -> int:
-    """Heads times the size of one; the width of the model where a config says neither."""
-    hidden, heads = int(config["hidden_size"]), config.get("num_attention_heads")
-    return int(heads) * int(config.get("head_dim") or hidden // int(heads)) if heads else hidden
-
-
 def refusal(config: Mapping[str, Any]) -> str:
     """Why llama.cpp would compute another model than a config.json's content says, or none at all; "" if neither."""
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
-        return f"GGUF is written for {', '.join(ARCHITECTURES)}, and this is a {kind} model: use --format hf"
+        return f"GGUF is written for {', '.join(ARCHITECTURES)}, and this is a {kind} model"
     if (activation := config.get("hidden_act") or "silu") != "silu":
-        return f"llama.cpp computes silu in a {kind}, and this one has hidden_act {activation!r}: use --format hf"
+        return f"llama.cpp computes silu in a {kind}, and this one has hidden_act {activation!r}"
     if config.get("use_sliding_window"):
-        return f"llama.cpp attends to all positions in a {kind}, and this one to a sliding window: use --format hf"
-    if kind == "qwen2" and (attended := attended_width(config)) != config["hidden_size"]:
+        return f"llama.cpp attends to all positions in a {kind}, and this one to a sliding window"
+    hidden = config["hidden_size"]
+    if kind == "qwen2" and (attended := attention_width(config) or hidden) != hidden:
         return (
             f"llama.cpp's qwen2 has heads that fill its width, and those of this one are {attended} in "
-            f"{config['hidden_size']} (P with cut: heads or hidden makes such models): use --format hf"
+            f"{hidden} (P with cut: heads or hidden makes such models)"
         )
     if kind == "qwen3" and config.get("attention_bias"):
-        return "llama.cpp's qwen3 has no biases in its attention, and this one has: use --format hf"
+        return "llama.cpp's qwen3 has no biases in its attention, and this one has"
     return ""
 
 

@@ -70,8 +70,16 @@ class GridFormat(Format):
         """The codes, uint8, of the levels that are nearest to scaled weights of any shape."""
         import torch
 
-        levels = self.levels(scaled.device)
-        return torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+        return torch.bucketize(scaled, self.middles(scaled.device)).to(torch.uint8)
+
+    def middles(self, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+        """Where a scaled weight goes from one level to the next: fp32, one less than levels."""
+        levels = self.levels(device)
+        return (levels[1:] + levels[:-1]) / 2
+
+    def rounded(self, weight: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
+        """A weight fp32 [out, in] with each entry on the nearest level of its scale."""
+        return self.levels(weight.device)[self.nearest(divided(weight, scales)).int()] * scales
 
     def kept_codes(self, weight: "torch.Tensor", stored: Stored) -> tuple[float, int]:
         """On the scales that are stored: rounded weights need not reach the outer level that decides a new one."""

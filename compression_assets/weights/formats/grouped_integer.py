@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compression_assets.errors import StudyError
 from compression_assets.weights.formats.format import ModelTensor, Part, Shape, Stored
-from compression_assets.weights.formats.grid import GridFormat, divided
+from compression_assets.weights.formats.grid import GridFormat
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +83,7 @@ class GroupedInteger(GridFormat):
         return self.with_codes(grid, self.nearest(self.scaled(weight, grid)))
 
     def round_trip(self, weight: "torch.Tensor") -> "torch.Tensor":
-        scales = self.scales({SCALE: self._scales_for(weight)})
-        return self.levels(weight.device)[self.nearest(divided(weight.float(), scales)).int()] * scales
+        return self.rounded(weight.float(), self.scales({SCALE: self._scales_for(weight)}))
 
     def with_codes(self, stored: Stored, codes: "torch.Tensor") -> Stored:
         import torch

@@ -60,14 +60,20 @@ def store(
 
     The descriptor says bf16 whatever the codes were computed from, so that it loads as any NF4 model does.
     """
-    parts = {"": pack_codes(codes), **_scale_parts(absmax, shape, double_quant, kind)}
-    return {part: tensor.cpu() for part, tensor in parts.items()}
+    return {part: tensor.cpu() for part, tensor in _parts(codes, absmax, shape, double_quant, kind).items()}
 
 
 def round_trip(weight: "torch.Tensor", double_quant: bool, kind: str) -> "torch.Tensor":
     """`dequantize(quantize(...))` on the weight's device."""
     codes, absmax = nearest_codes(weight, kind)
-    return dequantize({"": pack_codes(codes), **_scale_parts(absmax, weight.shape, double_quant, kind)})
+    return dequantize(_parts(codes, absmax, weight.shape, double_quant, kind))
+
+
+def _parts(
+    codes: "torch.Tensor", absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool, kind: str
+) -> Stored:
+    """All parts, on the device of codes and absmax."""
+    return {"": pack_codes(codes), **_scale_parts(absmax, shape, double_quant, kind)}
 
 
 def _scale_parts(absmax: "torch.Tensor", shape: "torch.Size", double_quant: bool, kind: str) -> Stored:
