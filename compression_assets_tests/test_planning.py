@@ -12,7 +12,8 @@ from compression_assets.evaluation.engines import llama_cpp
 from compression_assets.planning import costs, devices, work
 from compression_assets.planning.devices import CARDS, device
 from compression_assets.planning.models import config_of, known_models
-from compression_assets.planning.plan import Plan, make_plan
+from compression_assets.planning.plan import make_plan
+from compression_assets.planning.rows import Plan
 from compression_assets.planning.summary import as_markdown, as_text, database_rows, duration, sentences
 from compression_assets.planning.widths import width_notes
 from compression_assets.reporting.paper_table import read_paper_table

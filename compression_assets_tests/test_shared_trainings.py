@@ -10,7 +10,8 @@ from compression_assets.errors import StudyError
 from compression_assets.graph.assets.models import step_artifact
 from compression_assets.planning.devices import device
 from compression_assets.planning.fit import refuse_config
-from compression_assets.planning.plan import Plan, make_plan
+from compression_assets.planning.plan import make_plan
+from compression_assets.planning.rows import Plan
 from compression_assets.planning.summary import as_text, database_rows
 from compression_assets.study.files import PRESETS, load_study
 from compression_assets.study.model import Study

@@ -1,40 +1,30 @@
 """The plan of a study: what every model will weigh and take, and what does not fit. Printing is in `summary`."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compression_assets.errors import StudyError
-from compression_assets.planning import memory, work
+from compression_assets.planning import work
 from compression_assets.planning.costs import REFERENCE, expected_seconds, scaled
-from compression_assets.planning.devices import CPU, GIB, Device
+from compression_assets.planning.devices import CPU, Device
 from compression_assets.planning.exported import gguf_bytes
-from compression_assets.planning.fit import refuse_unfit
-from compression_assets.planning.gpus import enough
-from compression_assets.planning.models import config_of, known_models
-from compression_assets.planning.steps import Predictions, data_volumes
-from compression_assets.planning.widths import width_notes
+from compression_assets.planning.models import known_models
+from compression_assets.planning.remarks import misfits, notes
+from compression_assets.planning.rows import Plan, Row
+from compression_assets.planning.subject import Subject
 from compression_assets.sources.models import HubModel
-from compression_assets.study.model import CorrectedTeacher, ModelTeacher, Study
+from compression_assets.study.model import CorrectedTeacher, Study
 from compression_assets.study.names import (
     BASE_MODEL,
     DATASETS,
     TEACHER_LOGITS,
     TEACHER_MODEL,
     model_key,
-    relative_directory,
 )
 from compression_assets.study.orderings import Node, StepPath
 from compression_assets.study.places import storage_root, study_root
 from compression_assets.techniques.finetuning.predict import predict_finetuning
-from compression_assets.techniques.prediction import StepContext
-from compression_assets.techniques.registry import technique
-from compression_assets.training.memory import optimizer_bytes
-from compression_assets.training.schedule import TrainingRecipe
 from compression_assets.training.work import scoring_flops
 from compression_assets.weights import shapes
-from compression_assets.weights.architectures import standard
 from compression_assets.weights.formats.bf16 import FP32
-from compression_assets.weights.formats.gguf_types import LARGE_BLOCK
 from compression_assets.weights.formats.layout import everywhere
 from compression_assets.weights.shapes import Config
 
@@ -42,62 +32,8 @@ TOKENIZER_BYTES = 72
 """Bytes of tokenizer files for an entry of the vocabulary: 3.5 MB of SmolLM2's 49,152, 11 MB of Qwen2.5's 151,936."""
 STEP_OVERHEAD = {"cpu": 2.0, "cuda": 25.0}
 """Seconds of a step besides work and files; on CUDA each has a process that imports torch."""
-USABLE = 0.95
-"""Of a device's memory: the rest is taken by its context and by fragmentation."""
 FINER_DTYPES = ("float32", "float16")
 """Releases whose digits are kept in masters."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model (or the teacher's logits). size: bytes of its weights file, or of the logits. disk: of its directory.
-
-    memory: peak bytes of the step that makes it, None if unknown; of each of its `gpus`. tokens: those trained on.
-    """
-
-    asset: str
-    technique: str
-    parent: str | None
-    parameters: int | None
-    size: int
-    disk: int
-    memory: int | None
-    tokens: int
-    flops: float
-    seconds: float
-    gpus: int = 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """rows: base, teacher, logits, then every node of the prefix tree, parents first. finals: those that are measured.
-
-    seconds: of everything, on the device. measuring: what of it evaluation takes. separate: seconds if every ordering
-    were built by itself. exported: bytes of the files that engines load. disk: bytes of everything, intermediates
-    included. misfits and notes: sentences.
-    """
-
-    study: str
-    device: Device
-    rows: tuple[Row, ...]
-    finals: tuple[str, ...]
-    base_size: int
-    measuring: float
-    separate: float
-    exported: int
-    misfits: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def seconds(self) -> float:
-        return self.measuring + sum(row.seconds for row in self.rows)
-
-    @property
-    def disk(self) -> int:
-        return self.exported + sum(row.disk for row in self.rows)
-
-    def row(self, asset: str) -> Row:
-        return next(row for row in self.rows if row.asset == asset)
 
 
 def make_plan(study: Study, device: Device, downloads: Path, root: Path | None = None) -> Plan:
@@ -119,31 +55,7 @@ def default_device(study: Study) -> str:
     return "a6000" if isinstance(study.base_model, HubModel) else CPU
 
 
-class _Planner:
-    def __init__(self, study: Study, device: Device, downloads: Path, root: Path | None) -> None:
-        self.study, self.device = study, device
-        built = None if root is None else root / relative_directory(BASE_MODEL)
-        refuse_unfit(study, downloads, root)
-        self.base = standard(config_of(study.base_model, downloads, built))
-        self.teacher: Config = self.base
-        if isinstance(study.teacher, ModelTeacher):
-            built = None if root is None else root / relative_directory(TEACHER_MODEL)
-            self.teacher = standard(config_of(study.teacher.source, downloads, built))
-        self.volumes = work.volumes(study, root)
-        cuda = device.kind == "cuda"
-        self.gpus, self.teacher_gpus = (study.training.gpus, study.training.teacher_gpus) if cuda else (1, 1)
-        self.context = StepContext(
-            max_length=study.data.max_length,
-            data=data_volumes(self.volumes),
-            device=device.kind,
-            training=device.flops * device.training,
-            scoring=device.flops * device.scoring,
-            teacher=self.teacher,
-            teacher_logits=study.teacher_logits,
-            gpus=self.gpus,
-        )
-        self.predictions = Predictions(study, self.base, self.context)
-
+class _Planner(Subject):
     def plan(self) -> Plan:
         base = self._fetched(BASE_MODEL, self.base)
         teaching = self._teaching() if self.study.distils else []
@@ -159,8 +71,8 @@ class _Planner:
             measuring=self._measuring(rows),
             separate=self._separate(steps, teaching),
             exported=self._exported(),
-            misfits=tuple(self._misfits(rows)),
-            notes=tuple(self._notes()),
+            misfits=tuple(misfits(self, rows)),
+            notes=tuple(notes(self)),
         )
 
     def _exported(self) -> int:
@@ -201,22 +113,13 @@ class _Planner:
             parameters=None,
             size=size,
             disk=size,
-            memory=self._logits_memory(self.teacher_gpus),
+            memory=self.logits_memory(self.teacher_gpus),
             gpus=self.teacher_gpus,
             tokens=0,
             flops=flops,
             seconds=flops / self.context.scoring + self._overhead(2 * size + shapes.file_bytes(self.teacher)),
         )
         return [self._teacher_row(), logits]
-
-    def _logits_memory(self, gpus: int) -> int | None:
-        return memory.logits_memory(
-            self.teacher,
-            self.study.teacher_logits,
-            max_length=self.study.data.max_length,
-            device=self.device.kind,
-            gpus=gpus,
-        )
 
     def _teacher_row(self) -> Row:
         teacher = self.study.teacher
@@ -283,125 +186,3 @@ class _Planner:
                 if TEACHER_LOGITS in self.study.inputs_of(row.technique):
                     total += teaching[-1].seconds
         return total
-
-    def _misfits(self, rows: tuple[Row, ...]) -> list[str]:
-        """A sentence for each amount of memory that the device does not have, with the steps that need it."""
-        limit = self.device.memory * USABLE
-        too_large: dict[int, list[Row]] = {}
-        for row in rows:
-            if row.memory is not None and row.memory > limit:
-                too_large.setdefault(row.memory, []).append(row)
-        return [self._misfit(needed, members) for needed, members in sorted(too_large.items(), reverse=True)]
-
-    def _misfit(self, needed: int, rows: list[Row]) -> str:
-        names = ", ".join(row.asset for row in rows)
-        found = f"{names}: {needed / GIB:.1f} GiB, and {self.device.name} has {self.device.memory / GIB:.0f}"
-        if more := enough(lambda gpus: self._memory_of(rows[0].asset, gpus), self.device.memory * USABLE):
-            key = "teacher_gpus" if rows[0].asset == TEACHER_LOGITS else "gpus"
-            found += f" (training.{key}: {more[0]} takes {more[1] / GIB:.1f} GiB of each)"
-        if not rows[0].tokens or rows[0].parameters is None:
-            return found
-        training = self._training_of(rows[0].asset)
-        if training is None:
-            return found
-        state = optimizer_bytes(training) * rows[0].parameters / GIB
-        name = "fp32 AdamW" if training.optimizer == "adamw" else training.optimizer
-        ways = [
-            *(
-                ["optimizer: adamw_8bit (10 bytes a parameter for 16)"]
-                if training.optimizer == "adamw"
-                else []
-            ),
-            *([] if training.gradient_checkpointing else ["gradient_checkpointing: true"]),
-            *(["a smaller batch_size"] if training.batch_size > 1 else []),
-        ]
-        found += f"; masters, gradients and moments of {name} are {state:.0f} GiB"
-        return f"{found}: write {', or '.join(ways)}" if ways else found
-
-    def _training_of(self, asset: str) -> TrainingRecipe | None:
-        """By what a model is trained; None of a step that trains nothing."""
-        if asset == TEACHER_MODEL:
-            return self.study.teacher.finetune if isinstance(self.study.teacher, CorrectedTeacher) else None
-        node = self._node(asset)
-        return None if node is None else self._training_in(node)
-
-    def _training_in(self, node: Node) -> TrainingRecipe | None:
-        recipe = None if node.step is None else self.study.recipe(node.step)
-        for one in (recipe, getattr(recipe, "finetune", None)):
-            if isinstance(one, TrainingRecipe):
-                return one
-        return None
-
-    def _node(self, asset: str) -> Node | None:
-        return next((node for node in self.study.nodes.values() if model_key(node) == asset), None)
-
-    def _memory_of(self, asset: str, gpus: int) -> int | None:
-        """Peak bytes of a step on each of so many GPUs; None where that is not known or it cannot have them."""
-        if self.device.kind != "cuda":
-            return None
-        if asset == TEACHER_LOGITS:
-            return self._logits_memory(gpus)
-        study, context = self.study, replace(self.context, gpus=gpus)
-        if asset == TEACHER_MODEL:
-            assert isinstance(study.teacher, CorrectedTeacher)
-            return predict_finetuning(self.base, study.teacher.finetune, context, DATASETS["teacher"]).memory
-        node = self._node(asset)
-        assert node is not None
-        try:
-            if technique(node.technique or "").gpus(study.recipe(node.step or ""), gpus) == gpus:
-                return Predictions(study, self.base, context).of(node).memory
-        except StudyError:  # its recipe cannot be shared
-            return None
-        return None
-
-    def _notes(self) -> list[str]:
-        assumed = [split for split, volume in self.volumes.items() if not volume.measured]
-        notes = [self.device.why]
-        if assumed:
-            notes.append(
-                f"tokens of {', '.join(assumed)} are estimated: {work.CONTENT_SHARE:.0%} of a chat's tokens are "
-                f"content, and a conversation fills {work.ROW_FILL:.0%} of max_length"
-            )
-        untold = [
-            model_key(node) for node in self.study.nodes.values() if self.predictions.of(node).seconds is None
-        ]
-        if untold:
-            notes.append(
-                f"the arithmetic of {', '.join(untold)} is not in the hours: its technique cannot tell it"
-            )
-        return [
-            *notes,
-            *self._pass_notes(),
-            *self._width_notes(),
-            *self.study.warnings,
-            "downloads are not in the hours",
-        ]
-
-    def _pass_notes(self) -> list[str]:
-        """Which steps take their rows in several passes, on a GPU."""
-        if self.device.kind != "cuda":
-            return []
-        split: dict[int, list[str]] = {}
-        for node in self.study.nodes.values():
-            training = self._training_in(node)
-            if training is not None and training.gradient_accumulation > 1:
-                rows = training.batch_size * training.gradient_accumulation
-                split.setdefault(rows, []).append(str(node.step))
-        return [
-            f"{', '.join(sorted(set(steps)))}: batch_size {rows} with gradient_accumulation 1 is the same training, "
-            "and faster on a GPU where it fits (benchmarks/results/gpu.md)"
-            for rows, steps in split.items()
-        ]
-
-    def _width_notes(self) -> list[str]:
-        configs = {path: self.predictions.of(node).config for path, node in self.study.nodes.items()}
-        names = {path: model_key(node) for path, node in self.study.nodes.items()}
-        k_quants = [
-            ordering.path
-            for served, ordering in self.study.served
-            if served.gguf is not None and served.gguf.row_multiple == LARGE_BLOCK
-        ]
-        return width_notes(
-            {names[path]: config for path, config in configs.items()},
-            {names[path]: configs[path] for path in k_quants},
-        )

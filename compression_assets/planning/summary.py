@@ -3,7 +3,7 @@
 from typing import Any
 
 from compression_assets.planning.gpus import sentence
-from compression_assets.planning.plan import USABLE, Plan, Row
+from compression_assets.planning.rows import USABLE, Plan, Row
 from compression_assets.tables import markdown, plain
 
 MIB, GIB = 2**20, 2**30

@@ -14,7 +14,8 @@ from compression_assets.evaluation.engines.settings import LLAMA_CPP, VLLM
 from compression_assets.machine import shared_locks
 from compression_assets.planning.devices import CARDS, CPU, GIB, Device, device
 from compression_assets.planning.fit import refuse_unfit
-from compression_assets.planning.plan import Plan, make_plan
+from compression_assets.planning.plan import make_plan
+from compression_assets.planning.rows import Plan
 from compression_assets.sources.models import HubModel
 from compression_assets.store import object_store
 from compression_assets.study.files import sources_of
